@@ -1,0 +1,8 @@
+"""The engine's home in a browser: only ever imported inside Pyodide, in the leader's worker.
+
+``engine-worker.js`` calls ``start`` once the storage is mounted and the packages are installed.
+"""
+
+from .host import Host, start
+
+__all__ = ["Host", "start"]

@@ -1,0 +1,145 @@
+"""Ties an engine to the page: requests come in as JSON text, answers and frames go out as JSON text.
+
+Messages from the page: ``{"type": "request", "id", "method", "params"}``, ``{"type": "watch", "id", "runId", "from"}``,
+``{"type": "unwatch", "id"}``. Messages to it: ``response``, ``frames``, ``end`` and ``engine``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..codec import printable, to_json
+from ..engine import Engine
+from ..errors import DurableWebError, describe
+from ..model import to_wire
+from .modules import load_jobs
+
+Send = Callable[[str], None]
+
+
+class _OpfsFiles:
+    """``ctx.files`` over the worker's storage, whose calls are JavaScript promises."""
+
+    def __init__(self, bridge: Any) -> None:
+        self._bridge = bridge
+
+    async def create(self, name: str) -> str:
+        return str(await self._bridge.create(name))
+
+    async def remove(self, name: str) -> None:
+        await self._bridge.remove(name)
+
+
+async def start(send: Send, options_json: str, files: Any) -> Host:
+    """Load the jobs, start the engine, and serve the page.
+
+    :param send: posts a text to the page.
+    :param options_json: ``{"database": path, "jobs": [urls], "durability": "full" | "normal"}``.
+    :param files: a JavaScript object with ``create(name)`` and ``remove(name)``.
+    :raises JobModuleError: when a job module cannot be loaded.
+    :raises StorageError: when the database cannot be used.
+    """
+    options = json.loads(options_json)
+    jobs = await load_jobs(options["jobs"])
+    host = Host(send)
+    host.engine = Engine(
+        options["database"],
+        jobs,
+        durability=options["durability"],
+        exclusive=True,
+        files=_OpfsFiles(files),
+        on_state=host.tell_state,
+    )
+    await host.engine.start()
+    return host
+
+
+class Host:
+    """Serves one page's requests from one engine."""
+
+    engine: Engine
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._tasks: dict[Any, asyncio.Task[None]] = {}
+        self._methods: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+            "trigger": self._trigger,
+            "runs.get": self._get_run,
+            "runs.list": self._list_runs,
+            "runs.cancel": self._cancel,
+            "runs.steps": self._get_steps,
+        }
+
+    def receive(self, text: str) -> None:
+        """Take a message from the page."""
+        message = json.loads(text)
+        kind, request_id = message["type"], message["id"]
+        if kind == "unwatch":
+            task = self._tasks.get(request_id)
+            if task is not None:
+                task.cancel()
+            return
+        work = self._watch(request_id, message) if kind == "watch" else self._answer(request_id, message)
+        task = self._tasks[request_id] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda done: self._tasks.pop(request_id, None))
+
+    async def stop(self) -> None:
+        """Give the executing runs back, end every watch, and close the database."""
+        await self.engine.stop(drain=False)
+
+    def tell_state(self, state: str, message: str) -> None:
+        """Tell the page that the engine is running, or why it is not."""
+        self._post({"type": "engine", "state": state, "message": message})
+
+    async def _answer(self, request_id: Any, message: dict[str, Any]) -> None:
+        try:
+            method = self._methods.get(message["method"])
+            if method is None:
+                raise DurableWebError(f"The engine has no method {message['method']!r}.")
+            result = to_wire(await method(**message["params"]))
+        except Exception as error:
+            self._post({"type": "response", "id": request_id, "error": to_error(error)})
+        else:
+            self._post({"type": "response", "id": request_id, "result": result})
+
+    async def _watch(self, request_id: Any, message: dict[str, Any]) -> None:
+        head = to_json({"type": "frames", "id": request_id})[:-1]
+        end: dict[str, Any] = {"type": "end", "id": request_id}
+        try:
+            async for batch in self.engine.watch_batches(message["runId"], message["from"]):
+                self._send(f'{head},"frames":[{",".join(frame.to_json() for frame in batch)}]}}')
+        except Exception as error:
+            end["error"] = to_error(error)
+        self._post(end)
+
+    async def _trigger(self, job: str, input: Any = None) -> Any:
+        return await self.engine.trigger(job, input)
+
+    async def _get_run(self, id: str) -> Any:
+        return await self.engine.get_run(id)
+
+    async def _list_runs(self, **filters: Any) -> Any:
+        return await self.engine.list_runs(**filters)
+
+    async def _cancel(self, id: str) -> Any:
+        return await self.engine.cancel(id)
+
+    async def _get_steps(self, id: str) -> Any:
+        return await self.engine.get_steps(id)
+
+    def _post(self, message: dict[str, Any]) -> None:
+        self._send(to_json(message))
+
+
+def to_error(error: Exception) -> dict[str, Any]:
+    """An error for the page: our own with their data, anything else with its traceback."""
+    described = describe(error)
+    told: dict[str, Any] = {"code": described["type"], "message": described["message"]}
+    if isinstance(error, DurableWebError):
+        told["data"] = {name: printable(value) for name, value in vars(error).items() if not name.startswith("_")}
+    else:
+        told["traceback"] = described["traceback"]
+    return told

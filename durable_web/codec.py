@@ -1,0 +1,317 @@
+"""Writing values down as JSON text, and reading them back unchanged.
+
+What a job or a step returns must be the same value on the first execution and on every replay, so a value that JSON
+would alter is either tagged or refused, never bent. JSON values stand for themselves. Tagged, as
+``{"$durable": tag, "value": ...}``: bytes, datetime, date, time, timedelta, Decimal, UUID, tuple, set, frozenset, and
+dictionaries with other than string keys. Enums, dataclasses and pydantic models are written as their plain data and
+come back as such, or as the class that the reader names (``decode(text, annotation)``).
+
+>>> decode(encode({"when": date(2026, 1, 31), "size": (3, 4)}))
+{'when': datetime.date(2026, 1, 31), 'size': (3, 4)}
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import types
+import typing
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from .errors import SerializationError
+
+TAG = "$durable"
+_ATOMS = frozenset({str, int, bool, type(None)})
+
+
+class _Refused(Exception):
+    """Unwinds the walk to an offending value, collecting the way there, innermost part first."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.path: list[str] = []
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def encode(value: Any, *, path: str = "value") -> str:
+    """Write ``value`` down as JSON text.
+
+    ``path`` names the value in errors, for example ``"output of step 'fetch'"``.
+
+    :raises SerializationError: when the value, or a part of it, could not be read back unchanged.
+    """
+    try:
+        return to_json(_lower(value, set()))
+    except _Refused as refused:
+        raise SerializationError(path + "".join(reversed(refused.path)), refused.reason) from None
+    except RecursionError:
+        raise SerializationError(path, "it is nested too deeply.") from None
+    except ValueError as error:  # an integer beyond sys.get_int_max_str_digits()
+        raise SerializationError(path, f"{error}.") from None
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON text that SQLite can hold: lone surrogates, which UTF-8 has no form for, are escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"))
+    return text
+
+
+def _lower(value: Any, ancestors: set[int]) -> Any:
+    """``value`` in terms that JSON keeps apart; the value itself where it is JSON already."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            raise _Refused(f"{value!r} has no form in JSON; use None or a string.")
+        return value
+    if kind is dict or kind is list:
+        return _lower_container(value, kind, ancestors)
+    if kind in _TAGGED:
+        tag, write = _TAGGED[kind]
+        return {TAG: tag, "value": write(value)}
+    if kind in _TAGGED_SEQUENCES:
+        items = sorted(value, key=repr) if kind is not tuple else value
+        return {TAG: kind.__name__, "value": _lower_container(list(items), list, ancestors)}
+    return _lower(_plain_data(value), ancestors)
+
+
+def _lower_container(value: Any, kind: type, ancestors: set[int]) -> Any:
+    identity = id(value)
+    if identity in ancestors:
+        raise _Refused("it contains itself.")
+    ancestors.add(identity)
+    lowered = _lower_list(value, ancestors) if kind is list else _lower_dict(value, ancestors)
+    ancestors.discard(identity)
+    return lowered
+
+
+def _lower_list(items: list[Any], ancestors: set[int]) -> list[Any]:
+    lowered = []
+    for index, item in enumerate(items):
+        try:
+            lowered.append(item if type(item) in _ATOMS else _lower(item, ancestors))
+        except _Refused as refused:
+            refused.path.append(f"[{index}]")
+            raise
+    return lowered
+
+
+def _lower_dict(items: dict[Any, Any], ancestors: set[int]) -> dict[str, Any]:
+    lowered = {}
+    plain_keys = TAG not in items
+    for key, item in items.items():
+        plain_keys = plain_keys and type(key) is str
+        try:
+            lowered[key] = item if type(item) in _ATOMS else _lower(item, ancestors)
+        except _Refused as refused:
+            refused.path.append(f"[{key!r}]")
+            raise
+    if plain_keys:
+        return lowered
+    return {TAG: "dict", "value": [[_lower(key, ancestors), item] for key, item in lowered.items()]}
+
+
+def _plain_data(value: Any) -> Any:
+    """The data of an enum member, a dataclass instance or a pydantic model."""
+    kind = type(value)
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(kind):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    if _is_pydantic_model(kind):
+        return value.model_dump()
+    raise _Refused(
+        f"a {kind.__module__}.{kind.__qualname__} cannot be read back as what it was; "
+        "return JSON values, dates, Decimal, UUID, bytes, tuples, sets, enums, dataclasses or pydantic models."
+    )
+
+
+def _write_timedelta(value: timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
+
+
+_TAGGED: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
+    datetime: ("datetime", datetime.isoformat),
+    date: ("date", date.isoformat),
+    time: ("time", time.isoformat),
+    timedelta: ("timedelta", _write_timedelta),
+    Decimal: ("decimal", str),
+    UUID: ("uuid", str),
+}
+_TAGGED_SEQUENCES = (tuple, set, frozenset)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def decode(text: str, annotation: Any = Any) -> Any:
+    """Read back what ``encode`` wrote.
+
+    Where ``annotation`` names enums, dataclasses or pydantic models, also inside ``list``, ``dict``, ``tuple`` and
+    optional types, their data becomes instances of them again.
+    """
+    value = json.loads(text, object_hook=_raise_tagged) if TAG in text else json.loads(text)
+    return restore(value, annotation) if names_classes(annotation) else value
+
+
+def _raise_tagged(item: dict[str, Any]) -> Any:
+    tag = item.get(TAG)
+    return item if tag is None else _READERS[tag](item["value"])
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "bytes": base64.b64decode,
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "timedelta": lambda value: timedelta(*value),
+    "decimal": Decimal,
+    "uuid": UUID,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "dict": dict,
+}
+
+
+def readable(value: Any) -> Any:
+    """``value`` as plain JSON data for a reader without our tags, such as a page: dates as ISO text, sets as lists."""
+    kind = type(value)
+    if kind is dict:
+        return {str(key): readable(item) for key, item in value.items()}
+    if kind in (list, tuple, set, frozenset):
+        return [readable(item) for item in value]
+    if kind is timedelta:
+        return value.total_seconds()
+    if kind in _TAGGED:
+        return _TAGGED[kind][1](value)
+    if kind in _ATOMS or kind is float:
+        return value
+    return readable(_plain_data(value))
+
+
+def printable(value: Any) -> Any:
+    """``value`` as plain JSON data for a log line: readable where it can be stored, else what ``repr`` says of it."""
+    try:
+        encode(value)
+    except SerializationError:
+        return repr(value)
+    return readable(value)
+
+
+# --- restoring classes from annotations ------------------------------------------------------------------------------
+
+
+def _is_pydantic_model(kind: Any) -> bool:
+    return isinstance(kind, type) and hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
+
+
+def _is_class_with_data(annotation: Any) -> bool:
+    return isinstance(annotation, type) and (
+        issubclass(annotation, Enum) or dataclasses.is_dataclass(annotation) or _is_pydantic_model(annotation)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_classes(annotation: Any) -> bool:
+    return _is_class_with_data(annotation) or any(names_classes(part) for part in typing.get_args(annotation))
+
+
+def names_classes(annotation: Any) -> bool:
+    """Whether ``annotation`` names, at any depth, a class that :func:`restore` would construct."""
+    try:
+        return _names_classes(annotation)
+    except TypeError:  # an unhashable annotation, such as Literal[[...]] inside Annotated
+        return False
+
+
+def restore(value: Any, annotation: Any) -> Any:
+    """Plain data as the classes that ``annotation`` names; whatever does not fit the annotation stays as it is."""
+    if not names_classes(annotation) or value is None:
+        return value
+    if _is_class_with_data(annotation):
+        return _construct(annotation, value)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return restore(value, arguments[0])
+    if origin is typing.Union or origin is types.UnionType:
+        return _restore_union(value, arguments)
+    if isinstance(value, dict) and len(arguments) == 2:
+        return {restore(key, arguments[0]): restore(item, arguments[1]) for key, item in value.items()}
+    if isinstance(value, tuple) and arguments[-1] is not Ellipsis:
+        return tuple(restore(item, part) for item, part in zip(value, arguments, strict=False))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(restore(item, arguments[0]) for item in value)
+    return value
+
+
+def _restore_union(value: Any, alternatives: tuple[Any, ...]) -> Any:
+    for alternative in alternatives:
+        if names_classes(alternative):
+            try:
+                return restore(value, alternative)
+            except (TypeError, ValueError):
+                continue
+    return value
+
+
+def _construct(kind: type, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
+    if issubclass(kind, Enum):
+        return kind(value)
+    if _is_pydantic_model(kind):
+        return kind.model_validate(value)  # type: ignore[attr-defined]
+    if not isinstance(value, dict):
+        raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
+    hints = type_hints(kind)
+    fields = dataclasses.fields(kind)
+    given = {name: restore(item, hints.get(name, Any)) for name, item in value.items()}
+    instance = kind(**{name: item for name, item in given.items() if name not in _not_in_init(fields)})
+    for name in _not_in_init(fields) & given.keys():
+        object.__setattr__(instance, name, given[name])
+    return instance
+
+
+def _not_in_init(fields: tuple[dataclasses.Field[Any], ...]) -> set[str]:
+    return {field.name for field in fields if not field.init}
+
+
+def type_hints(owner: Any) -> dict[str, Any]:
+    """The resolved annotations of a function or class; empty where they cannot be resolved."""
+    try:
+        return typing.get_type_hints(owner, include_extras=True)
+    except Exception:  # a forward reference to a name that is not there
+        return {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _return_annotation(function: Callable[..., Any]) -> Any:
+    return type_hints(function).get("return", Any)
+
+
+def return_annotation(function: Callable[..., Any]) -> Any:
+    """What ``function`` is annotated to return, or ``Any``; looks through ``functools.partial`` and decorators."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        return _return_annotation(inspect.unwrap(function))
+    except TypeError:  # an unhashable callable
+        return Any

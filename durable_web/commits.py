@@ -1,0 +1,128 @@
+"""Group commit: what is written in the same turn of the event loop shares one transaction, and so one flush.
+
+A write is a function that calls verbs of the store. It may wait for its commit (``commit``), be committed on the spot
+(``commit_now``), or ride along with the next commit, within a bounded delay (``later``): log lines, progress and the
+news that a step has begun do, so that they cost no flush of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .clock import Clock, TimerHandle
+from .store import LeaseLost, Store
+
+Write = Callable[[], None]
+RIDE_ALONG_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class _Pending:
+    write: Write
+    committed: asyncio.Future[None] | None = None
+    lost: LeaseLost | None = None
+
+
+class GroupCommit:
+    """Gathers writes into transactions of one store."""
+
+    def __init__(self, store: Store, clock: Clock, on_failure: Callable[[Exception], None]) -> None:
+        """``on_failure`` hears of a failed flush that nobody was waiting for."""
+        self._store = store
+        self._clock = clock
+        self._on_failure = on_failure
+        self._pending: deque[_Pending] = deque()
+        self._timer: TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
+        self._last_flush = clock.monotonic()
+
+    def later(self, write: Write) -> None:
+        """Let ``write`` ride along with the next commit, at the latest after 50 ms.
+
+        Where synchronous code keeps the event loop from turning, the delay is checked here, so that its progress can
+        be seen while it runs.
+        """
+        self._pending.append(_Pending(write))
+        if self._store.database.in_transaction:
+            return  # inside a transaction function: the commit that follows takes it along
+        if self._timer is None:
+            self._last_flush = self._clock.monotonic()
+            self._timer = self._clock.call_later(RIDE_ALONG_SECONDS, self._flush_unwaited)
+        elif self._clock.monotonic() - self._last_flush >= RIDE_ALONG_SECONDS:
+            self._flush_unwaited()
+
+    async def commit(self, write: Write) -> None:
+        """Commit ``write`` together with everything else that is ready in this turn of the event loop.
+
+        :raises LeaseLost: when the write was refused because the run is no longer ours; nothing of it was written.
+        :raises StorageFullError: when there is no room; nothing of the group was written.
+        """
+        loop = asyncio.get_running_loop()
+        committed = loop.create_future()
+        self._pending.append(_Pending(write, committed))
+        if self._turn is None:
+            self._turn = loop.call_soon(self._flush_unwaited)
+        await committed
+
+    def commit_now(self, write: Write) -> None:
+        """Commit ``write``, and whatever is pending, before returning. Raises what ``commit`` raises."""
+        own = _Pending(write)
+        self._pending.append(own)
+        self.flush()
+        if own.lost is not None:
+            raise own.lost
+
+    def flush(self) -> None:
+        """Commit everything that is pending.
+
+        :raises StorageError: when the transaction failed; those who waited for a part of it are told the same.
+        """
+        self._disarm()
+        if not self._pending:
+            return
+        group: list[_Pending] = []
+        try:
+            with self._store.transaction():
+                while self._pending:  # a write may itself cause log lines
+                    item = self._pending.popleft()
+                    group.append(item)
+                    self._perform(item)
+        except BaseException as error:
+            self._pending.clear()
+            _settle(group, error)
+            raise
+        _settle(group, None)
+
+    @staticmethod
+    def _perform(item: _Pending) -> None:
+        try:
+            item.write()
+        except LeaseLost as lost:
+            item.lost = lost
+
+    def _flush_unwaited(self) -> None:
+        try:
+            self.flush()
+        except Exception as error:
+            self._on_failure(error)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._turn is not None:
+            self._turn.cancel()
+        self._timer = self._turn = None
+
+
+def _settle(group: list[_Pending], error: BaseException | None) -> None:
+    for item in group:
+        if item.committed is None or item.committed.done():
+            continue
+        outcome = error or item.lost
+        if outcome is None:
+            item.committed.set_result(None)
+        else:
+            item.committed.set_exception(outcome)

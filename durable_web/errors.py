@@ -1,0 +1,206 @@
+"""Every error that durable-web raises on purpose.
+
+One tree, so that ``except DurableWebError`` catches all of it. Each error carries the data that a program needs as
+attributes, and a message that says what happened, why, and what to do::
+
+    DurableWebError
+    ├── JobNotFound                 no job of that name is registered
+    ├── DuplicateJobError           two different functions under one job name
+    ├── JobModuleError              a job module could not be loaded (browser)
+    ├── RunNotFound                 no run has that id
+    ├── RunNotActive                the run has ended, so it cannot be cancelled
+    ├── SerializationError          a value cannot be written down faithfully
+    ├── NonDeterminismError         the code no longer matches the run's history
+    ├── StepFailed                  a step ended without a result
+    ├── FatalError                  raise it yourself to fail a run at once
+    └── StorageError                something is wrong with the database
+        ├── StorageFullError        disk or browser quota exhausted
+        ├── DatabaseInUseError      somebody else holds the database
+        ├── DatabaseReadOnlyError   the file or its folder may not be written
+        ├── NotADatabaseError       the file is not an SQLite database
+        ├── SchemaVersionError      a newer durable-web wrote the file
+        └── TransactionError        a transaction function broke the rules
+
+What the engine throws to unwind a run (its lease is gone, it is shutting down) derives from ``BaseException`` and is
+not listed here: a job body must not catch it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+
+class DurableWebError(Exception):
+    """The root of all errors raised by durable-web."""
+
+
+class JobNotFound(DurableWebError):
+    """No job of that name is registered with the engine.
+
+    Attributes: ``name``, and ``known``, the registered names in order.
+    """
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        self.name = name
+        self.known = sorted(known)
+        registered = ", ".join(self.known) or "none"
+        super().__init__(
+            f"No job named {name!r} is registered (registered: {registered}). "
+            "Pass it to Engine(jobs=[...]), or list its module in connect(..., { jobs: [...] })."
+        )
+
+
+class DuplicateJobError(DurableWebError):
+    """Two different functions were registered under one job name. Attribute: ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"Two different jobs are named {name!r}. Rename one: a run finds its code by the job's name.")
+
+
+class JobModuleError(DurableWebError):
+    """A job module could not be fetched, its packages not installed, or its code not imported. Attribute: ``url``."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url = url
+        super().__init__(f"The job module {url} could not be loaded: {problem}")
+
+
+class RunNotFound(DurableWebError):
+    """No run has that id: it never existed or was deleted. Attribute: ``run_id``."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"There is no run {run_id!r}: the id is wrong, or the run was deleted.")
+
+
+class RunNotActive(DurableWebError):
+    """The run has ended, so what was asked is no longer possible. Attributes: ``run_id``, ``status``."""
+
+    def __init__(self, run_id: str, status: str, wanted: str) -> None:
+        self.run_id = run_id
+        self.status = status
+        super().__init__(f"Run {run_id} cannot be {wanted}: it has already ended as {status!r}.")
+
+
+class SerializationError(DurableWebError):
+    """A value cannot be written down and read back unchanged.
+
+    Attributes: ``path``, where in the value the offender is, such as ``"output of step 'fetch'['rows'][3]"``, and
+    ``reason``.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path} cannot be stored: {reason}")
+
+
+class NonDeterminismError(DurableWebError):
+    """The job's code no longer matches what the run has recorded. Attributes: ``name``, ``recorded``, ``found``."""
+
+    def __init__(self, name: str, recorded: str, found: str) -> None:
+        self.name = name
+        self.recorded = recorded
+        self.found = found
+        super().__init__(
+            f"{name!r} is recorded as a {recorded}, but the code now calls it as a {found}. The job was changed while "
+            "the run was under way: give the new operation another name, or bring the old code back and retry."
+        )
+
+
+class StepFailed(DurableWebError):
+    """A step ended without a result; replays raise the same failure without running the step again.
+
+    Attributes: ``step``, its recorded name; ``error_type``, ``error_message`` and ``error_traceback`` of the exception
+    that the step's function raised. On the first execution that exception is also ``__cause__``.
+    """
+
+    def __init__(self, step: str, error_type: str, error_message: str, error_traceback: str = "") -> None:
+        self.step = step
+        self.error_type = error_type
+        self.error_message = error_message
+        self.error_traceback = error_traceback
+        super().__init__(f"Step {step!r} failed: {error_type}: {error_message}")
+
+
+class FatalError(DurableWebError):
+    """Raise it in a step or a job body when trying again is pointless: the input itself is wrong, say."""
+
+
+class StorageError(DurableWebError):
+    """Something is wrong with the database that holds the runs. Attribute: ``path``."""
+
+    def __init__(self, path: str, message: str) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class StorageFullError(StorageError):
+    """The disk, or the browser's quota for this site, is exhausted. Nothing that was committed is lost."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path,
+            "The storage is full, so nothing more can be written. What was committed is safe; runs go on by "
+            "themselves when there is room again. Free some disk space, or delete data of this site.",
+        )
+
+
+class DatabaseInUseError(StorageError):
+    """Another process or tab holds the database."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path, f"The database {path} is held by somebody else. Close the other program or tab, or use another file."
+        )
+
+
+class DatabaseReadOnlyError(StorageError):
+    """The database file, or the folder it is in, may not be written."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path,
+            f"The database {path} cannot be opened for writing. Check that its folder exists and that this user may "
+            "write both the file and the folder (SQLite keeps a -wal file beside it).",
+        )
+
+
+class NotADatabaseError(StorageError):
+    """The file is not an SQLite database; it was left untouched."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"{path} is not an SQLite database. It was left untouched: give another path.")
+
+
+class SchemaVersionError(StorageError):
+    """A newer durable-web wrote the file; it was left untouched. Attributes: ``found``, ``supported``."""
+
+    def __init__(self, path: str, found: int, supported: int) -> None:
+        self.found = found
+        self.supported = supported
+        super().__init__(
+            path,
+            f"{path} has schema version {found}, but this durable-web knows versions up to {supported}. The file was "
+            "left untouched: upgrade durable-web, or use another file.",
+        )
+
+
+class TransactionError(StorageError):
+    """A function given to ``ctx.transaction`` broke one of its rules."""
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says for itself, or its class name where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as it is stored and sent: ``{"type", "message", "traceback"}``, all strings."""
+    return {
+        "type": type(error).__name__,
+        "message": message_of(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }

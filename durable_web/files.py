@@ -1,0 +1,41 @@
+"""Durable files beside the database: uploads that a job reads, and results that it writes.
+
+Which files there are differs between a desk and a browser, where a file must be opened by an awaited call before
+synchronous code can use it; so the engine is given its ``Files`` through the constructor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Files(Protocol):
+    """Makes and removes durable files."""
+
+    async def create(self, name: str) -> str:
+        """Make an empty file, or empty the one of that name, and return its absolute path for ``open``."""
+
+    async def remove(self, name: str) -> None:
+        """Remove a file; does nothing when there is none of that name."""
+
+
+class LocalFiles:
+    """Files in an ordinary folder, which is made when the first file is."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory).absolute()
+
+    async def create(self, name: str) -> str:
+        path = self._path(name)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        return str(path)
+
+    async def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise ValueError(f"A durable file's name is a plain name without folders, not {name!r}.")
+        return self._directory / name

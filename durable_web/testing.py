@@ -1,0 +1,85 @@
+"""For tests of jobs: a clock that stands still until it is moved, and an engine's sudden death.
+
+>>> clock = MockClock()
+>>> async with Engine(path, jobs=[import_csv], clock=clock) as engine:
+...     run = await engine.trigger("import-csv", {"path": "x.csv"})
+...     await clock.advance(60)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+
+from .engine import Engine
+
+TURNS = 100
+
+
+class _Timer:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class MockClock:
+    """A clock that only moves when it is told to.
+
+    :param now: the wall-clock time to begin with, in milliseconds since 1970-01-01 UTC.
+    """
+
+    def __init__(self, now: int = 1_800_000_000_000) -> None:
+        self._elapsed = 0.0
+        self._start = now
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._order = itertools.count()
+
+    def now(self) -> int:
+        return self._start + round(self._elapsed * 1000)
+
+    def monotonic(self) -> float:
+        return self._elapsed
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> _Timer:
+        timer = _Timer(callback)
+        heapq.heappush(self._timers, (self._elapsed + max(delay, 0.0), next(self._order), timer))
+        return timer
+
+    async def advance(self, seconds: float) -> None:
+        """Move on by ``seconds``, firing what comes due in order, and let the tasks that it wakes come to rest."""
+        until = self._elapsed + seconds
+        await settle()
+        while self._timers and self._timers[0][0] <= until:
+            due, _, timer = heapq.heappop(self._timers)
+            self._elapsed = max(self._elapsed, due)
+            if timer.callback is not None:
+                timer.callback()
+                await settle()
+        self._elapsed = until
+
+    def set_back(self, seconds: float) -> None:
+        """Turn the wall clock back, as a user or a time server may; timers are not affected."""
+        self._start -= round(seconds * 1000)
+
+
+async def settle() -> None:
+    """Let the event loop turn often enough for everything that is ready to come to rest."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+async def crash(engine: Engine) -> None:
+    """Let an engine die on the spot, as if its process was killed: nothing more is written, nothing given back."""
+    store, engine._store, engine._claiming = engine._store, None, False
+    if store is not None:
+        store.close()
+    for execution, task in list(engine._executing.values()):
+        execution.abandon()
+        await asyncio.wait([task])
+    for timer in (engine._heartbeat, engine._probe):
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,113 @@
+"""Cancelling: the status is committed first, and nothing of the run is written after it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from watching import finish, timeline
+
+from durable_web import Context, RunNotActive, RunNotFound, RunStatus, StepStatus, job
+from durable_web.testing import MockClock
+
+
+async def test_a_run_is_cancelled_in_the_middle_of_a_step(running):
+    begun = asyncio.Event()
+    clock = MockClock()
+
+    async def wait_for_ever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    @job("wait")
+    async def wait_job(ctx: Context, _: None) -> None:
+        await ctx.step("wait", wait_for_ever)
+        await ctx.step("never", lambda: None)
+
+    async with running(wait_job, clock=clock) as engine:
+        run = await engine.trigger("wait")
+        await begun.wait()
+        await clock.advance(0.1)
+        assert (await engine.cancel(run.id)).status == RunStatus.CANCELLED
+        frames = await timeline(engine, run)
+        (step,) = await engine.get_steps(run.id)
+    assert step.status == StepStatus.CANCELLED
+    assert [getattr(frame, "status", "") for frame in frames][-2:] == [StepStatus.CANCELLED, RunStatus.CANCELLED]
+
+
+async def test_a_pending_run_is_cancelled_and_never_begins(running):
+    @job("never")
+    async def never(ctx: Context, _: None) -> None:
+        raise AssertionError("it must not begin")
+
+    @job("block")
+    async def block(ctx: Context, _: None) -> None:
+        await asyncio.Event().wait()
+
+    async with running(never, block, max_concurrent_runs=1) as engine:
+        blocker = await engine.trigger("block")
+        run = await engine.trigger("never")
+        await engine.cancel(run.id)
+        await engine.cancel(blocker.id)
+        run = await finish(engine, run)
+    assert run.status == RunStatus.CANCELLED
+    assert run.attempt == 0
+
+
+async def test_a_job_that_swallows_the_cancellation_stays_cancelled_and_can_do_nothing_more(running):
+    begun = asyncio.Event()
+    tried: list[str] = []
+
+    @job("stubborn")
+    async def stubborn(ctx: Context, _: None) -> str:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            assert ctx.cancelled
+        for attempt in (lambda: ctx.log.info("still here"), lambda: ctx.progress(1)):
+            try:
+                attempt()
+            except Exception:
+                tried.append("was told by an Exception")
+            except BaseException:
+                tried.append("unwound")
+        try:
+            await ctx.step("more", lambda: tried.append("step called"))
+        finally:
+            return "done anyway"  # noqa: B012 - the worst that a job can do
+
+    async with running(stubborn) as engine:
+        run = await engine.trigger("stubborn")
+        await begun.wait()
+        await engine.cancel(run.id)
+        while engine._executing:
+            await asyncio.sleep(0)
+        run = await engine.get_run(run.id)
+    assert run.status == RunStatus.CANCELLED
+    assert run.output is None
+    assert tried == ["unwound", "unwound"]
+
+
+async def test_only_an_active_run_can_be_cancelled(running):
+    @job("done")
+    async def done(ctx: Context, _: None) -> None: ...
+
+    async with running(done) as engine:
+        run = await finish(engine, await engine.trigger("done"))
+        with pytest.raises(RunNotActive, match="already ended as 'completed'"):
+            await engine.cancel(run.id)
+        with pytest.raises(RunNotFound):
+            await engine.cancel("nobody")
+        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+
+
+async def test_a_job_that_raises_cancelled_error_by_itself_has_failed(running):
+    @job("odd")
+    async def odd(ctx: Context, _: None) -> None:
+        raise asyncio.CancelledError
+
+    async with running(odd) as engine:
+        run = await finish(engine, await engine.trigger("odd"))
+    assert run.status == RunStatus.FAILED
+    assert run.error.type == "CancelledError"

@@ -1,0 +1,137 @@
+"""Log lines and progress: durable, attached, throttled, and told once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from watching import finish, timeline
+
+from durable_web import Context, job
+from durable_web.testing import MockClock, crash
+
+
+async def test_a_line_is_attached_to_the_step_that_wrote_it_also_in_concurrent_branches(running):
+    @job("log")
+    async def log_job(ctx: Context, _: None) -> None:
+        async def work(name: str) -> None:
+            await asyncio.sleep(0)
+            ctx.log.warning(f"in {name}", branch=name)
+
+        ctx.log.debug("before")
+        await asyncio.gather(*(ctx.step(name, work, name) for name in ("a", "b")))
+        ctx.log.error("after")
+
+    async with running(log_job) as engine:
+        frames = await timeline(engine, await engine.trigger("log"))
+    lines = [(frame.level, frame.message, frame.fields, frame.step) for frame in frames if frame.kind == "log"]
+    assert lines[0] == ("debug", "before", {}, None)
+    assert sorted(lines[1:3]) == [("warning", "in a", {"branch": "a"}, "a"), ("warning", "in b", {"branch": "b"}, "b")]
+    assert lines[3] == ("error", "after", {}, None)
+
+
+async def test_a_field_that_cannot_be_stored_is_kept_as_its_repr_and_harms_nobody(running):
+    @job("odd")
+    async def odd(ctx: Context, _: None) -> None:
+        ctx.log.info("odd \ud800 \x00 <b>", what=object, number=float("nan"), text="\udfff")
+
+    async with running(odd) as engine:
+        frames = await timeline(engine, await engine.trigger("odd"))
+    (line,) = [frame for frame in frames if frame.kind == "log"]
+    assert line.message == "odd \ud800 \x00 <b>"
+    assert line.fields == {"what": "<class 'object'>", "number": "nan", "text": "\udfff"}
+
+
+async def test_lines_of_the_body_are_not_repeated_while_it_replays(running):
+    @job("story")
+    async def story(ctx: Context, _: None) -> None:
+        ctx.log.info("one")
+        await ctx.step("first", lambda: None)
+        ctx.log.info("two")
+        await ctx.step("second", lambda: None)
+        if ctx.attempt == 1:
+            await asyncio.Event().wait()
+        ctx.log.info("three")
+
+    async with running(story) as engine:
+        run = await engine.trigger("story")
+        while (await engine.get_run(run.id)).completed_steps < 2:
+            await asyncio.sleep(0)
+        await crash(engine)
+    async with running(story) as engine:
+        frames = await timeline(engine, run)
+    assert [frame.message for frame in frames if frame.kind == "log"] == ["one", "two", "three"]
+
+
+async def test_progress_in_a_tight_loop_writes_few_frames_and_the_last_one_always(running):
+    clock = MockClock()
+
+    @job("loop")
+    async def loop(ctx: Context, _: None) -> None:
+        for number in range(1000):
+            ctx.progress(number + 1, 1000, f"row {number + 1}")
+
+    async with running(loop, clock=clock) as engine:
+        run = await finish(engine, await engine.trigger("loop"))
+        frames = [frame for frame in await timeline(engine, run) if frame.kind == "progress"]
+    assert [frame.current for frame in frames] == [1, 1000]
+    assert (run.progress.current, run.progress.total, run.progress.message) == (1000, 1000, "row 1000")
+
+
+async def test_progress_appears_every_100_ms_while_the_job_waits(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    @job("slow")
+    async def slow(ctx: Context, _: None) -> None:
+        for number in range(5):
+            ctx.progress(number)
+        await gate.wait()
+
+    async with running(slow, clock=clock) as engine:
+        run = await engine.trigger("slow")
+        await clock.advance(0.06)
+        assert (await engine.get_run(run.id)).progress.current == 0
+        await clock.advance(0.1)
+        assert (await engine.get_run(run.id)).progress.current == 4
+        gate.set()
+        await finish(engine, run)
+
+
+async def test_synchronous_code_that_never_yields_is_still_heard(running):
+    """Its lines are committed while it runs: 50 ms after the last commit, measured when it says something."""
+    clock = MockClock()
+    heard: list[int] = []
+
+    @job("busy")
+    async def busy(ctx: Context, _: None) -> None:
+        def work() -> None:
+            for number in range(4):
+                ctx.log.info(f"line {number}")
+                clock._elapsed += 0.03
+                heard.append(sum("line" in frame.body for frame in engine._store.read_frames(run.id, 0, 100)))
+
+        await ctx.step("work", work)
+
+    async with running(busy, clock=clock) as engine:
+        run = await engine.trigger("busy")
+        await finish(engine, run)
+    assert heard == [0, 0, 3, 3]
+
+
+async def test_a_slow_step_is_seen_to_run_and_a_quick_one_only_to_complete(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    @job("mixed")
+    async def mixed(ctx: Context, _: None) -> None:
+        await ctx.step("quick", lambda: None)
+        await ctx.step("slow", gate.wait)
+
+    async with running(mixed, clock=clock) as engine:
+        run = await engine.trigger("mixed")
+        await clock.advance(0.06)
+        assert (await engine.get_run(run.id)).current_step == "slow"
+        gate.set()
+        frames = await timeline(engine, run)
+    steps = [(frame.name, frame.status) for frame in frames if frame.kind == "step_status"]
+    assert steps == [("quick", "completed"), ("slow", "running"), ("slow", "completed")]

@@ -1,0 +1,250 @@
+"""Dying and coming back: what was leased is taken back, generations fence, crash loops end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from watching import IN_PYODIDE, finish
+
+import durable_web
+from durable_web import Context, Engine, RunStatus, job
+from durable_web.testing import MockClock, crash
+
+
+@job("waits-once")
+async def waits_once(ctx: Context, _: None) -> int:
+    if ctx.attempt == 1:
+        await asyncio.Event().wait()
+    return ctx.attempt
+
+
+async def leased(engine: Engine, run_id: str) -> None:
+    async for frame in engine.watch(run_id):
+        if frame.kind == "run_status" and frame.status == RunStatus.LEASED:
+            return
+
+
+async def test_an_exclusive_engine_takes_leased_runs_back_at_once(running):
+    async with running(waits_once) as engine:
+        run = await engine.trigger("waits-once")
+        await leased(engine, run.id)
+        await crash(engine)
+    async with running(waits_once) as engine:
+        run = await finish(engine, run)
+    assert run.output == 2
+    assert run.recoveries == 1
+    assert run.generation == 2
+
+
+@pytest.mark.skipif(IN_PYODIDE, reason="OPFS has one engine per file")
+async def test_engines_that_share_a_file_wait_until_the_lease_has_run_out(running):
+    clock = MockClock()
+    async with running(waits_once, clock=clock, exclusive=False, lease=30) as engine:
+        run = await engine.trigger("waits-once")
+        await leased(engine, run.id)
+        await crash(engine)
+    async with running(waits_once, clock=clock, exclusive=False, lease=30) as engine:
+        await clock.advance(29)
+        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        await clock.advance(11)
+        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+
+
+async def test_a_lease_is_renewed_while_the_run_executes(running):
+    clock = MockClock()
+    async with running(waits_once, clock=clock, lease=30) as engine:
+        run = await engine.trigger("waits-once")
+        await clock.advance(600)
+        run = await engine.get_run(run.id)
+        assert run.status == RunStatus.LEASED
+        assert run.lease_expires_at.timestamp() * 1000 > clock.now()
+        await engine.stop(drain=False)
+
+
+async def test_an_engine_that_lost_its_lease_writes_nothing_more_and_its_step_is_stopped(running, database_path):
+    stopped = asyncio.Event()
+    begun = asyncio.Event()
+
+    async def linger() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    @job("linger")
+    async def linger_job(ctx: Context, _: None) -> None:
+        try:
+            await ctx.step("linger", linger)
+        except asyncio.CancelledError:
+            ctx.log.info("I should not be heard")
+
+    clock = MockClock()
+    async with running(linger_job, clock=clock, lease=30) as engine:
+        run = await engine.trigger("linger")
+        await begun.wait()
+        with engine._store.transaction():  # somebody else claims it
+            engine._store._connection.execute("UPDATE durable_runs SET generation = generation + 1")
+        await clock.advance(10)
+        assert stopped.is_set()
+        assert not [frame for frame in await frames_so_far(engine, run.id) if frame.kind == "log"]
+        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        await engine.stop(drain=False)
+
+
+async def frames_so_far(engine: Engine, run_id: str) -> list:
+    return [frame.to_frame() for frame in engine._store.read_frames(run_id, 0, 1000)]
+
+
+async def test_neither_success_nor_failure_of_a_stale_owner_is_recorded(running):
+    gates: dict[str, asyncio.Event] = {"ok": asyncio.Event(), "bad": asyncio.Event()}
+
+    @job("stale")
+    async def stale(ctx: Context, how: str) -> str:
+        await gates[how].wait()
+        if how == "bad":
+            raise ValueError("late")
+        return "late"
+
+    async with running(stale) as engine:
+        runs = [await engine.trigger("stale", how) for how in gates]
+        await asyncio.sleep(0)
+        with engine._store.transaction():
+            engine._store._connection.execute("UPDATE durable_runs SET generation = generation + 1")
+        for gate in gates.values():
+            gate.set()
+        while engine._executing:
+            await asyncio.sleep(0)
+        assert [(await engine.get_run(run.id)).status for run in runs] == [RunStatus.LEASED] * 2
+
+
+async def test_a_run_that_kills_its_engine_again_and_again_is_dead_in_the_end(running):
+    for _ in range(3):
+        async with running(crash_job := _never_ends(), max_recoveries=2) as engine:
+            run = (await engine.list_runs() or [await engine.trigger(crash_job)])[0]
+            await asyncio.sleep(0)
+            await crash(engine)
+    async with running(crash_job, max_recoveries=2) as engine:
+        run = await engine.get_run(run.id)
+    assert run.status == RunStatus.DEAD
+    assert run.recoveries == 3
+    assert run.error.type == "CrashLoop"
+
+
+def _never_ends():
+    @job("never-ends")
+    async def never_ends(ctx: Context, _: None) -> None:
+        await asyncio.Event().wait()
+
+    return never_ends
+
+
+async def test_a_run_that_comes_further_each_time_is_never_dead(running):
+    @job("slow")
+    async def slow(ctx: Context, _: None) -> int:
+        for number in range(6):
+            await ctx.step(f"step {number}", lambda: None)
+            if ctx.attempt == number + 1:
+                await asyncio.Event().wait()
+        return ctx.attempt
+
+    run = None
+    for attempt in range(6):
+        async with running(slow, max_recoveries=1) as engine:
+            run = run or await engine.trigger("slow")
+            while (await engine.get_run(run.id)).completed_steps <= attempt:
+                await asyncio.sleep(0)
+            await crash(engine)
+    async with running(slow, max_recoveries=1) as engine:
+        assert (await finish(engine, run)).output == 7
+
+
+async def test_stopping_without_draining_gives_runs_back_and_counts_no_recovery(running):
+    async with running(waits_once) as engine:
+        run = await engine.trigger("waits-once")
+        await leased(engine, run.id)
+        await engine.stop(drain=False)
+    async with running(waits_once) as engine:
+        run = await finish(engine, run)
+    assert (run.output, run.recoveries) == (2, 0)
+
+
+async def test_leaving_the_engine_drains_what_is_executing(running):
+    @job("brief")
+    async def brief(ctx: Context, _: None) -> str:
+        await asyncio.sleep(0.01)
+        return await ctx.step("end", lambda: "done")
+
+    async with running(brief) as engine:
+        run = await engine.trigger("brief")
+    async with running() as engine:
+        assert (await engine.get_run(run.id)).output == "done"
+
+
+async def test_a_run_of_a_job_that_is_gone_fails_with_the_names_that_are_there(running):
+    async with running(waits_once) as engine:
+        run = await engine.trigger("waits-once")
+        await leased(engine, run.id)
+        await crash(engine)
+
+    @job("other")
+    async def other(ctx: Context, _: None) -> None: ...
+
+    async with running(other) as engine:
+        run = await finish(engine, run)
+    assert run.status == RunStatus.FAILED
+    assert run.error.type == "JobNotFound"
+    assert "registered: other" in run.error.message
+
+
+@pytest.mark.skipif(IN_PYODIDE, reason="needs processes; tests/browser kills tabs instead")
+async def test_a_process_killed_at_any_moment_loses_no_row_and_writes_none_twice(database_path, tmp_path):
+    script = tmp_path / "importer.py"
+    script.write_text(
+        textwrap.dedent("""
+        import asyncio, sys
+        from durable_web import Engine, job
+
+        def insert(connection, number):
+            connection.execute("CREATE TABLE IF NOT EXISTS item (number)")
+            connection.execute("INSERT INTO item VALUES (?)", (number,))
+
+        @job("import")
+        async def import_job(ctx, _):
+            for number in range(400):
+                await ctx.transaction(f"row {number}", insert, number)
+                print(number, flush=True)
+
+        async def main():
+            async with Engine(sys.argv[1], [import_job], exclusive=True) as engine:
+                runs = await engine.list_runs()
+                run = runs[0] if runs else await engine.trigger("import")
+                async for frame in engine.watch(run.id):
+                    pass
+                print((await engine.get_run(run.id)).status, flush=True)
+
+        asyncio.run(main())
+        """)
+    )
+    command = [sys.executable, str(script), database_path]
+    environment = {**os.environ, "PYTHONPATH": str(Path(durable_web.__file__).parents[1])}
+    for kill_at in ("57", "181", "330"):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            for line in process.stdout:
+                if line.strip() == kill_at:
+                    os.kill(process.pid, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert finished.stdout.split()[-1] == "completed"
+    with closing(sqlite3.connect(database_path)) as connection:
+        rows = [row[0] for row in connection.execute("SELECT number FROM item ORDER BY rowid")]
+    assert rows == list(range(400))

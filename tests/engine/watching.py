@@ -1,0 +1,22 @@
+"""Following runs, in whichever home the tests run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from durable_web import Engine, Run
+
+IN_PYODIDE = sys.platform == "emscripten"
+
+
+async def finish(engine: Engine, run: Run) -> Run:
+    """Wait until a run has ended, and return it as it then stands."""
+    async for _ in engine.watch(run.id):
+        pass
+    return await engine.get_run(run.id)
+
+
+async def timeline(engine: Engine, run: Run, from_seq: int = 0) -> list[Any]:
+    """All frames of a run, to its end."""
+    return [frame async for frame in engine.watch(run.id, from_seq)]
