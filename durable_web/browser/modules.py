@@ -6,8 +6,8 @@ A module declares its packages as inline script metadata (PEP 723)::
     # dependencies = ["attrs", "tabulate @ ./wheels/tabulate-0.9.0-py3-none-any.whl"]
     # ///
 
-A name alone is resolved by micropip, which may mean a request to PyPI; a direct reference, relative to the module, stays
-on the site.
+A name alone is resolved by micropip, which may mean a request to PyPI; a direct reference, relative to the module,
+stays on the site.
 """
 
 from __future__ import annotations

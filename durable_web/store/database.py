@@ -55,8 +55,10 @@ class Database:
             self.connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
         try:
             with self._translated():
+                if exclusive:  # before the first read: without it a write-ahead log needs shared memory to be read
+                    self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._refuse_newer_schema()
-                self._configure(durability, exclusive)
+                self._configure(durability)
                 self._migrate()
                 self.connection.set_authorizer(self._authorize)
         except BaseException:
@@ -149,9 +151,7 @@ class Database:
         if found > SCHEMA_VERSION:
             raise SchemaVersionError(self.path, found, SCHEMA_VERSION)
 
-    def _configure(self, durability: Durability, exclusive: bool) -> None:
-        if exclusive:
-            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    def _configure(self, durability: Durability) -> None:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
         self.connection.execute("PRAGMA temp_store = MEMORY")

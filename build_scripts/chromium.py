@@ -1,0 +1,185 @@
+"""A Chromium with a profile of its own: found on the machine, started, watched, crashed, killed and started again.
+
+    with sync_playwright() as playwright, launch(playwright, profile) as chromium:
+        page = chromium.open(server.url + "demo/")
+        chromium.crash(page)
+        page = chromium.open(server.url + "demo/")
+        chromium.kill()
+
+An ordinary Playwright context is incognito and keeps the Origin Private File System in memory, so everything here runs
+in a persistent context; a profile can be launched again after `kill()` and holds what had been written.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from progress import SetupError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Playwright
+
+ENVIRONMENT_VARIABLE = "DURABLE_WEB_CHROMIUM"
+
+TIMEOUT_MS = 60_000
+"""How long a page may take for anything: Python alone starts in 3 to 6 s, on two busy cores in more."""
+
+_COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_MACOS_PLACES = (
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+_WINDOWS_FOLDERS = ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA")
+_WINDOWS_PLACES = ("Chromium/Application/chrome.exe", "Google/Chrome/Application/chrome.exe")
+
+_QUIET = (
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+_LOCAL_SCHEMES = {"about", "blob", "chrome", "data"}
+
+
+def find_chromium(playwright: "Playwright") -> Path:
+    """The Chromium to use: $DURABLE_WEB_CHROMIUM, else the system's, else the one that Playwright has downloaded.
+
+    :raises SetupError: when there is none; the message says what to install.
+    """
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen:
+        found = shutil.which(chosen)
+        if found is None:
+            raise SetupError(f"${ENVIRONMENT_VARIABLE} is {chosen!r}, which is not a program.")
+        return Path(found)
+    for candidate in (*_system_places(), Path(playwright.chromium.executable_path)):
+        if candidate.exists():
+            return candidate
+    raise SetupError(
+        "No Chromium was found. Install one and start again:\n"
+        "  Debian:          apt-get install chromium\n"
+        f"  anywhere else:   {sys.executable} -m playwright install --with-deps chromium\n"
+        f"or set ${ENVIRONMENT_VARIABLE} to a Chromium or Chrome that is already there."
+    )
+
+
+def _system_places() -> Iterator[Path]:
+    yield from (Path(found) for name in _COMMANDS if (found := shutil.which(name)))
+    if sys.platform == "darwin":
+        yield from map(Path, _MACOS_PLACES)
+    if sys.platform == "win32":
+        folders = [os.environ[name] for name in _WINDOWS_FOLDERS if name in os.environ]
+        yield from (Path(folder, place) for folder in folders for place in _WINDOWS_PLACES)
+
+
+def launch(playwright: "Playwright", profile: Path, *, headed: bool = False, **options: Any) -> "Chromium":
+    """Start Chromium on a profile folder, which is made if it is not there.
+
+    :param options: more of Playwright's `launch_persistent_context`, such as viewport, color_scheme or accept_downloads.
+    """
+    options.setdefault("args", [])
+    options["args"] = [*_QUIET, *options["args"]]
+    context = playwright.chromium.launch_persistent_context(
+        profile,
+        executable_path=find_chromium(playwright),
+        headless=not headed,
+        chromium_sandbox=not _is_root(),  # as root, Chromium refuses to start with its sandbox
+        **options,
+    )
+    return Chromium(context)
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+class Chromium:
+    """A running Chromium, and what its pages said and asked for; `context` is Playwright's."""
+
+    def __init__(self, context: "BrowserContext") -> None:
+        self.context = context
+        self.requests: list[str] = []
+        self.console_errors: list[str] = []
+        self.page_errors: list[str] = []
+        self._closed = False
+        self._unused = list(context.pages)
+        self._process = _browser_process(context)
+        context.set_default_timeout(TIMEOUT_MS)
+        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("console", self._note_console_message)
+        context.on("weberror", lambda error: self.page_errors.append(str(error.error)))
+        context.on("close", self._note_close)
+
+    def open(self, url: str) -> "Page":
+        """Open an address in a new tab and wait for its load event."""
+        page = self._unused.pop() if self._unused else self.context.new_page()
+        page.goto(url)
+        return page
+
+    def requests_outside(self, origin: str) -> list[str]:
+        """The addresses that were asked for from anywhere but this origin (and not from the page itself)."""
+        return [url for url in self.requests if not _is_within(url, origin)]
+
+    def crash(self, page: "Page") -> None:
+        """Crash the process that renders a page, with its workers, and close the dead tab.
+
+        Tabs of one origin may share that process; they crash with it.
+        """
+        from playwright.sync_api import Error
+
+        with page.expect_event("crash"), contextlib.suppress(Error):
+            page.goto("chrome://crash")
+        page.close()
+
+    def kill(self) -> None:
+        """SIGKILL the browser and all its processes at once, as the operating system or a power cut would."""
+        with self.context.expect_event("close"):
+            _kill_tree(self._process)
+
+    def close(self) -> None:
+        """Close the browser in good order; does nothing when it is gone already."""
+        if not self._closed:
+            self.context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _note_console_message(self, message: "ConsoleMessage") -> None:
+        if message.type == "error":
+            self.console_errors.append(f"{message.text} ({message.location['url']}:{message.location['lineNumber']})")
+
+    def _note_close(self, context: "BrowserContext") -> None:
+        self._closed = True
+
+
+def _is_within(url: str, origin: str) -> bool:
+    return urlsplit(url).scheme in _LOCAL_SCHEMES or url.startswith(origin + "/")
+
+
+def _browser_process(context: "BrowserContext") -> int:
+    """The process id of the browser itself, which only the DevTools protocol tells."""
+    session = context.browser.new_browser_cdp_session()
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    session.detach()
+    return next(process["id"] for process in processes if process["type"] == "browser")
+
+
+def _kill_tree(process: int) -> None:
+    if os.name == "nt":
+        os.kill(process, signal.SIGTERM)  # TerminateProcess; Chromium's job object ends its children with it
+        return
+    group = os.getpgid(process)
+    if group == os.getpgid(0):
+        os.kill(process, signal.SIGKILL)
+    else:
+        os.killpg(group, signal.SIGKILL)  # Playwright starts each browser in a process group of its own

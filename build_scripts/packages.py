@@ -1,0 +1,148 @@
+"""What dist/ is made from beside web/: the pinned npm packages, micropip's wheel and the project's own wheel.
+
+Each function brings one of them up to date, says so in one line of progress, and costs a few milliseconds when
+nothing has changed.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from environment import BUILD, ROOT
+from progress import SetupError, run, stage, write_atomically
+
+WEB = ROOT / "web"
+NODE_MODULES = WEB / "node_modules"
+
+MICROPIP_VERSION = "0.11.1"
+MICROPIP_SHA256 = "768de165adb8e66906039d8fec4127a57f522dfdf8e6fbff877a4616941ecfd3"
+
+_PYODIDE_PYTHON = "3.14"
+_OLDEST_NODE = 20
+_NODE_ADVICE = "Install Node.js 20 or newer with npm. On Debian and Ubuntu: apt-get install nodejs npm"
+
+
+def install_npm_packages() -> Path:
+    """`npm ci` in web/ if its lock file has changed since the last time; returns the folder of the packages.
+
+    :raises SetupError: without a Node.js that is new enough, or when npm fails.
+    """
+    stamp_file = NODE_MODULES / ".durable-web-stamp"
+    stamp = _digest([WEB / "package.json", WEB / "package-lock.json", WEB / ".npmrc"])
+    with stage("npm packages"):
+        if _read(stamp_file) != stamp:
+            npm = _find_npm()
+            run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"], cwd=WEB)
+            write_atomically(stamp_file, stamp.encode())
+    return NODE_MODULES
+
+
+def download_micropip() -> Path:
+    """The micropip wheel, from PyPI once and checked against the hash above every time.
+
+    :raises SetupError: when it cannot be downloaded or is not the file that was pinned.
+    """
+    wheel = BUILD / f"micropip-{MICROPIP_VERSION}-py3-none-any.whl"
+    with stage("micropip"):
+        if not wheel.exists() or sha256(wheel) != MICROPIP_SHA256:
+            with _scratch_folder() as folder:
+                _download_wheel(f"micropip=={MICROPIP_VERSION}", folder)
+                _check_micropip(folder / wheel.name)
+                (folder / wheel.name).replace(wheel)
+    return wheel
+
+
+def build_own_wheel() -> Path:
+    """The durable-web wheel, built again only if the package or its metadata have changed.
+
+    :raises SetupError: when the build fails.
+    """
+    wheels = BUILD / "wheel"
+    stamp_file = wheels / "stamp"
+    stamp = _digest(_wheel_sources())
+    wheel = wheels / f"durable_web-{project_version()}-py3-none-any.whl"
+    with stage("durable-web wheel"):
+        if _read(stamp_file) != stamp or not wheel.exists():
+            with _scratch_folder() as folder:
+                run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT)
+                if not (folder / wheel.name).exists():
+                    raise SetupError(f"hatchling built {_names(folder)} and not {wheel.name}.")
+                shutil.rmtree(wheels, ignore_errors=True)
+                wheels.mkdir()
+                (folder / wheel.name).replace(wheel)
+            write_atomically(stamp_file, stamp.encode())
+    return wheel
+
+
+def project_version() -> str:
+    """The version in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find_npm() -> str:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise SetupError(f"There is no {'npm' if node else 'node'} on this machine's PATH. {_NODE_ADVICE}")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    major = version.removeprefix("v").partition(".")[0]
+    if not major.isdigit() or int(major) < _OLDEST_NODE:
+        raise SetupError(f"Node.js is too old: {node} is {version or 'of no known version'}. {_NODE_ADVICE}")
+    return npm
+
+
+def _download_wheel(requirement: str, folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
+    run([*pip, requirement, "--no-deps", "--only-binary=:all:", "--python-version", _PYODIDE_PYTHON, "-d", folder])
+
+
+def _check_micropip(wheel: Path) -> None:
+    if not wheel.exists():
+        raise SetupError(f"pip downloaded {_names(wheel.parent)} and not {wheel.name}.")
+    measured = sha256(wheel)
+    if measured != MICROPIP_SHA256:
+        raise SetupError(
+            f"{wheel.name} is not the file that was pinned: its SHA-256 is {measured}, expected {MICROPIP_SHA256}."
+        )
+
+
+def _wheel_sources() -> Iterator[Path]:
+    yield ROOT / "pyproject.toml"
+    yield from (path for path in (ROOT / "LICENSE", ROOT / "README.md") if path.exists())
+    for path in sorted((ROOT / "durable_web").rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder beside the results, so that what is made in it can be renamed into place; gone afterwards."""
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD, prefix="partial-") as folder:
+        yield Path(folder)
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"

@@ -1,0 +1,454 @@
+"""The demo's jobs: types, tables, statistics, and an import that survives being killed at any moment."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import IN_PYODIDE
+
+if IN_PYODIDE:
+    pytest.skip("the demo's files and hypothesis are not in this home", allow_module_level=True)
+
+from hypothesis import given
+from hypothesis import strategies as st
+from watching import finish, timeline
+
+from durable_web import Engine, Run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "web" / "demo"))
+
+import jobs
+from csv_import import choose_type, count_kinds, interpret, summarise_column
+
+from expected_statistics import differences, expected_statistics
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    """``saved(content)``: the path of a file with that content."""
+
+    def save(content: bytes | str, name: str = "input.csv") -> str:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return save
+
+
+@pytest.fixture
+def imported(running, database_path):
+    """``await imported(path, option=...)``: the run that imported a file, and a connection to look at its tables."""
+    connections = []
+
+    async def run_import(path: str, **options: Any) -> tuple[Run, sqlite3.Connection]:
+        async with running(jobs.import_csv) as engine:
+            run = await finish(
+                engine, await engine.trigger("import-csv", {"path": path, "name": "input.csv"} | options)
+            )
+        connections.append(sqlite3.connect(database_path))
+        return run, connections[-1]
+
+    yield run_import
+    for connection in connections:
+        connection.close()
+
+
+def rows_of(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return connection.execute(f"SELECT * FROM {table} ORDER BY source_line").fetchall()
+
+
+def written(rows: list[list[Any]], **options: Any) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, **options).writerows(rows)
+    return buffer.getvalue()
+
+
+def types_of(output: dict[str, Any]) -> list[str]:
+    return [column["type"] for column in output["columns"]]
+
+
+# --- Types ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "stored"),
+    [
+        ("0", "integer", 0),
+        ("-12", "integer", -12),
+        ("+7", "integer", 7),
+        (" 42 ", "integer", 42),
+        (str(2**63 - 1), "integer", 2**63 - 1),
+        (str(2**63), "text", str(2**63)),
+        ("1" * 5000, "text", "1" * 5000),
+        ("00501", "code", "00501"),
+        ("1.5", "number", 1.5),
+        (".5", "number", 0.5),
+        ("1.", "number", 1.0),
+        ("-2.5e-3", "number", -0.0025),
+        ("1e999", "text", "1e999"),
+        ("00.5", "text", "00.5"),
+        ("1_000", "text", "1_000"),
+        ("1,5", "text", "1,5"),
+        ("٣", "text", "٣"),
+        ("nan", "text", "nan"),
+        ("inf", "text", "inf"),
+        ("-Infinity", "text", "-Infinity"),
+        (".", "text", "."),
+        ("+", "text", "+"),
+        ("0x10", "text", "0x10"),
+        ("2024-02-29", "date", "2024-02-29"),
+        ("2023-02-29", "text", "2023-02-29"),
+        ("2024-02-29T23:59:59.5Z", "date", "2024-02-29T23:59:59.5Z"),
+        ("2024-02-29 12:00", "date", "2024-02-29 12:00"),
+        ("2024-02-29T25:00", "text", "2024-02-29T25:00"),
+        ("20240229", "integer", 20240229),
+        ("True", "boolean", 1),
+        ("FALSE", "boolean", 0),
+        ("yes", "text", "yes"),
+        ("fal\u017fe", "text", "fal\u017fe"),
+        ("None", "text", "None"),
+        ("NULL", "text", "NULL"),
+        ("=1+1", "text", "=1+1"),
+        (" padded ", "text", " padded "),
+    ],
+)
+def test_a_value_is_of_the_narrowest_kind_that_loses_nothing(value, kind, stored):
+    assert interpret(value) == (kind, stored)
+
+
+@given(st.text())
+def test_any_text_is_of_some_kind_and_what_is_stored_can_be(value):
+    kind, stored = interpret(value)
+    assert kind in {"integer", "number", "date", "boolean", "code", "text"}
+    assert not isinstance(stored, int) or abs(stored) < 2**63
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1"] * 99 + ["x"], "integer"),
+        (["1"] * 98 + ["x", "y"], "text"),
+        (["1"] * 99 + ["2.5"], "integer"),
+        (["1", "2.5"], "number"),
+        (["2024-01-01", "2024-01-01T10:00"], "date"),
+        (["true", "False"], "boolean"),
+        (["1", "true"], "text"),
+        (["", "", "5"], "integer"),
+        (["", ""], "text"),
+        ([], "text"),
+        (["12345"] * 999 + ["00501"], "text"),
+        (["1.5"] * 999 + ["007"], "text"),
+    ],
+)
+def test_a_column_has_the_narrowest_type_that_99_of_100_values_fit(values, expected):
+    assert choose_type(count_kinds(values, known_text=False)) == expected
+
+
+# --- Tables and statistics --------------------------------------------------------------------------------------------
+
+
+async def test_rows_are_typed_and_bad_ones_are_kept_with_line_and_reason(imported, saved):
+    good = [[number, number / 4, "2024-01-01", "true", f"text {number}"] for number in range(1, 201)]
+    content = written([["i", "n", "d", "b", "t"], *good])
+    content += "x,1.5,2024-01-01,false,a\r\n1,2.5\r\n2,2.5,2024-13-01,maybe,b\r\n,,,,\r\n"
+
+    run, connection = await imported(saved(content), chunk_bytes=500)
+
+    assert types_of(run.output) == ["integer", "number", "date", "boolean", "text"]
+    rows = rows_of(connection, run.output["table"])
+    assert rows[:2] == [(2, 1, 0.25, "2024-01-01", 1, "text 1"), (3, 2, 0.5, "2024-01-01", 1, "text 2")]
+    assert rows[-1] == (205, None, None, None, None, None)
+    assert (run.output["rows"], run.output["bad_rows"]) == (len(rows), 3) == (201, 3)
+    assert rows_of(connection, run.output["bad_table"]) == [
+        (202, "value", "“x” in column “i” is not an integer", "x,1.5,2024-01-01,false,a"),
+        (203, "fields", "5 fields expected, 2 found", "1,2.5"),
+        (
+            204,
+            "value",
+            "“2024-13-01” in column “d” is not an ISO date; “maybe” in column “b” is not true or false",
+            "2,2.5,2024-13-01,maybe,b",
+        ),
+    ]
+    assert [bad["line"] for bad in run.output["first_bad_rows"]] == [202, 203, 204]
+
+
+async def test_only_the_empty_string_is_null(imported, saved):
+    run, connection = await imported(saved('a,b\nNone,1\nNULL,\n"",3\nn/a,4\n'))
+    assert rows_of(connection, run.output["table"]) == [
+        (2, "None", 1),
+        (3, "NULL", None),
+        (4, None, 3),
+        (5, "n/a", 4),
+    ]
+
+
+async def test_numbers_beyond_64_bits_lose_no_digit(imported, saved):
+    run, connection = await imported(saved(f"id,large\n1,{2**63 - 1}\n{10**30},5\n"))
+    assert types_of(run.output) == ["text", "integer"]
+    assert rows_of(connection, run.output["table"]) == [(2, "1", 2**63 - 1), (3, str(10**30), 5)]
+    assert run.output["columns"][1]["max"] == str(2**63 - 1)
+    assert run.output["preview"] == [["1", str(2**63 - 1)], [str(10**30), 5]]
+
+
+async def test_extreme_numbers_give_statistics_that_json_can_hold(imported, saved):
+    run, _ = await imported(saved(f"a,b,c\n1.5e308,5e-324,{2**63 - 1}\n-1.5e308,0.0,-{2**63 - 1}\n1.5e308,,0\n"))
+    assert types_of(run.output) == ["number", "number", "integer"]
+    assert json.loads(json.dumps(run.output, allow_nan=False)) == run.output
+    assert sum(bin["count"] for bin in run.output["columns"][2]["histogram"]) == 3
+
+
+async def test_formulas_and_hostile_column_names_are_data(imported, saved):
+    names = ['"; DROP TABLE csv_imports; --', "select", "rowid", "a b", "[x]", "count", "value", "c'd", "?", ":low"]
+    rows = [["=HYPERLINK(1)", "+1+1", 3, 4.5, "@SUM", 6, "true", "8", 9, 10]] * 3
+    run, connection = await imported(saved(written([names, *rows])))
+    assert [column["name"] for column in run.output["columns"]] == names
+    assert rows_of(connection, run.output["table"])[0][1:3] == ("=HYPERLINK(1)", "+1+1")
+    assert run.output["columns"][6]["top"] == [{"value": True, "count": 3}]
+    assert run.output["columns"][5]["histogram"] == [{"from": 6, "to": 7, "count": 3}]
+
+
+async def test_the_statistics_of_a_file_with_every_type_are_those_of_an_independent_computation(imported, saved):
+    generator = random.Random(7)
+    header = ["integer", "number", "date", "moment", "boolean", "text", "zip code", "mostly empty", "old date", "same"]
+    rows = [
+        [
+            generator.randrange(-50, 50),
+            round(generator.gauss(1e6, 1e-2), 6),
+            f"20{generator.randrange(25):02}-0{generator.randrange(1, 10)}-1{generator.randrange(10)}",
+            f"2024-05-06T0{generator.randrange(10)}:00:00Z",
+            generator.choice(["true", "False"]),
+            generator.choice(["a", 'say "b"', "c\nd", "é" * 100, "None", "="]),
+            f"{generator.randrange(100_000):05}",
+            generator.choice(["", "", "", "1.25"]),
+            f"{generator.randrange(1, 10)}00{generator.randrange(10)}-01-01",
+            5,
+        ]
+        for _ in range(3000)
+    ]
+    rows[100][0] = rows[200][3] = "wrong"
+    rows[300] = rows[300][:4]
+    path = saved(written([header, *rows]))
+
+    run, _ = await imported(path, chunk_bytes=10_000)
+
+    assert differences(expected_statistics(path), run.output) == []
+    assert run.output["bad_rows"] == 3
+
+
+def test_a_difference_is_noticed():
+    assert differences({"a": [1, 2.0]}, {"a": [1, 2.0 + 1e-12], "b": 1}) == []
+    assert differences({"a": [1, 2.0]}, {"a": [1, 2.1]}) == ["output.a[1] is 2.1 instead of 2.0"]
+    assert differences({"a": [1]}, {"a": []}) == ["output.a has 0 entries instead of 1"]
+    assert differences({"a": 1}, {}) == ["output has no 'a'"]
+    assert differences({"a": None}, {"a": 0}) == ["output.a is 0 instead of None"]
+
+
+@given(st.lists(st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(-20, 20), min_size=1, max_size=40))
+def test_every_integer_is_in_one_bin_of_the_histogram(numbers):
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE t (c INTEGER)")
+    connection.executemany("INSERT INTO t VALUES (?)", [(number,) for number in numbers])
+    summary = summarise_column(connection, "t", "c", "integer")
+    connection.close()
+    assert sum(bin["count"] for bin in summary["histogram"]) == len(numbers)
+    assert len(summary["histogram"]) <= 16
+    if max(numbers) - min(numbers) < 2**53:
+        for bin in summary["histogram"]:
+            assert bin["count"] == sum(bin["from"] <= number < bin["to"] for number in numbers)
+
+
+async def test_a_hundred_columns_make_a_result_below_200_kilobytes(imported, saved):
+    generator = random.Random(3)
+    header = [f"column {number} with a rather long name" for number in range(100)]
+    rows = [
+        [generator.random() * 1e9 if number % 2 else f"{generator.random()} " * 5 for number in range(100)]
+        for _ in range(200)
+    ]
+    run, _ = await imported(saved(written([header, *rows])))
+    assert (run.output["rows"], len(run.output["columns"])) == (200, 100)
+    assert len(json.dumps(run.output)) < 200_000
+
+
+async def test_as_many_columns_as_sqlite_holds_can_be_imported(imported, saved):
+    run, _ = await imported(saved(written([["x"] * 1999, range(1999)])))
+    assert (run.status, run.output["rows"], run.output["columns"][1998]["max"]) == ("completed", 1, 1998)
+
+
+async def test_a_header_alone_is_an_import_of_no_rows(imported, saved):
+    run, _ = await imported(saved("a,b\n"))
+    assert (run.output["rows"], run.output["bad_rows"], run.output["preview"]) == (0, 0, [])
+    assert run.output["columns"][0] == {"name": "a", "type": "text", "count": 0, "nulls": 0, "distinct": 0, "top": []}
+
+
+async def test_a_file_whose_rows_are_all_bad_is_an_import_of_no_rows(imported, saved):
+    run, _ = await imported(saved('a,b\n1\n"2\n3,4,5\n'))
+    assert (run.output["rows"], run.output["bad_rows"]) == (0, 3)
+
+
+# --- The whole job ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "The file is empty (0 bytes)."),
+        (b"PK\x03\x04", "Excel"),
+        ("a,b\n".encode("utf-16"), "UTF-16"),
+        (
+            ("name,city\nA,B\n" + "Zoë,Malmö\n" * 50).encode("cp1252"),
+            "in line 3, the byte 0xEB, which is not text in this encoding, stands in column 1, and 50 rows are",
+        ),
+        (
+            b"a,b\n\xeb,1\n",
+            "Choose another encoding (windows-1252 or iso-8859-1) and import it again.",
+        ),
+    ],
+)
+async def test_a_file_that_cannot_be_imported_fails_the_run_with_a_plain_sentence(imported, saved, content, words):
+    run, _ = await imported(saved(content))
+    assert (run.status, run.error.type) == ("failed", "FatalError")
+    assert words in run.error.message
+    assert "Step" not in run.error.message
+
+
+@pytest.mark.parametrize("input", [None, [], {}, {"path": 5}, {"path": ""}, {"path": "x", "chunk_bytes": 0}])
+async def test_an_unusable_input_fails_the_run_with_what_is_expected(running, input):
+    async with running(jobs.import_csv) as engine:
+        run = await finish(engine, await engine.trigger("import-csv", input))
+    assert run.error.type == "FatalError"
+    assert "path" in run.error.message or "chunk_bytes" in run.error.message
+
+
+async def test_a_few_rows_in_another_encoding_are_bad_rows(imported, saved):
+    content = b"a,b\n" + b"fine,1\n" * 500 + b"caf\xe9,2\n" + b"fine,3\n" * 500
+    run, _ = await imported(saved(content), chunk_bytes=1000)
+    assert (run.output["rows"], run.output["bad_rows"]) == (1000, 1)
+    assert run.output["first_bad_rows"] == [
+        {
+            "line": 502,
+            "kind": "encoding",
+            "reason": "the byte 0xE9, which is not text in this encoding, stands in column 1",
+            "raw": "caf\\xe9,2",
+        }
+    ]
+
+
+async def test_the_encoding_that_was_asked_for_is_used(imported, saved):
+    path = saved("a,b\ncafé,1\n".encode("cp1252"))
+    run, _ = await imported(path, encoding="windows-1252")
+    assert run.output["preview"] == [["café", 1]]
+
+
+async def test_the_timeline_tells_what_happens_and_twenty_bad_rows(running, saved):
+    path = saved("a,b\n" + "1,2\n" * 300 + "1\n" * 30)
+    async with running(jobs.import_csv) as engine:
+        frames = await timeline(engine, await engine.trigger("import-csv", {"path": path, "chunk_bytes": 200}))
+    messages = [frame.message for frame in frames if frame.kind == "log"]
+    assert messages[0] == "input.csv: 1,264 bytes of utf-8, 2 columns, delimiter ,"
+    assert "Types found: a: integer, b: integer" in messages
+    assert messages[-1] == "300 rows imported, 30 put aside"
+    assert sum("is put aside: 2 fields expected, 1 found" in message for message in messages) == 20
+    progress = [frame for frame in frames if frame.kind == "progress"]
+    assert (progress[-1].current, progress[-1].total) == (2 * 1264, 2 * 1264)
+
+
+async def test_killed_at_any_moment_the_import_ends_with_exactly_the_same_rows(
+    running, database_path, saved, tmp_path, monkeypatch
+):
+    """A copy of the database and its log, in the middle of a step, is what a killed process leaves behind."""
+    snapshots = []
+
+    def leave_behind() -> None:
+        snapshots.append(tmp_path / f"snapshot-{len(snapshots)}")
+        snapshots[-1].mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(database_path + suffix, snapshots[-1] / ("database" + suffix))
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            leave_behind()
+            result = function(*arguments)
+            leave_behind()
+            return result
+
+        return call
+
+    expected = [(number, 'line\n"two"') for number in range(300)]
+    path = saved(written([["n", "t"], *expected]) + 'x\n"y\n')
+    with monkeypatch.context() as patch:
+        for name in ("inspect_file", "scan_chunk", "create_tables", "insert_rows", "summarise_column"):
+            patch.setattr(jobs, name, watched(getattr(jobs, name)))
+        async with running(jobs.import_csv, durability="normal") as engine:
+            run = await finish(engine, await engine.trigger("import-csv", {"path": path, "chunk_bytes": 700}))
+    assert (run.output["rows"], run.output["bad_rows"]) == (300, 2)
+    assert len(snapshots) > 30
+
+    for snapshot in snapshots:
+        async with Engine(snapshot / "database", [jobs.import_csv], exclusive=True, durability="normal") as engine:
+            assert (await finish(engine, run)).output == run.output
+        connection = sqlite3.connect(snapshot / "database")
+        rows = rows_of(connection, run.output["table"])
+        connection.close()
+        assert [row[1:] for row in rows] == expected
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_export_is_the_imported_rows_as_they_were(running, saved):
+    rows = [["b", "n", "t", "z"], ["true", 1, '=1+1, "x"', "007"], ["false", 2.5, "a\nb", ""], ["", "", "é", "1"]]
+    path = saved(written(rows) + "too,few\r\n")
+    async with running(jobs.import_csv, jobs.export_csv) as engine:
+        run = await finish(engine, await engine.trigger("import-csv", {"path": path, "name": "in.csv"}))
+        export = {"table": run.output["table"], "name": "cleaned.csv"}
+        first = await finish(engine, await engine.trigger("export-csv", export))
+        again = await finish(engine, await engine.trigger("export-csv", export))
+        bad = {"table": run.output["bad_table"], "name": "bad.csv"}
+        bad_rows = await finish(engine, await engine.trigger("export-csv", bad))
+    content = Path(first.output["path"]).read_bytes()
+    assert content.decode() == written(rows)
+    assert (
+        first.output
+        == again.output
+        == {
+            "path": first.output["path"],
+            "name": "cleaned.csv",
+            "rows": 3,
+            "size": len(content),
+        }
+    )
+    assert Path(bad_rows.output["path"]).read_text().splitlines() == [
+        "source_line,kind,reason,raw",
+        '6,fields,"4 fields expected, 2 found","too,few"',
+    ]
+
+
+@pytest.mark.parametrize("table", ["durable_runs", "csv_imports", "sqlite_master", "csv_other", '"; DROP TABLE x'])
+async def test_only_tables_of_imports_are_exported(running, tmp_path, table):
+    async with running(jobs.export_csv) as engine:
+        run = await finish(engine, await engine.trigger("export-csv", {"table": table, "name": "out.csv"}))
+    assert (run.status, run.error.type) == ("failed", "FatalError")
+    assert "is not a table that import-csv has made" in run.error.message
+
+
+async def test_an_import_that_is_not_complete_is_not_exported(running, saved, database_path):
+    async with running(jobs.import_csv, jobs.export_csv) as engine:
+        run = await finish(engine, await engine.trigger("import-csv", {"path": saved("a\n1\n")}))
+    connection = sqlite3.connect(database_path)
+    connection.execute("UPDATE csv_imports SET complete = 0")
+    connection.commit()
+    connection.close()
+    async with running(jobs.export_csv) as engine:
+        export = await engine.trigger("export-csv", {"table": run.output["table"], "name": "out.csv"})
+        export = await finish(engine, export)
+    assert "is not complete yet" in export.error.message

@@ -1,0 +1,369 @@
+"""Reading delimited text in chunks: every line is either in a row or in a bad row, whatever the file and the chunks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import IN_PYODIDE
+
+if IN_PYODIDE:
+    pytest.skip("the demo's files and hypothesis are not in this home", allow_module_level=True)
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "web" / "demo"))
+
+import csv_records
+from csv_records import (
+    BrokenQuotingError,
+    Chunk,
+    Dialect,
+    UnreadableFileError,
+    column_names,
+    inspect_file,
+    read_chunk,
+    read_layout,
+    split_quoted,
+)
+
+START = {"offset": 0, "line": 1}
+
+
+def read_bytes(data: bytes, dialect: Dialect, size: int, fields: int | None) -> list[Chunk]:
+    """All chunks of some bytes."""
+    file, position, chunks = io.BytesIO(data), START, []
+    while position["offset"] < len(data):
+        chunks.append(read_chunk(file, dialect, position, size, fields))
+        assert chunks[-1].offset > position["offset"]
+        position = chunks[-1].position
+    return chunks
+
+
+def read_text(text: str, fields: int | None = None, size: int = 1 << 20, newline: str = "\n") -> Chunk:
+    """All records of a text that is separated by commas, as one chunk."""
+    whole = Chunk()
+    for chunk in read_bytes(text.encode("utf-8", "surrogateescape"), Dialect("utf-8", ",", newline), size, fields):
+        for name in ("lines", "raws", "rows", "bad"):
+            getattr(whole, name).extend(getattr(chunk, name))
+    return whole
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    """``saved(content)``: the path of a file with that content."""
+
+    def save(content: bytes | str) -> str:
+        path = tmp_path / "input.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return save
+
+
+def whole_file(path: str, **options: Any) -> tuple[dict[str, Any], Chunk]:
+    layout = inspect_file(path, **options)
+    return layout, read_layout(layout, layout["start"], 1 << 20)
+
+
+# --- Properties -------------------------------------------------------------------------------------------------------
+
+values = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8) | st.text(
+    '",;\r\n a', max_size=8
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[list[str]]:
+    width = draw(st.integers(1, 4))
+    return draw(st.lists(st.lists(values, min_size=width, max_size=width), min_size=1, max_size=12))
+
+
+@given(
+    table=tables(),
+    size=st.integers(1, 200),
+    delimiter=st.sampled_from(",;\t|"),
+    ending=st.sampled_from(["\n", "\r\n", "\r"]),
+    last_ends=st.booleans(),
+)
+def test_what_csv_writer_wrote_comes_back_with_its_line_numbers_in_chunks_of_any_size(
+    table, size, delimiter, ending, last_ends
+):
+    newline = ending[-1]
+    text, lines = "", []
+    for row in table:
+        lines.append(1 + text.count(newline))
+        buffer = io.StringIO()
+        csv.writer(buffer, delimiter=delimiter, lineterminator=ending, quoting=csv.QUOTE_ALL).writerow(row)
+        text += buffer.getvalue()
+    if not last_ends:
+        text = text[: -len(ending)]
+
+    chunks = read_bytes(text.encode(), Dialect("utf-8", delimiter, newline), size, len(table[0]))
+
+    assert [row for chunk in chunks for row in chunk.rows] == table
+    assert [line for chunk in chunks for line in chunk.lines] == lines
+    assert not any(chunk.bad for chunk in chunks)
+
+
+@given(table=tables(), size=st.integers(1, 200))
+def test_minimal_quoting_comes_back_too(table, size):
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(table)
+    assert read_text(buffer.getvalue(), len(table[0]), size).rows == table
+
+
+@given(
+    text=st.lists(st.sampled_from(['"', '"', ",", "\n", "\r\n", "a"]), max_size=60).map("".join),
+    size=st.integers(1, 20),
+    fields=st.integers(1, 3),
+)
+@example(text='"a\n1,2\n3,"\n', size=1, fields=2)
+@settings(max_examples=500)
+def test_no_line_of_any_text_is_swallowed_and_the_chunks_do_not_matter(text, size, fields):
+    whole, in_chunks = read_text(text, fields), read_text(text, fields, size)
+    assert in_chunks == whole
+
+    records = dict(zip(whole.lines, whole.raws, strict=True)) | {bad.line: bad.raw for bad in whole.bad}
+    assert len(records) == len(whole.lines) + len(whole.bad)
+    found = "\n".join(records[line] for line in sorted(records)).split("\n")
+    assert not_blank(found) == not_blank(text.split("\n"))
+
+
+def not_blank(lines: list[str]) -> list[str]:
+    stripped = [line.removesuffix("\r") for line in lines]
+    return [line for line in stripped if line]
+
+
+@given(data=st.binary(max_size=200), size=st.integers(1, 50))
+def test_no_bytes_make_the_reading_fail(data, size):
+    for encoding in csv_records.ENCODINGS.values():
+        chunks = read_bytes(data, Dialect(encoding, ",", "\n"), size, 2)
+        assert sum(len(chunk.rows) + len(chunk.bad) for chunk in chunks) <= data.count(b"\n") + 1
+
+
+# --- Broken records ---------------------------------------------------------------------------------------------------
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_line_and_no_other():
+    found = read_text('1,"abc\n2,def\n3,ghi\n', 2)
+    assert found.rows == [["2", "def"], ["3", "ghi"]]
+    assert [(bad.line, bad.kind, bad.raw) for bad in found.bad] == [(1, "quoting", '1,"abc')]
+    assert "never closed" in found.bad[0].reason
+
+
+def test_a_quote_that_is_closed_by_accident_far_below_costs_its_own_line_and_no_other():
+    lines = ['1,"abc', *(f"{number},x" for number in range(2, 100)), '100","y']
+    found = read_text("\n".join(lines), 2)
+    assert found.rows == [[str(number), "x"] for number in range(2, 100)]
+    assert [bad.line for bad in found.bad] == [1, 100]
+
+
+def test_an_accidental_closing_quote_with_the_wrong_number_of_fields_swallows_nothing():
+    found = read_text('1,"abc\n2,def\n3,",",4\n5,6\n', 2)
+    assert found.rows == [["2", "def"], ["5", "6"]]
+    assert [bad.line for bad in found.bad] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ('5" pipe,x', "a quote stands inside the unquoted field that begins with “5”"),
+        ('x,5" pipe,"a', "a quote stands inside the unquoted field that begins with “5”"),
+        ('"abc"def,x', "after a closing quote comes “def,x” instead of the delimiter"),
+        ('"a","b"c"d"', "after a closing quote comes “c” instead of the delimiter"),
+        ('"a",b"c"', "a quote stands inside the unquoted field that begins with “b”"),
+    ],
+)
+def test_a_stray_quote_makes_a_bad_row_that_says_where_it_is(record, reason):
+    found = read_text(f"{record}\ngood,row\n", 2)
+    assert found.rows == [["good", "row"]]
+    assert (found.bad[0].line, found.bad[0].raw) == (1, record)
+    if record.count('"') % 2 == 0:
+        assert found.bad[0].reason == reason
+        with pytest.raises(BrokenQuotingError, match="quot"):
+            split_quoted(record, ",")
+
+
+def test_too_many_and_too_few_fields_make_bad_rows():
+    found = read_text("1,2\n1\n1,2,3\n", 2)
+    assert found.rows == [["1", "2"]]
+    assert [(bad.line, bad.reason) for bad in found.bad] == [
+        (2, "2 fields expected, 1 found"),
+        (3, "2 fields expected, 3 found"),
+    ]
+
+
+def test_blank_lines_are_not_records_but_count_as_lines():
+    found = read_text("\n1,2\r\n\r\n3,4\n", 2)
+    assert (found.lines, found.rows) == ([2, 4], [["1", "2"], ["3", "4"]])
+
+
+def test_embedded_newlines_belong_to_the_field_and_count_as_lines():
+    found = read_text('1,"a\nb\r\nc"\r\n2,d\r\n', 2, size=3)
+    assert (found.lines, found.rows) == ([1, 4], [["1", "a\nb\r\nc"], ["2", "d"]])
+
+
+def test_a_field_of_a_megabyte_is_read_in_small_chunks():
+    large = 'x"\n' * 350_000
+    text = '1,"' + large.replace('"', '""') + '"\n2,' + "y" * 1_000_000 + "\n3,z\n"
+    assert read_text(text, 2, size=4096).rows == [["1", large], ["2", "y" * 1_000_000], ["3", "z"]]
+
+
+def test_a_record_beyond_all_measure_is_a_bad_row(monkeypatch):
+    monkeypatch.setattr(csv_records, "MAXIMUM_RECORD", 1000)
+    monkeypatch.setattr(csv_records, "LOOKAHEAD_BYTES", 100)
+    long_line, long_field = "1," + "x" * 9000, '2,"' + "y\n" * 900 + '"'
+    found = read_text(f"{long_line}\n{long_field}\n3,z\n", 2, size=50)
+    assert found.rows == [["3", "z"]]
+    assert [bad.line for bad in found.bad][:2] == [1, 2]
+    assert "longer than 1,000 characters" in found.bad[0].reason
+    assert len(found.bad[0].raw) < 9000
+
+
+def test_a_file_of_nothing_but_broken_lines_is_read_in_linear_time():
+    """A quadratic search would take hours here."""
+    found = read_text('1,"a"b\n2,"c\n' * 100_000, 2, size=1 << 16)
+    assert (len(found.rows), len(found.bad)) == (0, 200_000)
+
+
+def test_a_row_with_a_byte_that_does_not_decode_says_which_and_where():
+    found = read_text("1,2\n3,caf\udce9\n4,5\n", 2)
+    assert found.rows == [["1", "2"], ["4", "5"]]
+    assert (found.bad[0].line, found.bad[0].kind) == (2, "encoding")
+    assert found.bad[0].reason == "the byte 0xE9, which is not text in this encoding, stands in column 2"
+
+
+def test_a_row_with_a_nul_byte_is_a_bad_row():
+    assert read_text("1,2\n3,a\0\n", 2).bad[0].reason == "a NUL byte stands in column 2"
+
+
+# --- Looking at a file ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_found(saved, delimiter):
+    layout, found = whole_file(saved(f"a{delimiter}b{delimiter}c\n1{delimiter}2{delimiter}3\n"))
+    assert (layout["delimiter"], layout["names"], found.rows) == (delimiter, ["a", "b", "c"], [["1", "2", "3"]])
+
+
+@pytest.mark.parametrize(
+    ("content", "delimiter"),
+    [
+        ("name;price\nA, B;1,5\nC, D;2,5\n", ";"),
+        ('name,note\nA,"x; y; z"\nB,"p; q; r"\n', ","),
+        ('"a;b",c\n"1;2",3\n', ","),
+        ('"a,b";c\n"1,2";3\n', ";"),
+        ("a,b\n1|2,3\n4|5,6\n", ","),
+        ("a\tb\n1,5\t2\n3,5\t4\n", "\t"),
+        ('a,b\n"x\ny;z",1\n"x\ny;z",2\n', ","),
+        ("a,b,c\n1,2,3\n1,2\n4;5;6\n7,8,9\n", ","),
+        ("sep=|\na|b,c,d\n1|2,3,4\n", "|"),
+    ],
+)
+def test_the_delimiter_is_the_one_that_fits_the_records_not_the_most_frequent(saved, content, delimiter):
+    assert inspect_file(saved(content))["delimiter"] == delimiter
+
+
+def test_a_single_column_is_not_split_at_what_is_in_its_values(saved):
+    layout, found = whole_file(saved("comment\nhello, world\nbye, world\n"))
+    assert (layout["names"], found.rows) == (["comment"], [["hello, world"], ["bye, world"]])
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_endings_of_every_age_and_a_byte_order_mark_are_read(saved, ending, mark):
+    text = ending.join(["größe,b", '1,"x', 'y"', "2,z", ""])
+    layout, found = whole_file(saved(mark + text.encode()))
+    assert layout["names"] == ["größe", "b"]
+    assert found.rows == [["1", f"x{ending}y"], ["2", "z"]]
+    assert found.lines == [2, 4]
+
+
+@pytest.mark.parametrize("encoding", ["windows-1252", "iso-8859-1", "Latin-1", "cp1252"])
+def test_the_older_encodings_are_read_when_asked_for(saved, encoding):
+    _, found = whole_file(saved("a,b\ncafé,1\n".encode(encoding)), encoding=encoding)
+    assert found.rows == [["café", "1"]]
+
+
+def test_the_euro_sign_of_windows_is_read(saved):
+    assert whole_file(saved(b"a,b\n\x80,1\n"), encoding="windows-1252")[1].rows == [["€", "1"]]
+
+
+def test_a_header_without_rows_is_a_layout_like_any_other(saved):
+    for content in ("a,b", "a,b\n", "a,b\r\n\r\n"):
+        layout = inspect_file(saved(content))
+        assert layout["names"] == ["a", "b"]
+
+
+def test_blank_lines_before_the_header_are_passed_over(saved):
+    layout, found = whole_file(saved("\n\r\na,b\n1,2\n"))
+    assert (layout["names"], found.lines) == (["a", "b"], [4])
+
+
+def test_a_header_may_span_lines(saved):
+    layout, found = whole_file(saved('"a\nb",c\n1,2\n'))
+    assert (layout["names"], found.lines) == (["a\nb", "c"], [3])
+
+
+def test_column_names_are_unique_without_regard_to_case_and_never_empty():
+    assert column_names(["a", "A", "", " a ", "a_2", "", "source_line"]) == [
+        "a",
+        "A_2",
+        "column_3",
+        "a_3",
+        "a_2_2",
+        "column_6",
+        "source_line_2",
+    ]
+
+
+def test_two_thousand_columns_of_one_name_get_names_quickly():
+    assert len({name.lower() for name in column_names(["x"] * 1999)}) == 1999
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"\n\r\n\n", "blank lines"),
+        (b"PK\x03\x04 and more", "Excel workbook (.xlsx)"),
+        (b"\xd0\xcf\x11\xe0 and more", "old Excel workbook"),
+        ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16-be"), "UTF-16"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(1, 40)), "binary file"),
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"%PDF-1.7", "PDF"),
+        (b"PAR1....", "Parquet"),
+        (b"SQLite format 3\0", "SQLite"),
+        (b"  <!DOCTYPE html><html>", "web page"),
+        (b'[\n {"a": 1}]', "JSON"),
+        (b"caf\xe9,b\n1,2\n", "windows-1252"),
+        (b'a,"b\n1,2\n', "header in line 1 cannot be read: a quote is opened and never closed"),
+        (b",".join(b"c%d" % number for number in range(2000)), "2,000 columns"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_with_what_it_is_and_what_to_do(saved, content, words):
+    with pytest.raises(UnreadableFileError) as refused:
+        inspect_file(saved(content))
+    assert words in str(refused.value)
+
+
+def test_an_unknown_encoding_is_refused_with_the_choices(saved):
+    with pytest.raises(UnreadableFileError, match="utf-8, windows-1252, iso-8859-1"):
+        inspect_file(saved("a\n1\n"), "ebcdic")
+
+
+def test_a_file_that_is_gone_or_has_changed_is_refused(saved, tmp_path):
+    with pytest.raises(UnreadableFileError, match=r"gone\.csv is not there any more"):
+        inspect_file(str(tmp_path / "gone.csv"))
+    layout = inspect_file(saved("a,b\n1,2\n"))
+    saved("a,b\n1,2\n3,4\n")
+    with pytest.raises(UnreadableFileError, match="changed"):
+        read_layout(layout, layout["start"], 100)

@@ -1,0 +1,66 @@
+"""The repository can be cloned anywhere: every version is pinned, and nothing in it belongs to one machine."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from environment import ROOT, pinned_packages
+from packages import WEB
+
+MACHINE_PATH = re.compile(r"/(?:work|farm|root|tmp/[a-z]|home/[a-z]|Users/[a-zA-Z])[/\w]")
+REGISTRY_HOST = re.compile(r"registry[.]npmjs|pypi[.]org|pythonhosted[.]org|deb[.]debian|npmmirror", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def tracked() -> dict[str, str]:
+    """The text of every file that git has or would take, by its path."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    paths = {name: ROOT / name for name in names if name and (ROOT / name).is_file()}
+    return {name: path.read_text(encoding="utf-8", errors="ignore") for name, path in paths.items()}
+
+
+def test_no_file_names_a_place_on_one_machine(tracked):
+    assert found_in(tracked, MACHINE_PATH) == []
+
+
+def test_no_file_names_a_package_registry(tracked):
+    assert found_in(tracked, REGISTRY_HOST) == []
+
+
+def test_nothing_that_a_command_makes_is_tracked(tracked):
+    made = ("dist/", ".venv/", ".build/", "web/node_modules/")
+    assert [name for name in tracked if name.startswith(made) or name.endswith((".whl", ".pyc"))] == []
+
+
+def test_python_packages_are_pinned_to_one_version():
+    assert [pin for pin in pinned_packages() if not re.fullmatch(r"[a-z-]+==[0-9.]+", pin)] == []
+
+
+def test_npm_packages_are_pinned_to_one_version():
+    dependencies = json.loads((WEB / "package.json").read_text())["dependencies"]
+    assert {name: version for name, version in dependencies.items() if not re.fullmatch(r"[0-9.]+", version)} == {}
+
+
+def test_the_npm_lock_file_pins_contents_and_no_addresses():
+    packages = json.loads((WEB / "package-lock.json").read_text())["packages"]
+    locked = {name: package for name, package in packages.items() if name}
+    assert [name for name, package in locked.items() if "integrity" not in package] == []
+    assert [name for name, package in locked.items() if "resolved" in package] == []
+
+
+def test_the_package_needs_nothing_at_run_time_and_its_licence_is_there():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == []
+    assert project["license"] == "MIT"
+    assert "MIT License" in Path(ROOT / "LICENSE").read_text()
+
+
+def found_in(texts: dict[str, str], pattern: re.Pattern[str]) -> list[str]:
+    """Where a pattern occurs, as "path: line"."""
+    lines = ((name, line) for name, text in texts.items() for line in text.splitlines())
+    return [f"{name}: {line.strip()[:120]}" for name, line in lines if pattern.search(line)]
