@@ -5,8 +5,15 @@ This file also serves where the same tests run inside Pyodide: it imports nothin
 
 import asyncio
 import inspect
+import sys
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("unhurried")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -15,8 +22,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    _run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+def _run(test: Coroutine[Any, Any, None]) -> None:
+    if sys.platform != "emscripten":
+        asyncio.run(test)
+        return
+    from pyodide.ffi import run_sync  # the one event loop there is goes on turning meanwhile
+
+    run_sync(test)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,11 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from environment import ROOT, pinned_packages
 from packages import WEB
 
 MACHINE_PATH = re.compile(r"/(?:work|farm|root|tmp/[a-z]|home/[a-z]|Users/[a-zA-Z])[/\w]")
-REGISTRY_HOST = re.compile(r"registry[.]npmjs|pypi[.]org|pythonhosted[.]org|deb[.]debian|npmmirror", re.IGNORECASE)
+REGISTRY_HOST = re.compile(r"registry[.]npmjs|pypi[.]org|pythonhosted[.]org|deb[.]debian", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")

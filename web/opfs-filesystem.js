@@ -5,11 +5,11 @@
  * Python's file calls are synchronous. OPFS is synchronous only through a `FileSystemSyncAccessHandle`, and opening one
  * is not. So every file is opened before Python can see it and stays open while the worker lives:
  *
- *     /durable/database.sqlite3, -wal, -journal   reserved names: opened at boot; SQLite creates and deletes them at will
- *     /durable/files/<name>                       attached names: made and removed by an awaited call (create, put, remove)
+ *     /durable/database.sqlite3, -wal, -journal   reserved: opened at boot; SQLite creates and deletes them as it likes
+ *     /durable/files/<name>                       attached: made and removed by awaited calls (create, put, remove)
  *
- * On disk this is `durable-web/<database name>/` in the origin's private file system, beside `incoming/`, which holds an
- * empty file for every upload that is not complete yet.
+ * In the origin's private file system this is `durable-web/<database name>/`, together with a folder `incoming/`, which
+ * holds an empty file for every upload that is not complete yet.
  *
  *     const storage = await OpfsStorage.open("my-database");
  *     const pyodide = await loadPyodide({ createPyodideModule: withDurableSync(factory) });
@@ -27,10 +27,13 @@ const OPEN_TIMEOUT = 5000;
 /** Uploads and downloads are copied in pieces of this many bytes, so that memory stays bounded. */
 const SLICE_SIZE = 4 * 1024 * 1024;
 
+/** @typedef {Record<string, (...parameters: any[]) => any>} Operations as Emscripten names and calls them */
+
 /** An error with a code that a program can act on and a message that a person can act on. */
 export class StorageError extends Error {
   /**
-   * @param {"DatabaseInUseError" | "StorageUnavailableError" | "StorageFullError" | "FileNotFoundError" | "InvalidNameError" | "StorageUnsyncedError"} code
+   * @param {"DatabaseInUseError" | "StorageUnavailableError" | "StorageFullError" | "StorageUnsyncedError" |
+   *   "FileNotFoundError" | "InvalidNameError"} code
    * @param {string} message
    * @param {unknown} [cause]
    */
@@ -64,7 +67,7 @@ class OpenFile {
     this.node = null;
   }
 
-  /** Stands in for deleting, which OPFS cannot do here and now. The flush makes it durable, as a deleted journal has to be. */
+  /** Stands in for deleting, which OPFS cannot do here and now. Deleting a journal commits: hence the flush. */
   empty() {
     this.handle.truncate(0);
     this.flush();
@@ -127,7 +130,7 @@ export class OpfsStorage {
     return Object.fromEntries(this.#all().map((file) => [file.name, file.flushes]));
   }
 
-  /** @returns {{name: string, path: string, size: number}[]} in the order of their names, which for uploads is that of time */
+  /** @returns {{name: string, path: string, size: number}[]} by name, which for uploads is by time */
   list() {
     const names = [...this.files.keys()].sort();
     return names.map((name) => this.#describe(name));
@@ -141,7 +144,8 @@ export class OpfsStorage {
    */
   async create(name) {
     if (!/^[^/\\\0]{1,200}$/.test(name) || name === "." || name === "..") {
-      throw new StorageError("InvalidNameError", `${JSON.stringify(name)} cannot be the name of a file: it needs 1 to 200 characters, and no slashes.`);
+      const message = `${JSON.stringify(name)} cannot be the name of a file: it needs 1 to 200 characters, and no slashes.`;
+      throw new StorageError("InvalidNameError", message);
     }
     return this.#inTurn(async () => {
       try {
@@ -165,8 +169,8 @@ export class OpfsStorage {
   }
 
   /**
-   * Makes an upload durable under a new name `<id>-<name>`, whose ids sort by time. The name appears only when every byte is on the
-   * disk: until then an empty file in `incoming/` marks it as unfinished, and the next boot removes both.
+   * Makes an upload durable under a new name `<id>-<name>`, whose ids sort by time. The name appears only when every byte
+   * is on the disk: until then an empty file in `incoming/` marks it as unfinished, and the next boot removes both.
    *
    * @param {string} name what the person calls the file
    * @param {Blob} blob
@@ -214,8 +218,9 @@ export class OpfsStorage {
   /** @param {string} name @returns {OpenFile} */
   #file(name) {
     const file = this.files.get(name);
-    if (!file) throw new StorageError("FileNotFoundError", `There is no file ${JSON.stringify(name)}; files.list() names those that there are.`);
-    return file;
+    if (file) return file;
+    const message = `There is no file ${JSON.stringify(name)}; files.list() names those that there are.`;
+    throw new StorageError("FileNotFoundError", message);
   }
 
   /** @param {string} name */
@@ -243,25 +248,29 @@ export class OpfsStorage {
 }
 
 /**
- * Shows the storage to Python at `MOUNT_POINT`, and proves that Python's syncs arrive there.
+ * Shows the storage to Python at `mountPoint`, and proves that Python's syncs arrive there.
  *
  * The maps of the storage are the only truth about which files there are: nodes never enter Emscripten's name table.
  *
  * @param {any} pyodide
  * @param {OpfsStorage} storage
+ * @param {string} [mountPoint]
  * @throws {StorageError} StorageUnsyncedError, if this Pyodide was not loaded with `withDurableSync`.
  */
-export function mountStorage(pyodide, storage) {
+export function mountStorage(pyodide, storage, mountPoint = MOUNT_POINT) {
   const { FS } = pyodide;
-  FS.mkdirTree(MOUNT_POINT);
-  FS.mount({ mount: (/** @type {any} */ mount) => makeTree(pyodide, storage, mount) }, {}, MOUNT_POINT);
+  FS.mkdirTree(mountPoint);
+  FS.mount({ mount: (/** @type {any} */ mount) => makeTree(pyodide, storage, mount) }, {}, mountPoint);
 
   const before = storage.directorySyncs;
   pyodide.runPython("import os; fd = os.open(path, os.O_RDONLY); os.fdatasync(fd); os.close(fd)", {
-    globals: pyodide.toPy({ path: MOUNT_POINT }),
+    globals: pyodide.toPy({ path: mountPoint }),
   });
   if (storage.directorySyncs === before) {
-    throw new StorageError("StorageUnsyncedError", "This build of Pyodide does not pass fdatasync on to the file system, so a commit would not be durable. Use the Pyodide that durable-web was made with.");
+    const message =
+      "This build of Pyodide does not pass fdatasync on to the file system, so a commit would not be durable. " +
+      "Use the Pyodide that durable-web was made with.";
+    throw new StorageError("StorageUnsyncedError", message);
   }
 }
 
@@ -276,7 +285,7 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
   /** @param {string} code */
   const errno = (code) => new FS.ErrnoError(ERRNO_CODES[code]);
 
-  /** Runs what the browser may refuse, and says so in Python's terms. @template T @param {() => T} operation @returns {T} */
+  /** Runs what the browser may refuse; says so in Python's terms. @template T @param {() => T} operation @returns {T} */
   const guarded = (operation) => {
     try {
       return operation();
@@ -295,27 +304,32 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
   };
 
   /** @param {any} node @param {number} size */
-  const attributes = (node, size) => ({
-    dev: 1, ino: node.id, mode: node.mode, nlink: 1, uid: 0, gid: 0, rdev: 0, size, blksize: 4096, blocks: Math.ceil(size / 512),
-    atime: new Date(node.atime), mtime: new Date(node.mtime), ctime: new Date(node.ctime),
-  });
+  const attributes = (node, size) => {
+    const [atime, mtime, ctime] = [node.atime, node.mtime, node.ctime].map((time) => new Date(time));
+    const blocks = Math.ceil(size / 512);
+    const { id: ino, mode } = node;
+    return { dev: 1, ino, mode, nlink: 1, uid: 0, gid: 0, rdev: 0, size, blksize: 4096, blocks, atime, mtime, ctime };
+  };
 
-  /** @param {any} node @param {Record<string, any>} changes */
+  /** @param {any} node @param {any} changes */
   const setModeAndTimes = (node, changes) => {
     for (const key of ["mode", "atime", "mtime", "ctime"]) if (changes[key] != null) node[key] = changes[key];
   };
 
-  /** @param {any} stream @param {number} offset @param {0 | 1 | 2} whence @param {number} size */
+  /** @param {any} stream @param {number} offset @param {number} whence @param {number} size */
   const seek = (stream, offset, whence, size) => {
     const position = offset + [0, stream.position, size][whence];
     if (position < 0) throw errno("EINVAL");
     return position;
   };
 
+  /** @type {Operations} */
   const fileNodeOperations = {
-    /** @param {any} node */
-    getattr: (node) => attributes(node, guarded(() => fileOf(node).handle.getSize())),
-    /** @param {any} node @param {Record<string, any>} changes */
+    getattr: (node) =>
+      attributes(
+        node,
+        guarded(() => fileOf(node).handle.getSize()),
+      ),
     setattr(node, changes) {
       setModeAndTimes(node, changes);
       if (changes.size === undefined) return;
@@ -324,26 +338,26 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
     },
   };
 
+  /** @type {Operations} */
   const fileStreamOperations = {
-    /** @param {any} stream @param {Int8Array<ArrayBuffer>} buffer @param {number} offset @param {number} length @param {number} at */
-    read: (stream, buffer, offset, length, at) =>
-      guarded(() => fileOf(stream.node).handle.read(buffer.subarray(offset, offset + length), { at })),
-    /** @param {any} stream @param {Int8Array<ArrayBuffer>} buffer @param {number} offset @param {number} length @param {number} at */
-    write(stream, buffer, offset, length, at) {
-      stream.node.mtime = stream.node.ctime = Date.now();
-      return guarded(() => fileOf(stream.node).handle.write(buffer.subarray(offset, offset + length), { at }));
+    read: ({ node }, buffer, offset, length, at) =>
+      guarded(() => fileOf(node).handle.read(buffer.subarray(offset, offset + length), { at })),
+    write({ node }, buffer, offset, length, at) {
+      node.mtime = node.ctime = Date.now();
+      return guarded(() => fileOf(node).handle.write(buffer.subarray(offset, offset + length), { at }));
     },
-    /** @param {any} stream @param {number} offset @param {0 | 1 | 2} whence */
-    llseek: (stream, offset, whence) => seek(stream, offset, whence, guarded(() => fileOf(stream.node).handle.getSize())),
-    /** @param {any} stream */
-    fsync(stream) {
-      guarded(() => fileOf(stream.node).flush());
+    llseek(stream, offset, whence) {
+      const size = guarded(() => fileOf(stream.node).handle.getSize());
+      return seek(stream, offset, whence, size);
+    },
+    fsync({ node }) {
+      guarded(() => fileOf(node).flush());
       return 0;
     },
   };
 
+  /** @type {Operations} */
   const directoryStreamOperations = {
-    /** @param {any} stream @param {number} offset @param {0 | 1 | 2} whence */
     llseek: (stream, offset, whence) => seek(stream, offset, whence, 0),
     fsync() {
       storage.directorySyncs += 1;
@@ -356,45 +370,52 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
    * @param {string} name
    * @param {Map<string, OpenFile>} files
    * @param {(file: OpenFile) => void} unlink
-   * @param {Map<string, any>} subdirectories
+   * @param {Map<string, object>} subdirectories
    */
-  const makeDirectory = (parent, name, files, unlink, subdirectories = new Map()) => {
-    /** @param {any} directory @param {string} name */
-    const lookup = (directory, name) => {
-      const file = files.get(name);
-      if (!file?.visible) return subdirectories.get(name) ?? raise(errno("ENOENT"));
-      file.node ??= Object.assign(new FS.FSNode(directory, name, 0o100666, 0), {
-        node_ops: fileNodeOperations, stream_ops: fileStreamOperations, file,
-      });
-      return file.node;
-    };
+  const makeDirectory = (parent, name, files, unlink, subdirectories) => {
+    /** @type {Operations} */
     const node_ops = {
-      lookup,
-      getattr: (/** @type {any} */ node) => attributes(node, 4096),
+      getattr: (node) => attributes(node, 4096),
       setattr: setModeAndTimes,
-      readdir: () => [".", "..", ...subdirectories.keys(), ...[...files.values()].filter((file) => file.visible).map((file) => file.name)],
-      /** Here and now only a reserved name can be created; `OpfsStorage.create` makes others. @param {any} directory @param {string} name @param {number} mode */
-      mknod(directory, name, mode) {
+      lookup(directory, name) {
         const file = files.get(name);
+        if (file?.visible) return (file.node ??= makeFile(directory, file));
+        const subdirectory = subdirectories.get(name);
+        if (!subdirectory) throw errno("ENOENT");
+        return subdirectory;
+      },
+      readdir() {
+        const visible = [...files.values()].filter((file) => file.visible);
+        return [".", "..", ...subdirectories.keys(), ...visible.map((file) => file.name)];
+      },
+      mknod(directory, name, mode) {
+        const file = files.get(name); // here and now, only a reserved name can be created
         if (!file || !FS.isFile(mode)) throw errno("EPERM");
         file.visible = true;
-        return lookup(directory, name);
+        return node_ops.lookup(directory, name);
       },
-      /** @param {any} _directory @param {string} name */
       unlink: (_directory, name) => guarded(() => unlink(/** @type {OpenFile} */ (files.get(name)))),
     };
-    return Object.assign(new FS.FSNode(parent, name, 0o40777, 0), { mount, node_ops, stream_ops: directoryStreamOperations });
+    const operations = { node_ops, stream_ops: directoryStreamOperations };
+    return Object.assign(new FS.FSNode(parent, name, 0o40777, 0), { ...operations, mount });
+  };
+
+  /** @param {any} directory @param {OpenFile} file */
+  const makeFile = (directory, file) => {
+    const operations = { node_ops: fileNodeOperations, stream_ops: fileStreamOperations };
+    return Object.assign(new FS.FSNode(directory, file.name, 0o100666, 0), { ...operations, file });
   };
 
   const subdirectories = new Map();
   const root = makeDirectory(null, "/", storage.database, (file) => file.empty(), subdirectories);
-  subdirectories.set("files", makeDirectory(root, "files", storage.files, (file) => storage.remove(file.name)));
+  const remove = (/** @type {OpenFile} */ file) => void storage.remove(file.name);
+  subdirectories.set("files", makeDirectory(root, "files", storage.files, remove, new Map()));
   return root;
 }
 
 /**
- * Wraps Pyodide's module factory so that `fdatasync`, which SQLite calls for every commit, reaches `stream_ops.fsync`. Emscripten's own
- * `__syscall_fdatasync` does nothing and reports success.
+ * Wraps Pyodide's module factory so that `fdatasync`, which SQLite calls for every commit, reaches `stream_ops.fsync`.
+ * Emscripten's own `__syscall_fdatasync` does nothing and reports success.
  *
  * @param {(settings: any) => Promise<any>} factory the default export of pyodide.asm.mjs
  * @returns {(settings: any) => Promise<any>} for `loadPyodide({ createPyodideModule })`
@@ -422,8 +443,8 @@ export function withDurableSync(factory) {
 
 async function privateRoot() {
   const unavailable =
-    "This browser offers no private file system (OPFS) here, so nothing could be kept. The private windows of some browsers switch it off; " +
-    "it also needs a secure context (https:// or localhost) and a browser from 2023 or later.";
+    "This browser offers no private file system (OPFS) here, so nothing could be kept. The private windows of some " +
+    "browsers switch it off; it also needs a secure context (https:// or localhost) and a browser from 2023 or later.";
   const isThere = "createSyncAccessHandle" in (globalThis.FileSystemFileHandle?.prototype ?? {});
   if (!isThere || !navigator.storage?.getDirectory) throw new StorageError("StorageUnavailableError", unavailable);
   try {
@@ -453,8 +474,8 @@ async function removeIfPresent(directory, name) {
 }
 
 /**
- * Opens a file for this worker alone, creating it if need be. While someone else holds it, tries again after a pause that doubles, with
- * jitter so that two waiting workers do not stay in step.
+ * Opens a file for this worker alone, creating it if need be. While someone else holds it, tries again after a pause that
+ * doubles, with jitter so that two waiting workers do not stay in step.
  *
  * @param {FileSystemDirectoryHandle} directory
  * @param {string} name
@@ -475,23 +496,34 @@ async function openExclusively(directory, name, deadline = performance.now() + O
 
 /** @param {FileSystemSyncAccessHandle} handle @param {Uint8Array<ArrayBuffer>} bytes @param {number} offset */
 function writeFully(handle, bytes, offset) {
-  for (let done = 0; done < bytes.length; ) {
+  for (let done = 0; done < bytes.length;) {
     const written = handle.write(bytes.subarray(done), { at: offset + done });
     if (written === 0) throw new DOMException("The browser wrote nothing.", "QuotaExceededError");
     done += written;
   }
 }
 
-/** Turns what the browser threw into what a person can act on. @param {unknown} error @param {string} name of the database or file */
+/**
+ * Turns what the browser threw into what a person can act on.
+ *
+ * @param {unknown} error
+ * @param {string} name of the database or file
+ */
 function explained(error, name) {
   if (error instanceof StorageError) return error;
+  const quoted = JSON.stringify(name);
   if (isQuotaExceeded(error)) {
-    return new StorageError("StorageFullError", `The browser's storage for this site is full, so ${JSON.stringify(name)} could not be written. What was there before is unharmed. Delete files that are no longer needed, or free disk space, and try again.`, error);
+    const message =
+      `The browser's storage for this site is full, so ${quoted} could not be written. What was there before is ` +
+      "unharmed. Delete files that are no longer needed, or free disk space, and try again.";
+    return new StorageError("StorageFullError", message, error);
   }
   if (hasName(error, "NoModificationAllowedError")) {
-    return new StorageError("DatabaseInUseError", `Another tab or program on this site holds ${JSON.stringify(name)}. Close the other tabs of this site, then reload this page.`, error);
+    const message = `Another tab or program on this site holds ${quoted}. Close the other tabs of this site, then reload this page.`;
+    return new StorageError("DatabaseInUseError", message, error);
   }
-  return new StorageError("StorageUnavailableError", `The browser's private file system failed for ${JSON.stringify(name)}: ${error}`, error);
+  const message = `The browser's private file system failed for ${quoted}: ${error}`;
+  return new StorageError("StorageUnavailableError", message, error);
 }
 
 /** @param {unknown} error @param {string} name */
@@ -500,18 +532,13 @@ const hasName = (error, name) => error instanceof Error && error.name === name;
 /** @param {unknown} error */
 const isQuotaExceeded = (error) => hasName(error, "QuotaExceededError");
 
-/** @param {unknown} error @returns {never} */
-const raise = (error) => {
-  throw error;
-};
-
-/** Milliseconds since the epoch, then 64 random bits; both in base 36 and of fixed width, so that text order is time order. */
+/** Milliseconds since the epoch, then 64 random bits; both in base 36 and of fixed width, so text order is time order. */
 function timeSortableId() {
-  const random = [...crypto.getRandomValues(new Uint32Array(2))];
-  return [Date.now().toString(36).padStart(9, "0"), ...random.map((word) => word.toString(36).padStart(7, "0"))].join("");
+  const random = [...crypto.getRandomValues(new Uint32Array(2))].map((word) => word.toString(36).padStart(7, "0"));
+  return [Date.now().toString(36).padStart(9, "0"), ...random].join("");
 }
 
-/** Keeps letters and digits of every script, and the end of a long name, where its extension is. @param {string} name */
+/** Keeps letters and digits of every script, and of a long name the end, with its extension. @param {string} name */
 function sanitised(name) {
   return [...name.normalize("NFC").replace(/[^\p{L}\p{N}._-]+/gu, "_")].slice(-48).join("");
 }

@@ -4,20 +4,27 @@
         url = write_page("<script>document.title = 1 + 1</script>")
         page = browser().open(url)
         assert page.title() == "2"
+
+One Playwright, one dist/ and one server serve a whole session; profiles, browsers and pages are each test's own.
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from chromium import Chromium, launch
+from playwright.sync_api import Playwright
+
+from chromium import Chromium, launch, start_playwright
 from distribution import build
-from playwright.sync_api import Playwright, sync_playwright
 from static_server import StaticServer
 
 PAGES = "tests/"
 """Where tests' own pages lie, below the served folder: `../../durable-web.js` is the client from there."""
+
+DEADLINE = 600.0
+"""Seconds after which a test's browsers are killed: a script that never answers fails its test, and that alone."""
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +82,7 @@ def write_page(pages: Path, server: StaticServer, request: pytest.FixtureRequest
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     """Playwright, started once: it is what takes longest of all to start."""
-    with sync_playwright() as running:
+    with start_playwright() as running:
         yield running
 
 
@@ -97,7 +104,11 @@ def browser(playwright: Playwright, profile: Path) -> Iterator[Callable[..., Chr
         launched.append(launch(playwright, profile, **options))
         return launched[-1]
 
+    deadline = threading.Timer(DEADLINE, lambda: [each.kill_processes() for each in launched])
+    deadline.daemon = True
+    deadline.start()
     yield start
+    deadline.cancel()
     for each in launched:
         each.close()
 

@@ -1,22 +1,24 @@
 """The browser harness itself: what the other tests rely on when they say that a tab crashed or a browser was killed."""
 
 import pytest
+
 from chromium import ENVIRONMENT_VARIABLE, find_chromium
 from progress import SetupError
 
 WORKER = """
-const root = await navigator.storage.getDirectory();
-const file = await root.getFileHandle("written", {create: true});
-const handle = await file.createSyncAccessHandle();
-onmessage = ({data}) => {
-  handle.truncate(0);
+onmessage = async ({data}) => {
+  const root = await navigator.storage.getDirectory();
+  const file = await root.getFileHandle("written", {create: true});
+  const handle = await file.createSyncAccessHandle();
   handle.write(new TextEncoder().encode(data), {at: 0});
   handle.flush();
   postMessage("flushed");
 };
 """
 
-PAGE = """<!doctype html><link rel="icon" href="data:,"><script type="module">
+NO_ICON = '<!doctype html><link rel="icon" href="data:,">'
+
+PAGE = """<!doctype html><script type="module">
 const worker = new Worker("worker.js", {type: "module"});
 window.write = text => new Promise(resolve => { worker.onmessage = resolve; worker.postMessage(text); });
 window.read = async () => {
@@ -50,10 +52,12 @@ def test_what_was_flushed_is_there_after_the_browser_was_killed(browser, url):
 def test_errors_of_a_page_and_of_its_worker_are_collected(browser, write_page):
     chromium = browser()
     worker = 'console.error("said by the worker"); throw new Error("thrown by the worker")'
-    page = chromium.open(write_page('<script>console.error("said by the page")</script>', {"worker.js": worker}))
+    html = f'{NO_ICON}<script>console.error("said by the page")</script>'
+    page = chromium.open(write_page(html, {"worker.js": worker}))
     with chromium.context.expect_event("weberror"):
         page.evaluate("() => { new Worker('worker.js') }")
-    assert [error.partition(" (")[0] for error in chromium.console_errors[:2]] == ["said by the page", "said by the worker"]
+    said = [error.partition(" (")[0] for error in chromium.console_errors]
+    assert said[:2] == ["said by the page", "said by the worker"]
     assert "thrown by the worker" in chromium.page_errors[0]
 
 
@@ -62,8 +66,8 @@ def test_requests_outside_the_origin_are_told_apart_also_those_of_a_worker(brows
     chromium = browser()
     page = chromium.open(
         write_page(
-            '<link rel="icon" href="data:,"><script>'
-            'window.done = new Promise(resolve => new Worker("worker.js").onmessage = resolve)</script>',
+            f"{NO_ICON}<script>"
+            "window.done = new Promise(resolve => new Worker('worker.js').onmessage = resolve)</script>",
             {"worker.js": f'fetch("{other.url}", {{mode: "no-cors"}}).finally(() => postMessage("done"))'},
         )
     )

@@ -4,6 +4,7 @@ import http.client
 from email.utils import formatdate
 
 import pytest
+
 from static_server import StaticServer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,13 +13,15 @@ from durable_web import Engine, Job
 
 
 @pytest.fixture
-def database_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+def database_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A path for a new database: in a temporary folder, or on OPFS when the suite runs inside Pyodide."""
-    if IN_PYODIDE:
-        from suite_home import new_database_path  # provided by tests/browser/suite
+    if not IN_PYODIDE:
+        yield str(tmp_path_factory.mktemp("engine") / "database.sqlite3")
+        return
+    from opfs_home import storage  # tests/browser/opfs_home.py, which is there only inside Pyodide
 
-        return new_database_path()
-    return str(tmp_path_factory.mktemp("engine") / "database.sqlite3")
+    with storage() as folder:
+        yield f"{folder}/database.sqlite3"
 
 
 EngineFactory = Callable[..., Any]

@@ -1,0 +1,79 @@
+"""One suite, two homes: the engine's own tests, run inside Pyodide with their databases on OPFS."""
+
+import io
+import json
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from environment import ROOT
+from playwright.sync_api import TimeoutError
+
+PAGE = """<!doctype html><link rel="icon" href="data:,"><script type="module">
+const worker = new Worker("worker.js", { type: "module" });
+worker.onmessage = ({ data }) => { globalThis.told = data; };
+worker.postMessage(null);
+</script>"""
+TIMEOUT_MILLISECONDS = 240_000
+SUITE = Path(__file__).parent / "suite"
+PACKAGES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "hypothesis", "sortedcontainers")
+MODULES = ("py", "_hypothesis_globals", "_hypothesis_ftz_detector")
+
+
+def suite_archive() -> bytes:
+    """The engine's tests, what they are configured by, and pytest and hypothesis as installed here: all pure Python."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.write(ROOT / "pyproject.toml", "pyproject.toml")
+        archive.write(SUITE / "opfs_home.py", "opfs_home.py")
+        archive.write(ROOT / "tests" / "conftest.py", "tests/conftest.py")
+        for path in (ROOT / "tests" / "engine").glob("*.py"):
+            archive.write(path, f"tests/engine/{path.name}")
+        for name in PACKAGES:
+            package = Path(find_spec(name).origin).parent
+            for path in package.rglob("*.py"):
+                archive.write(path, f"packages/{name}/{path.relative_to(package)}")
+        for name in MODULES:
+            archive.write(find_spec(name).origin, f"packages/{name}.py")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def report(playwright, tmp_path_factory, server, pages):
+    """What became of every test in there."""
+    from chromium import launch
+
+    folder = pages / "engine-suite"
+    folder.mkdir()
+    (folder / "index.html").write_text(PAGE)
+    (folder / "worker.js").write_bytes((SUITE / "worker.js").read_bytes())
+    (folder / "suite.zip").write_bytes(suite_archive())
+    with launch(playwright, tmp_path_factory.mktemp("engine-suite") / "profile") as chromium:
+        started: list[str] = []
+        chromium.context.on("console", lambda message: started.append(message.text))
+        page = chromium.open(f"{server.url}tests/engine-suite/index.html")
+        try:
+            told = page.wait_for_function("() => globalThis.told", timeout=TIMEOUT_MILLISECONDS).json_value()
+        except TimeoutError:
+            pytest.fail(f"The suite hangs; the last that was heard of it: {started[-3:]}")
+    assert "error" not in told, told["error"]
+    return json.loads(told["report"])
+
+
+def test_the_engines_tests_pass_inside_pyodide_on_opfs(report):
+    assert report["problems"] == {}
+    assert report["code"] == 0, report["output"]
+
+
+def test_only_what_needs_processes_or_a_desks_files_is_left_out_there(report):
+    passed = [name for name, outcome in report["outcomes"].items() if outcome == "passed"]
+    left_out = {name.partition("::")[2] for name, outcome in report["outcomes"].items() if outcome == "skipped"}
+    assert len(passed) > 100
+    assert {name for name in left_out if name} == {
+        "test_engines_that_share_a_file_wait_until_the_lease_has_run_out",
+        "test_a_process_killed_at_any_moment_loses_no_row_and_writes_none_twice",
+        "test_a_file_that_is_not_a_database_is_refused_and_left_untouched",
+        "test_a_database_of_a_newer_version_is_refused_and_left_untouched",
+        "test_a_database_in_a_folder_that_is_not_there_is_refused",
+    }
