@@ -1,6 +1,6 @@
 """A Chromium with a profile of its own: found on the machine, started, watched, crashed, killed and started again.
 
-    with sync_playwright() as playwright, launch(playwright, profile) as chromium:
+    with start_playwright() as playwright, launch(playwright, profile) as chromium:
         page = chromium.open(server.url + "demo/")
         chromium.crash(page)
         page = chromium.open(server.url + "demo/")
@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ ENVIRONMENT_VARIABLE = "DURABLE_WEB_CHROMIUM"
 TIMEOUT_MS = 60_000
 """How long a page may take for anything: Python alone starts in 3 to 6 s, on two busy cores in more."""
 
+_PLAYWRIGHT_NODE = "PLAYWRIGHT_NODEJS_PATH"
 _COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _MACOS_PLACES = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
@@ -46,6 +48,35 @@ _QUIET = (
     "--no-first-run",
 )
 _LOCAL_SCHEMES = {"about", "blob", "chrome", "data"}
+
+
+@contextlib.contextmanager
+def start_playwright() -> Iterator["Playwright"]:
+    """Playwright, driven by the Node.js that it brings or, where that one cannot run, by the system's.
+
+    (The one it brings needs libatomic, which a small Debian does not have.)
+
+    :raises SetupError: when neither can run.
+    """
+    import playwright
+    from playwright.sync_api import sync_playwright
+
+    if _PLAYWRIGHT_NODE not in os.environ:
+        bundled = Path(playwright.__file__).parent / "driver" / ("node.exe" if os.name == "nt" else "node")
+        node = next((node for node in (str(bundled), shutil.which("node")) if node and _runs(node)), None)
+        if node is None:
+            raise SetupError(
+                f"Playwright's Node.js ({bundled}) does not run, and there is no other. Install Node.js 20."
+            )
+        os.environ[_PLAYWRIGHT_NODE] = node
+    with sync_playwright() as running:
+        yield running
+
+
+def _runs(program: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0
+    return False
 
 
 def find_chromium(playwright: "Playwright") -> Path:
@@ -82,7 +113,7 @@ def _system_places() -> Iterator[Path]:
 def launch(playwright: "Playwright", profile: Path, *, headed: bool = False, **options: Any) -> "Chromium":
     """Start Chromium on a profile folder, which is made if it is not there.
 
-    :param options: more of Playwright's `launch_persistent_context`, such as viewport, color_scheme or accept_downloads.
+    :param options: more of Playwright's `launch_persistent_context`, such as viewport or color_scheme.
     """
     options.setdefault("args", [])
     options["args"] = [*_QUIET, *options["args"]]
@@ -141,6 +172,11 @@ class Chromium:
     def kill(self) -> None:
         """SIGKILL the browser and all its processes at once, as the operating system or a power cut would."""
         with self.context.expect_event("close"):
+            self.kill_processes()
+
+    def kill_processes(self) -> None:
+        """The same from any thread, without waiting: what is being asked of the browser then fails."""
+        with contextlib.suppress(ProcessLookupError):
             _kill_tree(self._process)
 
     def close(self) -> None:

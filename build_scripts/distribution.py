@@ -29,14 +29,21 @@ DIST = ROOT / "dist"
 REQUIRED = (
     "index.html",
     "durable-web.js",
+    "engine-connection.js",
     "engine-worker.js",
     "opfs-filesystem.js",
+    "opfs-storage.js",
+    "pyscript.js",
+    "python-bridge.js",
     "durable_page.py",
+    "pyscript.js",
     "python-bridge.js",
     "demo/index.html",
     "demo/pyodide.html",
     "demo/main.py",
     "demo/jobs.py",
+    "demo/csv_import.py",
+    "demo/csv_records.py",
     "demo/demo.css",
     "demo/data/birdstrikes.csv",
     "demo/data/zipcodes.csv",
@@ -53,7 +60,7 @@ REQUIRED = (
 )
 """Files without which dist/ is of no use; a build that has no source for one of them fails."""
 
-_NOT_SHIPPED = {"node_modules", "package.json", "package-lock.json", "jsconfig.json", "__pycache__"}
+_NOT_SHIPPED = {"node_modules", "package.json", "package-lock.json", "__pycache__"}
 _PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
 _MICROPYTHON_FILES = ("micropython.mjs", "micropython.wasm")
 _SAMPLE_DATA = ("birdstrikes.csv", "zipcodes.csv")
@@ -109,7 +116,7 @@ def _own_files() -> Plan:
 
 
 def _is_shipped(name: str) -> bool:
-    return name not in _NOT_SHIPPED and not name.startswith(".")
+    return name not in _NOT_SHIPPED and not name.startswith((".", "jsconfig."))
 
 
 def _pyodide_page() -> Plan:

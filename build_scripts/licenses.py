@@ -42,7 +42,7 @@ def licenses_text(node_modules: Path, micropip: Path) -> str:
         *_pyscript(node_modules),
         *_sample_data(node_modules / "vega-datasets"),
     ]
-    summary = "\n".join(f"  {notice.place:<32} {notice.license:<18} {notice.part}" for notice in notices)
+    summary = "\n".join(f"  {notice.place:<28} {notice.part}: {notice.license}" for notice in notices)
     return "\n".join([f"What this folder holds, and under which licence:\n\n{summary}\n", *map(str, notices)])
 
 
@@ -112,17 +112,13 @@ def _sample_data(package: Path) -> Iterator[Notice]:
     catalogue = json.loads((package / "datapackage.json").read_text(encoding="utf-8"))
     for resource in catalogue["resources"]:
         if resource["path"] in _SAMPLE_DATA:
-            license_titles = " and ".join(license["title"] for license in resource["licenses"])
+            titles = " and ".join(license["title"] for license in resource["licenses"])
             links = [license["path"] for license in resource["licenses"]]
             sources = [f"{source['title']}, {source['path']}" for source in resource["sources"]]
-            text = "\n".join(
-                [resource["description"].strip(), "", "Sources:", *sources, "", "Terms:", *links, "", _collected(package)]
-            )
-            yield Notice(f"{resource['path']}, unchanged", f"demo/data/{resource['path']}", license_titles, text)
-
-
-def _collected(package: Path) -> str:
-    return f"Collected and described by {_name_and_version(package)} ({_metadata(package)['license']})."
+            collected = f"Collected and described by {_name_and_version(package)} ({_metadata(package)['license']})."
+            description = resource["description"].strip()
+            text = "\n".join([description, "", "Sources:", *sources, "", "Terms:", *links, "", collected])
+            yield Notice(f"{resource['path']}, unchanged", f"demo/data/{resource['path']}", titles, text)
 
 
 def _name_and_version(package: Path) -> str:

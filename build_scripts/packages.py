@@ -25,7 +25,10 @@ MICROPIP_SHA256 = "768de165adb8e66906039d8fec4127a57f522dfdf8e6fbff877a4616941ec
 
 _PYODIDE_PYTHON = "3.14"
 _OLDEST_NODE = 20
-_NODE_ADVICE = "Install Node.js 20 or newer with npm. On Debian and Ubuntu: apt-get install nodejs npm"
+_NODE_ADVICE = (
+    f"Install Node.js {_OLDEST_NODE} or newer with npm, from https://nodejs.org or, on Debian 13 or newer: "
+    "apt-get install nodejs npm"
+)
 
 
 def install_npm_packages() -> Path:

@@ -10,9 +10,14 @@ from static_server import StaticServer
 
 
 def main() -> int:
-    """Serve until Ctrl-C."""
+    """Build, and serve until Ctrl-C; returns the exit code."""
     arguments = _parse_arguments()
-    with _listen(build(), arguments.host, arguments.port) as server:
+    return serve(build(), arguments.host, arguments.port)
+
+
+def serve(folder: Path, host: str, port: int) -> int:
+    """Serve a folder until Ctrl-C; returns the exit code."""
+    with _listen(folder, host, port) as server:
         print(f"\nServing dist/ at {server.url} (Ctrl-C ends it)", flush=True)
         server.wait()
     return 0

@@ -146,14 +146,14 @@ class _Handler(BaseHTTPRequestHandler):
     error_message_format = "%(code)d %(message)s\n"
     error_content_type = "text/plain; charset=utf-8"
 
-    def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_GET(self) -> None:
         file = self._answer_headers()
         if file is not None:
             with file.open("rb") as content:
                 while chunk := content.read(_COPY_BYTES):
                     self.wfile.write(chunk)
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_HEAD(self) -> None:
         self._answer_headers()
 
     def _answer_headers(self) -> Path | None:

@@ -7,6 +7,7 @@ it only starts pytest with them; what the chosen tests need is then built by the
 import subprocess
 import sys
 
+from chromium import find_chromium, start_playwright
 from distribution import build
 from environment import ROOT, run_in_environment
 from progress import run, stage
@@ -24,10 +25,7 @@ def main() -> int:
 
 
 def _check_chromium() -> None:
-    from chromium import find_chromium
-    from playwright.sync_api import sync_playwright
-
-    with stage("Chromium") as progress, sync_playwright() as playwright:
+    with stage("Chromium") as progress, start_playwright() as playwright:
         progress.result = str(find_chromium(playwright))
 
 

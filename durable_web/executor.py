@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Execution:
         self._clock = services.clock
         self._records = services.store.load_steps(claim.run_id)
         self._unvisited = {name for name, record in self._records.items() if record.status in ("completed", "failed")}
+        self._told = Counter(services.store.body_lines(claim.run_id) if claim.attempt > 1 else ())
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
         self._abandoned = False
@@ -284,17 +286,17 @@ class Execution:
 
     # --- logs and progress -------------------------------------------------------------------------------------------
 
-    @property
-    def _is_replaying(self) -> bool:
-        """Whether the body is still on its way through what an earlier attempt recorded, and so has told already."""
-        return bool(self._unvisited) and _current_step.get() is None
+    def _was_told(self, level: str, message: str) -> bool:
+        """Whether an earlier attempt wrote this line of the body already; each such line is passed over once."""
+        self._told[level, message] -= 1
+        return self._told[level, message] >= 0
 
     def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
         """Write a durable line, attached to the step that writes it."""
         self.check()
-        if self._is_replaying:
-            return
         step = _current_step.get()
+        if step is None and self._was_told(level, str(message)):
+            return
         ts = self._clock.now()
         body = {
             "level": level,
@@ -313,8 +315,8 @@ class Execution:
     def progress(self, current: float, total: float | None, message: str | None) -> None:
         """Keep the latest progress; write at most one frame in 100 ms, and the last one always."""
         self.check()
-        if self._is_replaying:
-            return
+        if self._unvisited and _current_step.get() is None:
+            return  # still on the way through what an earlier attempt recorded, and told
         self._progress = {"current": current, "total": total, "message": message}
         wait = self._progress_at + PROGRESS_SECONDS - self._clock.monotonic()
         if wait <= 0:

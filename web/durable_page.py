@@ -49,15 +49,17 @@ class Record:
         return "Record({})".format(", ".join(f"{name}={value!r}" for name, value in self.__dict__.items()))
 
 
-async def connect(name, jobs, durability="full", on_status=None):
+async def connect(name, jobs, durability="full", on_status=None, on_engine=None):
     """Connect to the database ``name``, in which the jobs of the modules at the URLs ``jobs`` are run.
 
     Returns a ``Durable`` when the engine is ready, or when another tab runs it (its ``status`` is then ``"blocked"``).
     ``on_status`` is called with the status, a message, and the phase of starting, now and whenever they change.
+    ``on_engine`` is called with a state and a message when the engine stops claiming runs (``"storage_full"`` or
+    ``"storage_error"``) and when it goes on (``"running"``).
 
     :raises DurableError: when the engine cannot start; a Python error in a job module comes with its traceback.
     """
-    durable = Durable(on_status)
+    durable = Durable(on_status, on_engine)
     options = json.dumps({"jobs": jobs, "durability": durability})
     promise = bridge.connect(name, options, create_proxy(durable._hear_status))
     await _result(bridge.take(promise, create_proxy(durable._take_client)))
@@ -71,11 +73,17 @@ class Durable:
     ``status_message`` says it in words.
     """
 
-    def __init__(self, on_status=None):
+    def __init__(self, on_status=None, on_engine=None):
         self.status = "starting"
         self.status_message = ""
         self._on_status = on_status
+        self._on_engine = on_engine
         self._client = None
+
+    @property
+    def client(self):
+        """The JavaScript client, for what this class does not offer."""
+        return self._client
 
     async def trigger(self, job, input=None):
         """Start a run of a job; ``input`` is made of JSON values. Returns the run."""
@@ -133,6 +141,11 @@ class Durable:
 
     def _take_client(self, client):
         self._client = client
+        if self._on_engine is not None:
+            client.addEventListener("engine", create_proxy(self._hear_engine))
+
+    def _hear_engine(self, event):
+        self._on_engine(event.detail.state, event.detail.message)
 
     def _hear_status(self, text):
         detail = json.loads(text)

@@ -3,13 +3,16 @@
  * The worker that hosts the engine: boots Pyodide from this site's own files, mounts the database's storage, starts
  * `durable_web.browser` and passes messages between it and the page. The page's side is `durable-web.js`.
  *
- *     page → worker   {type: "start", name, jobs, options}, then {type: "request" | "watch" | "unwatch", id, ...}, at last {type: "stop"}
- *     worker → page   {type: "boot", phase}*, then {type: "ready"} or {type: "failed", error}; then
- *                     {type: "response" | "frames" | "end", id, ...}, {type: "engine", state}, {type: "error", error}; at last {type: "stopped"}
+ *     page → worker   first {type: "start", name, jobs, options}; when it is ready {type: "request" | "watch" | "unwatch",
+ *                     id, ...}; at last {type: "stop"}
+ *     worker → page   first {type: "boot", phase} several times; then {type: "ready"} or {type: "failed", error}; then
+ *                     {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any time
+ *                     {type: "error", error}; at last {type: "stopped"}
  *
  * Python's own messages arrive as JSON text. An error on the way is always `{code, message, traceback}`.
  */
-import { MOUNT_POINT, OpfsStorage, StorageError, mountStorage, withDurableSync } from "./opfs-filesystem.js";
+import { mountStorage, withDurableSync } from "./opfs-filesystem.js";
+import { MOUNT_POINT, OpfsStorage } from "./opfs-storage.js";
 
 const PYODIDE = new URL("./vendor/pyodide/", import.meta.url).href;
 
@@ -57,13 +60,17 @@ async function boot({ name, jobs, options }) {
   mountStorage(pyodide, storage);
 
   report("packages");
-  await pyodide.loadPackage(["micropip", "durable-web"], { messageCallback: () => {} }); // pyodide-lock.json names the wheels beside it
+  await install(pyodide, ["micropip", "durable-web"]);
 
   report("jobs");
   const browser = pyodide.pyimport("durable_web.browser");
   const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options };
-  const files = { create: (/** @type {string} */ name) => storage.create(name), remove: (/** @type {string} */ name) => storage.remove(name) };
-  const host = await browser.start((/** @type {string} */ text) => postMessage(text), JSON.stringify(settings), files);
+  const files = {
+    create: (/** @type {string} */ name) => storage.create(name),
+    remove: (/** @type {string} */ name) => storage.remove(name),
+  };
+  const send = (/** @type {string} */ text) => postMessage(text);
+  const host = await browser.start(send, JSON.stringify(settings), files);
   return { storage, host };
 }
 
@@ -71,7 +78,10 @@ async function boot({ name, jobs, options }) {
 async function load() {
   const { instantiateStreaming } = WebAssembly;
   try {
-    const [{ loadPyodide }, { default: factory }] = await Promise.all([import(`${PYODIDE}pyodide.mjs`), import(`${PYODIDE}pyodide.asm.mjs`)]);
+    const [{ loadPyodide }, { default: factory }] = await Promise.all([
+      import(`${PYODIDE}pyodide.mjs`),
+      import(`${PYODIDE}pyodide.asm.mjs`),
+    ]);
     const refused = new Promise((_, reject) => {
       WebAssembly.instantiateStreaming = (source, imports) => {
         const instantiating = instantiateStreaming(source, imports);
@@ -79,13 +89,35 @@ async function load() {
         return instantiating;
       };
     });
-    return await Promise.race([loadPyodide({ indexURL: PYODIDE, createPyodideModule: withDurableSync(factory) }), refused]);
+    return await Promise.race([
+      loadPyodide({ indexURL: PYODIDE, createPyodideModule: withDurableSync(factory) }),
+      refused,
+    ]);
   } catch (error) {
-    const name = "PythonUnavailableError";
-    throw Object.assign(new Error(`Python could not be loaded from ${PYODIDE}: ${error}`, { cause: error }), { name });
+    throw notLoaded("Python", error);
   } finally {
     WebAssembly.instantiateStreaming = instantiateStreaming;
   }
+}
+
+/**
+ * Installs packages whose wheels pyodide-lock.json names. Pyodide only complains when one cannot be had.
+ *
+ * @param {any} pyodide
+ * @param {string[]} names
+ */
+async function install(pyodide, names) {
+  /** @type {string[]} */
+  const complaints = [];
+  const errorCallback = (/** @type {string} */ text) => complaints.push(text);
+  await pyodide.loadPackage(names, { messageCallback: () => {}, errorCallback });
+  if (complaints.length) throw notLoaded(`The packages ${names.join(" and ")}`, complaints.join("\n"));
+}
+
+/** @param {string} what @param {any} reason */
+function notLoaded(what, reason) {
+  const message = `${what} could not be loaded from ${PYODIDE}: ${reason?.message ?? reason}`;
+  return Object.assign(new Error(message, { cause: reason }), { code: "PythonUnavailableError" });
 }
 
 /** @param {any} message a request, watch or unwatch */
@@ -103,7 +135,7 @@ async function receive(message) {
   }
 }
 
-/** What JavaScript answers by itself, without Python. @param {OpfsStorage} storage @param {string} method @param {any} params */
+/** What is answered without Python. @param {OpfsStorage} storage @param {string} method @param {any} params */
 function answer(storage, method, params) {
   switch (method) {
     case "files.put":
@@ -133,7 +165,10 @@ async function stop() {
 
 /** Releases the files, then says the last word. @param {object} message */
 async function end(message) {
-  await opening?.then((storage) => storage.close(), () => {}); // one that could not be opened holds nothing
+  await opening?.then(
+    (storage) => storage.close(),
+    () => {},
+  ); // one that could not be opened holds nothing
   postMessage(message);
 }
 
@@ -142,12 +177,13 @@ function described(error) {
   if (error?.name === "PythonError") {
     return { code: error.type, message: lastWords(error.type, error.message), traceback: error.message };
   }
-  if (error instanceof StorageError) return { code: error.code, message: error.message };
+  const isForeseen = typeof error?.code === "string";
+  if (isForeseen) return { code: error.code, message: error.message };
   if (!(error instanceof Error)) return { code: "Error", message: String(error) };
   return { code: error.name, message: error.message, traceback: error.stack };
 }
 
-/** What follows the exception's name at the end of a Python traceback. @param {string} type @param {string} traceback */
+/** What follows the exception's name at the end of a traceback. @param {string} type @param {string} traceback */
 function lastWords(type, traceback) {
   const parts = traceback.split(new RegExp(`^(?:[\\w.<>]+\\.)?${type}(?:: |$)`, "m"));
   return (parts.length > 1 ? parts[parts.length - 1] : traceback).trim();

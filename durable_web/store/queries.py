@@ -200,6 +200,12 @@ SELECT id, seq, ts, run_id, kind, body
  LIMIT :limit
 """
 
+LOG_BODIES = """
+SELECT body
+  FROM durable_frames
+ WHERE run_id = :run_id AND kind = 'log'
+"""
+
 
 def list_runs(statuses: list[str], jobs: list[str], before: str | None, limit: int) -> tuple[str, dict[str, Any]]:
     """The statement and the parameters that list runs, newest first, strictly older than the id ``before``."""

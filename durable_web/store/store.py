@@ -228,6 +228,13 @@ class Store:
         """Append a log line of an executing run; ``fence`` comes first."""
         self._append(claim.run_id, ts, "log", body)
 
+    def body_lines(self, run_id: str) -> Iterator[tuple[str, str]]:
+        """Level and message of every log line that a run's body, not one of its steps, has written."""
+        for (text,) in self._connection.execute(queries.LOG_BODIES, {"run_id": run_id}):
+            body = json.loads(text)
+            if body["step"] is None:
+                yield body["level"], body["message"]
+
     def set_progress(self, claim: Claim, now: int, progress: dict[str, Any]) -> None:
         """Note how far a run has come; ``fence`` comes first."""
         self._connection.execute(queries.SET_PROGRESS, {"id": claim.run_id, "progress": _json(progress), "now": now})

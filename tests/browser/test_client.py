@@ -54,7 +54,11 @@ def test_a_run_is_triggered_watched_and_read_back(connect):
     assert {frame["runId"] for frame in result["frames"]} == {result["run"]["id"]}
 
     later = page.evaluate(
-        "async ({ id, from }) => { const seen = []; for await (const f of durable.runs.watch(id, { from })) seen.push(f.seq); return seen; }",
+        """async ({ id, from }) => {
+            const seen = [];
+            for await (const frame of durable.runs.watch(id, { from })) seen.push(frame.seq);
+            return seen;
+        }""",
         {"id": result["run"]["id"], "from": 3},
     )
     assert later == [4, 5]
@@ -237,12 +241,15 @@ def test_another_tab_that_holds_the_database_without_the_lock_gives_a_clear_erro
     rogue = chromium.open(url)
     rogue.evaluate("""() => new Promise((resolve) => {
         const source = `
-            let directory = await navigator.storage.getDirectory();
-            for (const name of ["durable-web", "test"]) directory = await directory.getDirectoryHandle(name, { create: true });
-            const file = await directory.getFileHandle("database.sqlite3", { create: true });
+            const create = { create: true };
+            const root = await navigator.storage.getDirectory();
+            const all = await root.getDirectoryHandle("durable-web", create);
+            const own = await all.getDirectoryHandle("test", create);
+            const file = await own.getFileHandle("database.sqlite3", create);
             globalThis.handle = await file.createSyncAccessHandle();
             postMessage("held");`;
-        globalThis.worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })), { type: "module" });
+        const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+        globalThis.worker = new Worker(address, { type: "module" });
         worker.onmessage = resolve;
     })""")
     page = chromium.open(url)

@@ -1,8 +1,9 @@
 """What was committed is there again, whatever happens to the tab, the renderer or the browser."""
 
 import pytest
-from chromium import Chromium
 from playwright.sync_api import Page
+
+from chromium import Chromium
 
 JOBS = """
 from durable_web import job
@@ -51,7 +52,8 @@ def start_import(page: Page, stop_after: int) -> int:
         """async ([count, stop]) => {
             const run = await durable.trigger("import", count);
             for await (const frame of durable.runs.watch(run.id)) {
-                if (frame.kind === "step_status" && frame.status === "completed" && frame.index >= stop) return frame.index;
+                const { kind, status, index } = frame;
+                if (kind === "step_status" && status === "completed" && index >= stop) return index;
             }
         }""",
         [ROWS, stop_after],

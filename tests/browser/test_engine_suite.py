@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from environment import ROOT
 from playwright.sync_api import TimeoutError
+
+from environment import ROOT
 
 PAGE = """<!doctype html><link rel="icon" href="data:,"><script type="module">
 const worker = new Worker("worker.js", { type: "module" });

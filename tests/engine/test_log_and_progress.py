@@ -62,6 +62,28 @@ async def test_lines_of_the_body_are_not_repeated_while_it_replays(running):
     assert [frame.message for frame in frames if frame.kind == "log"] == ["one", "two", "three"]
 
 
+async def test_a_line_that_was_written_after_the_last_committed_step_is_not_repeated_either(running):
+    clock = MockClock()
+
+    @job("story")
+    async def story(ctx: Context, _: None) -> None:
+        await ctx.step("first", lambda: None)
+        ctx.log.info("between")
+        ctx.log.info("between")
+        ctx.log.info(f"attempt {ctx.attempt}")
+        if ctx.attempt == 1:
+            await asyncio.Event().wait()
+
+    async with running(story, clock=clock) as engine:
+        run = await engine.trigger("story")
+        await clock.advance(0.1)
+        await crash(engine)
+    async with running(story, clock=clock) as engine:
+        frames = await timeline(engine, run)
+    lines = [frame.message for frame in frames if frame.kind == "log"]
+    assert lines == ["between", "between", "attempt 1", "attempt 2"]
+
+
 async def test_progress_in_a_tight_loop_writes_few_frames_and_the_last_one_always(running):
     clock = MockClock()
 

@@ -1,5 +1,6 @@
 // Boots Pyodide as the engine's worker does, and runs the engine's tests in it, each with a database on OPFS.
-import { OpfsStorage, mountStorage, withDurableSync } from "../../opfs-filesystem.js";
+import { mountStorage, withDurableSync } from "../../opfs-filesystem.js";
+import { OpfsStorage } from "../../opfs-storage.js";
 
 const PYODIDE = new URL("../../vendor/pyodide/", import.meta.url).href;
 
