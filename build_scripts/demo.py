@@ -124,10 +124,11 @@ def _demonstrate(chromium: "Chromium", url: str, sample: Path, proof: Proof) -> 
     with stage(f"import of {sample.name}") as progress:
         page.click(f'button[data-sample="{sample.name}"]')
         committed = page.evaluate(COMMITTED, KILL_AFTER)
+        address = page.url  # which by now names the run
         chromium.crash(page)
         progress.result = f"renderer killed after {len(committed['names'])} committed steps"
 
-    page = _open(chromium, url, "the page is opened again")
+    page = _open(chromium, address, "the page is opened again")
     with stage("import goes on") as progress:
         finished = page.evaluate(FINISHED, committed["id"])
         page.wait_for_selector("#result:not([hidden])")
@@ -194,14 +195,12 @@ def _shortened(frames: list[dict[str, Any]]) -> list[dict[str, Any] | int]:
     """Without progress, and with only the first and the last of several steps in a row; the rest are counted."""
     shown: list[dict[str, Any] | int] = []
     row: list[dict[str, Any]] = []
-    for frame in [frame for frame in frames if frame["kind"] in ("run_status", "step_status")]:
+    for frame in frames:
         if frame["kind"] == "step_status" and frame["status"] == "completed":
             row.append(frame)
-            continue
-        shown += _ends(row)
-        row = []
-        if frame["kind"] == "run_status":
-            shown.append(frame)
+        elif frame["kind"] == "run_status":
+            shown += [*_ends(row), frame]
+            row = []
     return shown + _ends(row)
 
 

@@ -67,6 +67,7 @@ class Execution:
         self._clock = services.clock
         self._records = services.store.load_steps(claim.run_id)
         self._unvisited = {name for name, record in self._records.items() if record.status in ("completed", "failed")}
+        self._ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._told = Counter(services.store.body_lines(claim.run_id) if claim.attempt > 1 else ())
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
@@ -167,6 +168,7 @@ class Execution:
         if record.status in ("completed", "failed"):
             return _replay(record, annotation)
         token = _current_step.set(record)
+        self._ending.add(record.name)
         failure: list[BaseException] = []
 
         def write() -> None:
@@ -225,13 +227,15 @@ class Execution:
             return
 
         def write() -> None:
-            if self._records[record.name] is record and not self._abandoned:
+            if self._records[record.name] is record and record.name not in self._ending:
                 self._store.fence(self.claim)
                 self._store.record_step(self.claim, record, self._clock.now())
 
         self._commits.later(write)
 
     async def _commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
+        self._ending.add(record.name)
+
         def write() -> None:
             self._store.fence(self.claim)
             self._record(record, status, **outcome)
