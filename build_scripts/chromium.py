@@ -47,6 +47,9 @@ _QUIET = (
     "--disable-sync",
     "--no-first-run",
 )
+_NO_SANDBOX = """\
+Chromium has no sandbox that it may use here, and without one it only runs as root.
+On Debian: apt-get install chromium-sandbox. In a container, allow user namespaces or run as root."""
 _LOCAL_SCHEMES = {"about", "blob", "chrome", "data"}
 
 
@@ -114,16 +117,23 @@ def launch(playwright: "Playwright", profile: Path, *, headed: bool = False, **o
     """Start Chromium on a profile folder, which is made if it is not there.
 
     :param options: more of Playwright's `launch_persistent_context`, such as viewport or color_scheme.
+    :raises SetupError: when there is no Chromium, or no sandbox for it.
     """
-    options.setdefault("args", [])
-    options["args"] = [*_QUIET, *options["args"]]
-    context = playwright.chromium.launch_persistent_context(
-        profile,
-        executable_path=find_chromium(playwright),
-        headless=not headed,
-        chromium_sandbox=not _is_root(),  # as root, Chromium refuses to start with its sandbox
-        **options,
-    )
+    from playwright.sync_api import Error
+
+    options["args"] = [*_QUIET, *options.get("args", [])]
+    try:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=find_chromium(playwright),
+            headless=not headed,
+            chromium_sandbox=not _is_root(),  # as root, Chromium refuses to start with its sandbox
+            **options,
+        )
+    except Error as error:
+        if "No usable sandbox" in error.message:
+            raise SetupError(_NO_SANDBOX) from error
+        raise
     return Chromium(context)
 
 

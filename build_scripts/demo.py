@@ -94,13 +94,11 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _in_chromium(folder: Path, arguments: argparse.Namespace) -> int:
-    from playwright.sync_api import sync_playwright
-
-    from chromium import launch
+    from chromium import launch, start_playwright
     from static_server import StaticServer
 
     with (
-        sync_playwright() as playwright,
+        start_playwright() as playwright,
         StaticServer(folder) as server,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         launch(playwright, Path(profile) / "profile", headed=arguments.headed) as chromium,

@@ -18,6 +18,7 @@ from playwright.sync_api import Playwright
 
 from chromium import Chromium, launch, start_playwright
 from distribution import build
+from progress import SetupError
 from static_server import StaticServer
 
 PAGES = "tests/"
@@ -29,8 +30,11 @@ DEADLINE = 600.0
 
 @pytest.fixture(scope="session")
 def dist() -> Path:
-    """dist/, up to date."""
-    return build()
+    """dist/, up to date; where it cannot be built, no more tests are run."""
+    try:
+        return build()
+    except SetupError as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session")
