@@ -61,8 +61,8 @@ async def connect(name, jobs, durability="full", on_status=None, on_engine=None)
     """
     durable = Durable(on_status, on_engine)
     options = json.dumps({"jobs": jobs, "durability": durability})
-    promise = bridge.connect(name, options, create_proxy(durable._hear_status))
-    await _result(bridge.take(promise, create_proxy(durable._take_client)))
+    hear_status, take_client = create_proxy(durable._hear_status), create_proxy(durable._take_client)
+    await _result(bridge.connect(name, options, hear_status, take_client))
     return durable
 
 
@@ -111,13 +111,12 @@ class Durable:
 
     async def put_file(self, blob, name=None):
         """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, its ``path`` for jobs, its ``size``."""
-        promise = self._client.files.put(blob) if name is None else self._client.files.put(blob, name)
-        return Record(await _result(bridge.outcome(promise)))
+        return Record(await _result(bridge.putFile(self._client, blob, name)))
 
     async def get_file(self, name):
         """A durable file as a JavaScript ``Blob``."""
         taken = []
-        await _result(bridge.take(self._client.files.get(name), create_proxy(taken.append)))
+        await _result(bridge.getFile(self._client, name, create_proxy(taken.append)))
         return taken[0]
 
     async def list_files(self):
@@ -130,7 +129,7 @@ class Durable:
 
     async def when_ready(self):
         """Wait until this tab runs the engine: at once when it does, or when the tab that does has gone away."""
-        await _result(bridge.take(self._client.ready, create_proxy(_ignore)))
+        await _result(bridge.whenReady(self._client))
 
     async def close(self):
         """Stop the engine, or stop waiting for it. Runs go on when someone connects again."""
@@ -174,7 +173,7 @@ class Watch:
         :raises StopAsyncIteration: when the run has ended.
         """
         if not self._frames:
-            self._frames = await _result(bridge.outcome(self._watch.nextBatch()))
+            self._frames = await _result(bridge.nextBatch(self._watch))
         if not self._frames:
             raise StopAsyncIteration
         batch, self._frames = self._frames[:limit], self._frames[limit:] if limit else []
@@ -199,10 +198,6 @@ def _to_js(value):
     import js
 
     return js.JSON.parse(json.dumps(value))
-
-
-def _ignore(value):
-    pass
 
 
 def _snake_case(name):

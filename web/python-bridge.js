@@ -1,17 +1,44 @@
 // @ts-check
 /**
  * What `durable_page.py` needs of JavaScript. Values cross between the page's Python and the client as JSON text: that is the one form that
- * Pyodide and MicroPython read alike, and at full speed.
+ * Pyodide and MicroPython read alike, and at full speed. What has no form in JSON, such as a client or a Blob, is handed to a callback.
+ *
+ * Every promise made here is awaited by Python and never given back to JavaScript: Pyodide turns it into a Future, and crashes when that is
+ * passed on.
  */
 import { DurableError, connect as connectClient } from "./durable-web.js";
+
+/** @typedef {import("./durable-web.js").Durable} Durable */
 
 /**
  * @param {string} name
  * @param {string} options JSON
  * @param {(detail: string) => void} onstatus is given JSON
+ * @param {(client: Durable) => void} take
  */
-export function connect(name, options, onstatus) {
-  return connectClient(name, { ...JSON.parse(options), onstatus: (detail) => onstatus(JSON.stringify(detail)) });
+export function connect(name, options, onstatus, take) {
+  const listener = (/** @type {object} */ detail) => onstatus(JSON.stringify(detail));
+  return outcome(connectClient(name, { ...JSON.parse(options), onstatus: listener }).then(take));
+}
+
+/** @param {Durable} durable */
+export function whenReady(durable) {
+  return outcome(durable.ready.then(() => null));
+}
+
+/** @param {Durable} durable @param {Blob} blob @param {string | null} [name] */
+export function putFile(durable, blob, name) {
+  return outcome(durable.files.put(blob, name ?? undefined));
+}
+
+/** @param {Durable} durable @param {string} name @param {(blob: Blob) => void} take */
+export function getFile(durable, name, take) {
+  return outcome(durable.files.get(name).then(take));
+}
+
+/** @param {{nextBatch: () => Promise<object[]>}} watch */
+export function nextBatch(watch) {
+  return outcome(watch.nextBatch());
 }
 
 /**
@@ -19,22 +46,12 @@ export function connect(name, options, onstatus) {
  *
  * @param {Promise<any>} promise
  */
-export async function outcome(promise) {
+async function outcome(promise) {
   try {
     return JSON.stringify({ result: (await promise) ?? null });
   } catch (error) {
     return JSON.stringify({ error: describe(error) });
   }
-}
-
-/**
- * Like `outcome`, for a result that has no form in JSON, such as a client or a Blob: the text tells only whether it worked.
- *
- * @param {Promise<any>} promise
- * @param {(result: any) => void} take
- */
-export function take(promise, take) {
-  return outcome(promise.then((result) => void take(result)));
 }
 
 /** @param {unknown} error */

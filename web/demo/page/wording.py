@@ -1,0 +1,85 @@
+"""How the page says things: numbers, sizes, times, and the states of a run."""
+
+import math
+
+import js
+
+# A time is given to JavaScript as a float: of an integer, MicroPython passes on 32 bits only.
+
+STATUSES = {
+    "pending": "Waiting",
+    "leased": "Running",
+    "waiting": "Waiting",
+    "cancelling": "Cancelling",
+    "completed": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+    "dead": "Given up",
+}
+
+MISSING = "\u2013"
+
+
+def number(value):
+    """A number with thousands separators and at most six significant digits after which none counts."""
+    if value is None:
+        return MISSING
+    if isinstance(value, str):
+        return value
+    if value == int(value):
+        return f"{int(value):,}" if abs(value) < 1e15 else f"{value:.6g}"
+    if abs(value) >= 1e15 or abs(value) < 1e-4:
+        return f"{value:.6g}"
+    digits = max(0, 5 - math.floor(math.log10(abs(value))))
+    whole, _, fraction = f"{abs(value):.{min(digits, 6)}f}".partition(".")
+    fraction = fraction.rstrip("0")
+    return ("-" if value < 0 else "") + f"{int(whole):,}" + (f".{fraction}" if fraction else "")
+
+
+def compact(value):
+    """A number for the axis of a chart, such as 12k."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if limit <= abs(value) < limit * 1e5:
+            return f"{value / (1000 if unit == 'k' else limit):.4g}{unit}"
+    return f"{value:.3g}" if abs(value) >= 1e15 or 0 < abs(value) < 1 else number(value)
+
+
+def count(amount, one, many=None):
+    """Such as "1 row" or "2,000 rows"."""
+    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
+
+
+def size(amount):
+    """Bytes, for a person."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if amount >= limit:
+            return f"{amount / limit:.1f} {unit}"
+    return count(amount, "byte")
+
+
+def duration(seconds):
+    """Seconds, for a person."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes} min {seconds - 60 * minutes:.0f} s"
+
+
+def moment(milliseconds):
+    """When it was, in the person's own time zone."""
+    date = js.Date.new(float(milliseconds))
+    return f"{date.toLocaleDateString('en-GB')}, {date.toLocaleTimeString('en-GB')}"
+
+
+def clock_time(milliseconds):
+    """The time of day."""
+    return js.Date.new(float(milliseconds)).toLocaleTimeString("en-GB")
+
+
+def interruptions(attempt):
+    """What there is to say about a run that was begun for the ``attempt``-th time; nothing, when that is the first."""
+    if attempt < 2:
+        return ""
+    return f"Survived {count(attempt - 1, 'interruption')}: it went on from its last committed step."
