@@ -27,6 +27,8 @@ class _Tail:
         self.changed = asyncio.Event()
 
     def push(self, frame: StoredFrame) -> None:
+        if self.frames and self.frames[-1].seq + 1 != frame.seq:  # another process has written in between
+            self.frames.clear()
         self.frames.append(frame)
         self.wake()
 
@@ -56,6 +58,12 @@ class Timeline:
             if tail is not None:
                 tail.push(frame)
 
+    def look_again(self) -> None:
+        """Let every watcher read the store: another process has committed to it."""
+        for tail in self._tails.values():
+            tail.frames.clear()
+            tail.wake()
+
     def close(self) -> None:
         """End every watch."""
         self._closed = True
@@ -67,7 +75,7 @@ class Timeline:
 
         :raises RunNotFound: when there is no such run.
         """
-        run = self._store.get_run(run_id)
+        run = self._store.runs.get(run_id)
         tail = self._tails.setdefault(run_id, _Tail())
         tail.watchers += 1
         seq = from_seq

@@ -81,7 +81,7 @@ async def test_a_job_that_swallows_the_cancellation_stays_cancelled_and_can_do_n
         run = await engine.trigger("stubborn")
         await begun.wait()
         await engine.cancel(run.id)
-        while engine._executing:
+        while engine._dispatcher.executing:
             await asyncio.sleep(0)
         run = await engine.get_run(run.id)
     assert run.status == RunStatus.CANCELLED

@@ -34,7 +34,7 @@ async def steps(ctx: Context, count: int) -> int:
 def commits_of(engine: Engine) -> list[str]:
     """Collects the commits that the engine makes from here on."""
     commits: list[str] = []
-    engine._store._connection.set_trace_callback(lambda text: commits.append(text) if "COMMIT" in text else None)
+    engine._store.database.connection.set_trace_callback(lambda text: commits.append(text) if "COMMIT" in text else None)
     return commits
 
 
@@ -55,7 +55,7 @@ async def test_branches_that_complete_in_the_same_turn_share_a_commit(running):
 
     async with running(branches) as engine:
         run = await engine.trigger("branches", 100)
-        while len(engine._executing[run.id][0]._records) < 100:
+        while len(engine._dispatcher.executing[run.id][0]._records) < 100:
             await asyncio.sleep(0)
         commits = commits_of(engine)
         gate.set()
@@ -102,7 +102,7 @@ async def test_the_applications_own_tables_live_in_the_same_file_untouched(runni
 
     async with running(own) as engine:
         await finish(engine, await engine.trigger("own"))
-        tables = engine._store._connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        tables = engine._store.database.connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
     names = {name for (name,) in tables}
     assert names - {"mine"} == {name for name in names if name.startswith("durable_")}
 
@@ -118,7 +118,7 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
         return ctx.attempt
 
     async with running(grow, clock=clock, on_state=lambda state, message: states.append(state)) as engine:
-        connection = engine._store._connection
+        connection = engine._store.database.connection
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 60}")
         run = await engine.trigger("grow")
@@ -143,7 +143,7 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
 
 async def test_a_trigger_that_finds_no_room_says_so_and_leaves_no_run(running):
     async with running(steps) as engine:
-        connection = engine._store._connection
+        connection = engine._store.database.connection
         connection.execute("PRAGMA max_page_count = 1")
         with pytest.raises(StorageFullError, match="storage is full"):
             await engine.trigger("steps", "x" * 1_000_000)
@@ -170,5 +170,5 @@ async def test_what_runs_per_step_and_per_claim_uses_an_index(running):
     async with running() as engine:
         for text in per_step_and_claim:
             parameters = dict.fromkeys(re.findall(r":([a-z_]+)", text))
-            plan = engine._store._connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
+            plan = engine._store.database.connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
             assert not [row[3] for row in plan if row[3].startswith("SCAN")], text
