@@ -240,9 +240,10 @@ class Execution:
 
     async def _has_lease(self) -> None:
         """Return once the run is leased; a parked one asks to be woken before its time."""
-        if self._resumed is not None:
+        resumed = self._resumed
+        if resumed is not None:
             self._services.on_wanted(self)
-            await self._resumed.wait()
+            await resumed.wait()
         self.check()
 
     # --- steps -------------------------------------------------------------------------------------------------------

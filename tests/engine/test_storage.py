@@ -34,7 +34,9 @@ async def steps(ctx: Context, count: int) -> int:
 def commits_of(engine: Engine) -> list[str]:
     """Collects the commits that the engine makes from here on."""
     commits: list[str] = []
-    engine._store.database.connection.set_trace_callback(lambda text: commits.append(text) if "COMMIT" in text else None)
+    engine._store.database.connection.set_trace_callback(
+        lambda text: commits.append(text) if "COMMIT" in text else None
+    )
     return commits
 
 
@@ -102,7 +104,9 @@ async def test_the_applications_own_tables_live_in_the_same_file_untouched(runni
 
     async with running(own) as engine:
         await finish(engine, await engine.trigger("own"))
-        tables = engine._store.database.connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        tables = engine._store.database.connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table'"
+        ).fetchall()
     names = {name for (name,) in tables}
     assert names - {"mine"} == {name for name in names if name.startswith("durable_")}
 
