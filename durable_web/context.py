@@ -26,19 +26,19 @@ class Log:
 
     def debug(self, message: str, **fields: Any) -> None:
         """A detail for the developer."""
-        self._execution.log("debug", message, fields)
+        self._execution.reports.log("debug", message, fields)
 
     def info(self, message: str, **fields: Any) -> None:
         """Something that happened as it should."""
-        self._execution.log("info", message, fields)
+        self._execution.reports.log("info", message, fields)
 
     def warning(self, message: str, **fields: Any) -> None:
         """Something that should be looked at."""
-        self._execution.log("warning", message, fields)
+        self._execution.reports.log("warning", message, fields)
 
     def error(self, message: str, **fields: Any) -> None:
         """Something that went wrong."""
-        self._execution.log("error", message, fields)
+        self._execution.reports.log("error", message, fields)
 
 
 class Context:
@@ -128,4 +128,4 @@ class Context:
 
         The latest value is kept on the run; at most one frame in 100 ms is written, the last one always.
         """
-        self._execution.progress(current, total, message)
+        self._execution.reports.progress(current, total, message)

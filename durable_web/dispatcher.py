@@ -31,13 +31,14 @@ OnState = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many runs execute or stay parked in memory, and how patient the engine is."""
+    """How many runs execute or stay parked in memory, how patient the engine is, and what it keeps."""
 
     max_concurrent_runs: int
     max_parked: int
     max_recoveries: int
     lease: int  # milliseconds
     exclusive: bool
+    preserve_steps: bool
 
 
 class Dispatcher:
@@ -73,6 +74,7 @@ class Dispatcher:
             self.commits,
             clock,
             files,
+            preserve_steps=limits.preserve_steps,
             is_alone=lambda: len(self.executing) <= 1,
             on_parked=self._on_parked,
             on_wanted=self._on_wanted,

@@ -76,9 +76,10 @@ class Engine:
     ) -> None:
         self.path = os.fspath(path)
         self._registry = Registry(list(jobs))
-        self._limits = Limits(max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive)
+        self._limits = Limits(
+            max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps
+        )
         self._durability: Durability = durability
-        self._preserve_steps = preserve_steps
         self._retention = None if retain_runs is None else _duration(retain_runs)
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")

@@ -1,4 +1,4 @@
-"""One run, executed: replay, steps, settling.
+"""One run, executed: replay, steps, attempts, parking, settling.
 
 The job function is called from the top. A step whose outcome is recorded gives that outcome back; any other is called,
 and its outcome committed before the job body sees it. When the run is taken away from this engine (cancelled, lease
@@ -13,24 +13,22 @@ import dataclasses
 import inspect
 import re
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from .clock import Clock, TimerHandle
-from .codec import decode, encode, printable, readable, return_annotation
+from .codec import decode, encode, readable, return_annotation
 from .commits import GroupCommit
 from .errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
 from .files import Files
 from .job import Job, Retry
 from .model import RunStatus, StepStatus
+from .reports import Reports, current_step
 from .store import Claim, LeaseLost, StepRecord, Store
 
-PROGRESS_SECONDS = 0.1
 TURN_SECONDS = 0.01  # how long quick steps may keep the event loop from turning
 PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
 STEP = "step"
@@ -39,7 +37,6 @@ VALUE = "value"
 
 _ORDINAL = re.compile(r"#\d+$")
 _FAILURES = (Exception, KeyboardInterrupt, SystemExit)
-_current_step: ContextVar[StepRecord | None] = ContextVar("durable_web_current_step", default=None)
 
 
 class Unwind(BaseException):
@@ -54,6 +51,7 @@ class Services:
     commits: GroupCommit
     clock: Clock
     files: Files
+    preserve_steps: bool
     is_alone: Callable[[], bool]  # whether this is the only run executing
     on_parked: Callable[[Execution], None]
     on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
@@ -80,7 +78,6 @@ class Execution:
         self._records = services.store.steps.load(claim.run_id)
         self._unvisited = {name for name, record in self._records.items() if record.is_settled}
         self._ending: set[str] = set()  # steps whose outcome is on its way into the next commit
-        self._told = Counter(services.store.steps.body_lines(claim.run_id) if claim.attempt > 1 else ())
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
         self._abandoned = False
@@ -91,11 +88,9 @@ class Execution:
         self._held: list[Callable[[], None]] = []
         self._resumed: asyncio.Event | None = None  # set again when a parked run has its lease back
         self._unannounced: StepRecord | None = None
-        self._progress: dict[str, Any] | None = None
-        self._progress_at = float("-inf")
-        self._progress_timer: TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._last_turn = time.perf_counter()
+        self.reports = Reports(self, services)
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -138,11 +133,13 @@ class Execution:
         error: dict[str, str] | None = None,
         failed_step: str | None = None,
     ) -> None:
-        self._write_progress()
+        self.reports.write_progress()
 
         def write() -> None:
             now = self._clock.now()
             self._store.runs.settle(self.claim, status, now, output=output, error=error, failed_step=failed_step)
+            if status == RunStatus.COMPLETED and not self._services.preserve_steps:
+                self._store.steps.delete(self.claim.run_id)
 
         try:
             self._commits.commit_now(write)
@@ -157,9 +154,9 @@ class Execution:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
         self._abandoned = True
         self.cancelled = self.cancelled or cancelled
-        for timer in (self._progress_timer, self._wake_timer):
-            if timer is not None:
-                timer.cancel()
+        self.reports.stop()
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
         if self._resumed is not None:
             self._resumed.set()
         if self._task is not None:
@@ -211,7 +208,7 @@ class Execution:
         until = min(wait.until for wait in self._waits)
         if until - self._clock.now() < PARK_SECONDS * 1000:
             return
-        self._write_progress()
+        self.reports.write_progress()
         try:
             self._commits.commit_now(
                 lambda: self._store.runs.park(self.claim, self._clock.now(), until, "a step waits to be tried again")
@@ -291,11 +288,11 @@ class Execution:
         self, record: StepRecord, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float | None
     ) -> tuple[str, BaseException | None]:
         """Call the function once: the text of its result, or why there is none."""
-        token = _current_step.set(record)
+        token = current_step.set(record)
         try:
             result = function(*arguments)
             if inspect.isawaitable(result):
-                self._announce()
+                self.announce()
                 async with self._time_limit(timeout):
                     result = await result
             return encode(result, path=f"output of step {record.name!r}"), None
@@ -305,7 +302,7 @@ class Execution:
             self._interrupt(record)
             raise
         finally:
-            _current_step.reset(token)
+            current_step.reset(token)
 
     @asynccontextmanager
     async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
@@ -346,7 +343,7 @@ class Execution:
         if record.is_settled:
             return _replay(record, annotation)
         await self._has_lease()
-        token = _current_step.set(record)
+        token = current_step.set(record)
         self._ending.add(record.name)
         failure: list[BaseException] = []
 
@@ -367,7 +364,7 @@ class Execution:
         try:
             await self._commit(write)
         finally:
-            _current_step.reset(token)
+            current_step.reset(token)
         recorded = self._records[record.name]
         if failure:
             raise _step_failed(recorded) from failure[0]
@@ -388,7 +385,7 @@ class Execution:
         if not isinstance(key, str) or not key:
             raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
         text = encode(value, path=f"event {key!r}")
-        if self._unvisited:
+        if self.is_replaying:
             return  # still on the way through what an earlier attempt recorded, and published
         await self._has_lease()
 
@@ -426,7 +423,24 @@ class Execution:
         self._records[begun.name] = self._unannounced = begun
         return begun
 
-    def _announce(self) -> None:
+    def ride_along(self, write: Callable[[], None]) -> None:
+        """Let a write ride along with the next commit; one of a parked run waits until that has its lease back."""
+
+        def fenced() -> None:
+            self._store.runs.fence(self.claim)
+            write()
+
+        if self._resumed is None:
+            self._commits.later(fenced)
+        else:
+            self._held.append(fenced)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the body is still on its way through what an earlier attempt recorded."""
+        return bool(self._unvisited)
+
+    def announce(self) -> None:
         """Let the news that the latest step has begun ride along with the next commit, if it still runs by then."""
         record, self._unannounced = self._unannounced, None
         if record is None:
@@ -434,10 +448,9 @@ class Execution:
 
         def write() -> None:
             if self._records[record.name] is record and record.name not in self._ending:
-                self._store.runs.fence(self.claim)
                 self._store.steps.record(self.claim.run_id, record, self._clock.now())
 
-        self._commits.later(write)
+        self.ride_along(write)
 
     async def _commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         self._ending.add(record.name)
@@ -463,12 +476,7 @@ class Execution:
             return
         cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, completed_at=self._clock.now())
         self._records[record.name] = cancelled
-
-        def write() -> None:
-            self._store.runs.fence(self.claim)
-            self._store.steps.record(self.claim.run_id, cancelled, self._clock.now())
-
-        self._commits.later(write)
+        self.ride_along(lambda: self._store.steps.record(self.claim.run_id, cancelled, self._clock.now()))
 
     async def _commit(self, write: Callable[[], None]) -> None:
         """Commit at once when nobody could share the commit, else together with the others of this turn."""
@@ -504,72 +512,8 @@ class Execution:
 
     def reference(self) -> str:
         """What the step that asks is called, among all steps of all runs."""
-        step = _current_step.get()
+        step = current_step.get()
         return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
-
-    # --- logs and progress -------------------------------------------------------------------------------------------
-
-    def _was_told(self, level: str, message: str) -> bool:
-        """Whether an earlier attempt wrote this line of the body already; each such line is passed over once."""
-        self._told[level, message] -= 1
-        return self._told[level, message] >= 0
-
-    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        """Write a durable line, attached to the step that writes it."""
-        self.check()
-        step = _current_step.get()
-        if step is None and self._was_told(level, str(message)):
-            return
-        ts = self._clock.now()
-        body = {
-            "level": level,
-            "message": str(message),
-            "fields": {name: printable(value) for name, value in fields.items()},
-            "step": None if step is None else step.name,
-            "attempt": self.claim.attempt if step is None else step.attempt,
-        }
-        self._announce()
-        self._later(lambda: self._append_log(ts, body))
-
-    def _later(self, write: Callable[[], None]) -> None:
-        """Let a write ride along with the next commit; one of a parked run waits until that has its lease back."""
-        if self._resumed is None:
-            self._commits.later(write)
-        else:
-            self._held.append(write)
-
-    def _append_log(self, ts: int, body: dict[str, Any]) -> None:
-        self._store.runs.fence(self.claim)
-        self._store.steps.append_log(self.claim.run_id, ts, body)
-
-    def progress(self, current: float, total: float | None, message: str | None) -> None:
-        """Keep the latest progress; write at most one frame in 100 ms, and the last one always."""
-        self.check()
-        if self._unvisited and _current_step.get() is None:
-            return  # still on the way through what an earlier attempt recorded, and told
-        self._progress = {"current": current, "total": total, "message": message}
-        wait = self._progress_at + PROGRESS_SECONDS - self._clock.monotonic()
-        if wait <= 0:
-            self._announce()
-            self._write_progress()
-        elif self._progress_timer is None:
-            self._progress_timer = self._clock.call_later(wait, self._write_progress)
-
-    def _write_progress(self) -> None:
-        if self._progress_timer is not None:
-            self._progress_timer.cancel()
-            self._progress_timer = None
-        if self._progress is None or self._abandoned:
-            return
-        progress, self._progress = self._progress, None
-        self._progress_at = self._clock.monotonic()
-        now = self._clock.now()
-
-        def write() -> None:
-            self._store.runs.fence(self.claim)
-            self._store.steps.set_progress(self.claim.run_id, now, progress)
-
-        self._later(write)
 
 
 def _replay(record: StepRecord, annotation: Any) -> Any:

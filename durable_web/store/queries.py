@@ -305,14 +305,18 @@ SELECT id
  LIMIT :limit
 """
 
+DELETE_STEPS = (
+    "DELETE FROM durable_steps WHERE run_id = :run_id",
+    "DELETE FROM durable_attempts WHERE run_id = :run_id",
+)
+
 DELETE_RUN = (
     """
 DELETE FROM durable_frames
  WHERE kind = 'run_deleted' AND id < (SELECT MAX(id) FROM durable_frames)
 """,
     "DELETE FROM durable_frames WHERE run_id = :run_id AND kind <> 'run_deleted'",
-    "DELETE FROM durable_steps WHERE run_id = :run_id",
-    "DELETE FROM durable_attempts WHERE run_id = :run_id",
+    *DELETE_STEPS,
     "DELETE FROM durable_values WHERE run_id = :run_id",
     "DELETE FROM durable_labels WHERE run_id = :run_id",
     "DELETE FROM durable_runs WHERE id = :run_id",

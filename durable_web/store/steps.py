@@ -114,6 +114,11 @@ class Steps:
         """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
         self._connection.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
 
+    def delete(self, run_id: str) -> None:
+        """Delete everything that a run has recorded in its steps; its timeline stays."""
+        for text in queries.DELETE_STEPS:
+            self._connection.execute(text, {"run_id": run_id})
+
     def copy_before(self, source_run_id: str, run_id: str, position: int) -> None:
         """Give a run the completed steps that another recorded before the one at ``position``."""
         values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}

@@ -270,3 +270,14 @@ async def test_a_step_has_a_reference_that_is_the_same_on_every_attempt(running)
         run = await finish(engine, await engine.trigger("charge"))
     assert references == [f"{run.id}/charge"] * 2
     assert run.output == run.id
+
+
+async def test_without_preserving_them_the_steps_of_a_completed_run_are_deleted_and_those_of_a_failed_one_kept(running):
+    three, broken, _ = breakable()
+    async with running(three, preserve_steps=False) as engine:
+        run = await finish(engine, await engine.trigger("three", 1))
+        assert len(await engine.get_steps(run.id)) == 2
+        broken.clear()
+        await engine.retry(run.id)
+        assert (await finish(engine, run)).output == [1, 2, 3]
+        assert await engine.get_steps(run.id) == []
