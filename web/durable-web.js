@@ -169,30 +169,30 @@ export class Durable extends EventTarget {
 
   runs = {
     /** @param {string} id @returns {Promise<any>} */
-    get: (id) => this.#call("runs.get", { id }),
+    get: (id) => this.#call("runs.get", { runId: id }),
     /** @param {Filter} [filter] @returns {Promise<any[]>} */
     list: (filter = {}) => this.#call("runs.list", filter),
     /** @param {string} id @returns {Promise<any>} */
-    cancel: (id) => this.#call("runs.cancel", { id }),
+    cancel: (id) => this.#call("runs.cancel", { runId: id }),
     /** How many runs there are for each "status", "job", "version" or "priority". @param {string} [by] @returns {Promise<Record<string, number>>} */
     count: (by = "status") => this.#call("runs.count", { by }),
     /** @param {string} id @returns {Promise<any[]>} */
-    steps: (id) => this.#call("runs.steps", { id }),
+    steps: (id) => this.#call("runs.steps", { runId: id }),
     /** What the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
-    event: (id, key) => this.#call("runs.event", { id, key }),
+    event: (id, key) => this.#call("runs.event", { runId: id, key }),
     /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<any>} */
-    retry: (id) => this.#call("runs.retry", { id }),
+    retry: (id) => this.#call("runs.retry", { runId: id }),
     /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<any>} */
     retryWithInput: async (id, input) => {
       refuseWhatIsNotJson(input, "input");
-      return this.#call("runs.retryWithInput", { id, input });
+      return this.#call("runs.retryWithInput", { runId: id, input });
     },
     /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<any>} */
-    retrigger: (id) => this.#call("runs.retrigger", { id }),
+    retrigger: (id) => this.#call("runs.retrigger", { runId: id }),
     /** Makes a new run that has the steps before the one named. @param {string} id @param {string} fromStep @returns {Promise<any>} */
-    fork: (id, fromStep) => this.#call("runs.fork", { id, fromStep }),
+    fork: (id, fromStep) => this.#call("runs.fork", { runId: id, fromStep }),
     /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
-    delete: (id) => this.#call("runs.delete", { id }),
+    delete: (id) => this.#call("runs.delete", { runId: id }),
     /**
      * The frames of a run's timeline after the one numbered `from`, each exactly once: those that are there, then new
      * ones as they are committed. It ends by itself when the run has ended; leaving the loop unsubscribes.

@@ -48,7 +48,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     options = json.loads(options_json)
     jobs = await load_jobs(options["jobs"])
     host = Host(send)
-    host.engine = Engine(
+    engine = Engine(
         options["database"],
         jobs,
         durability=options["durability"],
@@ -56,31 +56,34 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         files=_OpfsFiles(files),
         on_state=host.tell_state,
     )
-    await host.engine.start()
+    host.attach(engine)
+    await engine.start()
     return host
 
 
 class Host:
     """Serves one page's requests from one engine."""
 
-    engine: Engine
-
     def __init__(self, send: Send) -> None:
         self._send = send
         self._tasks: dict[Any, asyncio.Task[None]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Serve from this engine; parameters of its methods arrive by name, in camelCase."""
+        self.engine = engine
         self._methods: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
-            "trigger": lambda **parameters: self.engine.trigger(**parameters),
-            "runs.get": lambda id: self.engine.get_run(id),
-            "runs.list": lambda **filters: self.engine.list_runs(**filters),
-            "runs.count": lambda by="status": self.engine.count_runs(by),
-            "runs.steps": lambda id: self.engine.get_steps(id),
-            "runs.event": lambda id, key: self.engine.get_event(id, key),
-            "runs.cancel": lambda id: self.engine.cancel(id),
-            "runs.retry": lambda id: self.engine.retry(id),
-            "runs.retryWithInput": lambda id, input: self.engine.retry_with_input(id, input),
-            "runs.retrigger": lambda id: self.engine.retrigger(id),
-            "runs.fork": lambda id, from_step: self.engine.fork(id, from_step),
-            "runs.delete": lambda id: self.engine.delete_run(id),
+            "trigger": engine.trigger,
+            "runs.get": engine.get_run,
+            "runs.list": engine.list_runs,
+            "runs.count": engine.count_runs,
+            "runs.steps": engine.get_steps,
+            "runs.event": engine.get_event,
+            "runs.cancel": engine.cancel,
+            "runs.retry": engine.retry,
+            "runs.retryWithInput": engine.retry_with_input,
+            "runs.retrigger": engine.retrigger,
+            "runs.fork": engine.fork,
+            "runs.delete": engine.delete_run,
         }
 
     def receive(self, text: str) -> None:
