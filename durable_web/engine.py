@@ -31,7 +31,7 @@ from .triggers import Trigger
 PURGE_SECONDS = 60.0
 PURGE_BATCH = 100
 BULK_BATCH = 500
-COUNTABLE = ("status", "job", "version", "priority")
+COUNTABLE = ("status", "job")
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -297,7 +297,7 @@ class Engine:
         return self._running_store().runs.list(wanted, oldest_first=order == "oldest", after=cursor, limit=limit)
 
     async def count_runs(self, by: str = "status") -> dict[str, int]:
-        """How many runs there are for each status, job, version or priority.
+        """How many runs there are for each ``"status"`` or ``"job"``.
 
         :raises ValueError: when ``by`` is something else.
         """

@@ -174,7 +174,7 @@ export class Durable extends EventTarget {
     list: (filter = {}) => this.#call("runs.list", filter),
     /** @param {string} id @returns {Promise<any>} */
     cancel: (id) => this.#call("runs.cancel", { runId: id }),
-    /** How many runs there are for each "status", "job", "version" or "priority". @param {string} [by] @returns {Promise<Record<string, number>>} */
+    /** How many runs there are for each "status" or "job". @param {string} [by] @returns {Promise<Record<string, number>>} */
     count: (by = "status") => this.#call("runs.count", { by }),
     /** @param {string} id @returns {Promise<any[]>} */
     steps: (id) => this.#call("runs.steps", { runId: id }),

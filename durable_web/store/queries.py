@@ -115,9 +115,9 @@ RETURNING id, job, version, input, attempt, recoveries, generation, lease_expire
 CLAIM = _CLAIM.format(condition="")
 
 COUNT_LEASED = """
-SELECT COUNT(*)
-  FROM durable_runs
- WHERE status IN ('leased', 'cancelling') AND job = :job
+SELECT COALESCE(SUM(runs), 0)
+  FROM durable_counts
+ WHERE job = :job AND status IN ('leased', 'cancelling')
 """
 
 FENCE = """
@@ -450,8 +450,8 @@ def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: i
 
 
 def count_runs(by: str) -> str:
-    """The statement that counts runs for each value of a column."""
-    return f"SELECT {by}, COUNT(*) FROM durable_runs GROUP BY {by}"
+    """The statement that counts runs for each status or job."""
+    return f"SELECT {by}, SUM(runs) FROM durable_counts GROUP BY {by} HAVING SUM(runs) > 0"
 
 
 def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:

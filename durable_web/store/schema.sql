@@ -10,6 +10,8 @@
 -- durable_attempts A row is one failed attempt at a step that was, or may be, tried again.
 -- durable_labels   A row is one label of one run, for finding runs by label.
 -- durable_values   A row is the latest value that a run has published under a key (ctx.set_event).
+-- durable_counts   A row is the number of runs of one job in one status, kept by triggers, so that counting costs the same
+--                  however many runs there are.
 -- durable_frames   A row is one entry of a run's timeline, append-only, written in the transaction of the change that it
 --                  tells of. `id` rises over all runs with commit order, `seq` counts 1, 2, 3 ... within a run. `body`
 --                  is a JSON object of the fields that the kind adds, with names as they are on the wire. Of deleted
@@ -62,6 +64,28 @@ CREATE INDEX durable_runs_by_concurrency_key ON durable_runs (concurrency_key, s
 CREATE UNIQUE INDEX durable_runs_by_idempotency_key ON durable_runs (job, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 CREATE INDEX durable_runs_completed ON durable_runs (completed_at) WHERE completed_at IS NOT NULL;
+
+CREATE TABLE durable_counts (
+    job              TEXT    NOT NULL,
+    status           TEXT    NOT NULL,
+    runs             INTEGER NOT NULL,
+    PRIMARY KEY (job, status)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER durable_runs_inserted AFTER INSERT ON durable_runs BEGIN
+    INSERT INTO durable_counts (job, status, runs) VALUES (NEW.job, NEW.status, 1)
+        ON CONFLICT (job, status) DO UPDATE SET runs = runs + 1;
+END;
+
+CREATE TRIGGER durable_runs_changed AFTER UPDATE OF status ON durable_runs WHEN OLD.status <> NEW.status BEGIN
+    UPDATE durable_counts SET runs = runs - 1 WHERE job = OLD.job AND status = OLD.status;
+    INSERT INTO durable_counts (job, status, runs) VALUES (NEW.job, NEW.status, 1)
+        ON CONFLICT (job, status) DO UPDATE SET runs = runs + 1;
+END;
+
+CREATE TRIGGER durable_runs_deleted AFTER DELETE ON durable_runs BEGIN
+    UPDATE durable_counts SET runs = runs - 1 WHERE job = OLD.job AND status = OLD.status;
+END;
 
 CREATE TABLE durable_labels (
     key              TEXT    NOT NULL,

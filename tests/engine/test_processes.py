@@ -7,14 +7,24 @@ engines in this process, on one clock that stands still until it is moved.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections import Counter, defaultdict
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from watching import IN_PYODIDE
 
 import durable_web
-from durable_web import Context, Engine, RunStatus, job
+from durable_web import Context, Engine, RunStatus, Trigger, job
 from durable_web.testing import MockClock, settle
 
 pytestmark = pytest.mark.skipif(IN_PYODIDE, reason="OPFS has one engine per file")
