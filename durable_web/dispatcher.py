@@ -180,10 +180,13 @@ class Dispatcher:
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)
-        if entry is not None:
+        if entry is not None and entry[0].is_resumed_by(claim):
             self.executing[claim.run_id] = entry
             entry[0].resume(claim)
             return
+        for stale in (entry, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
+            if stale is not None:
+                stale[0].abandon()
         try:
             job = self._registry[claim.job]
         except JobNotFound as error:

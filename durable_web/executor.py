@@ -224,6 +224,10 @@ class Execution:
         self._arm()
         self._services.on_parked(self)
 
+    def is_resumed_by(self, claim: Claim) -> bool:
+        """Whether nobody has executed, or retried, the run since it was parked here."""
+        return not self._abandoned and claim.generation == self.claim.generation + 1
+
     def resume(self, claim: Claim) -> None:
         """Go on after parking, under a new claim."""
         self.claim = claim

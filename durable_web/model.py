@@ -78,7 +78,7 @@ class Run:
     """One execution of a job for one input.
 
     ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of the engine that it was
-    executing on since a step was last committed. ``generation`` rises with every claim; ``lease_owner`` and
+    executing on since a step was last committed. ``generation`` rises with every claim and retry; ``lease_owner`` and
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
     have been claimed. ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
     ``"coalesced"``.

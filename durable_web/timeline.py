@@ -86,6 +86,7 @@ class Timeline:
                 frames = tail.after(seq)
                 if frames is None:
                     frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
+                    ended = ended or not (frames or self._store.runs.exists(run_id))
                 if frames:
                     seq = frames[-1].seq
                     yield frames
@@ -101,5 +102,7 @@ class Timeline:
 
 
 def ends_run(frame: StoredFrame) -> bool:
-    """Whether the frame says that its run has ended."""
+    """Whether the frame says that its run has ended, or is gone."""
+    if frame.kind == "run_deleted":
+        return True
     return frame.kind == "run_status" and any(mark in frame.body for mark in _TERMINAL_MARKS)

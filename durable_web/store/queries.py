@@ -57,6 +57,12 @@ GET_RUN = f"""{_SELECT_RUN}
  WHERE id = :id
 """
 
+RUN_EXISTS = """
+SELECT 1
+  FROM durable_runs
+ WHERE id = :id
+"""
+
 RUN_IDENTITY = """
 SELECT job, labels
   FROM durable_runs
@@ -254,6 +260,7 @@ UPDATE durable_runs
        failed_step = NULL,
        deadline = NULL,
        recoveries = 0,
+       generation = generation + 1,
        ready_at = :now,
        completed_at = NULL,
        updated_at = :now

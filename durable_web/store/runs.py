@@ -109,6 +109,10 @@ class Runs:
             raise RunNotFound(run_id)
         return _run(row)
 
+    def exists(self, run_id: str) -> bool:
+        """Whether there is such a run."""
+        return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
+
     def list(self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int) -> list[Run]:
         """Runs that pass the filter, from the one after the id ``after`` on."""
         text, parameters = queries.list_runs(wanted, oldest_first, after, limit)

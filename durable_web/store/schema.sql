@@ -42,7 +42,7 @@ CREATE TABLE durable_runs (
     deadline         INTEGER,
     attempt          INTEGER NOT NULL DEFAULT 0,     -- times the job body was begun
     recoveries       INTEGER NOT NULL DEFAULT 0,     -- deaths of its engine since a step was last committed
-    generation       INTEGER NOT NULL DEFAULT 0,     -- rises with every claim: the fencing token
+    generation       INTEGER NOT NULL DEFAULT 0,     -- rises with every claim and retry: fencing token
     lease_owner      TEXT,
     lease_expires_at INTEGER,
     created_at       INTEGER NOT NULL,

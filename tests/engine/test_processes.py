@@ -222,7 +222,9 @@ async def test_a_watch_ends_when_the_run_is_deleted_on_another_engine_before_its
         for run in runs:
             await executing.delete_run(run.id)
         await clock.advance(1)
-        assert all(watcher.done() for watcher in watchers)
+        for watcher in watchers:
+            assert watcher.done()
+            assert [frame.kind for frame in watcher.result()[:2]] == ["run_status", "run_status"]
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from watching import IN_PYODIDE, finish, timeline
 
+import durable_web
 from durable_web import (
     Context,
     DatabaseReadOnlyError,
@@ -92,6 +98,33 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_untouched(tmp_p
 async def test_a_database_in_a_folder_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(DatabaseReadOnlyError, match="folder exists"):
         await Engine(tmp_path / "missing" / "jobs.sqlite3").start()
+
+
+@pytest.mark.skipif(IN_PYODIDE, reason="there are no permissions to be missing")
+def test_a_database_that_may_not_be_written_is_refused_with_what_to_check(tmp_path_factory):
+    """In a process of its own, which gives up root's right to write anywhere."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    sqlite3.connect(folder / "jobs.sqlite3").close()
+    script = """
+import asyncio, os, sys
+from durable_web import Engine
+if os.geteuid() == 0:
+    os.setuid(65534)
+else:
+    os.chmod(os.path.dirname(sys.argv[1]), 0o555)
+try:
+    asyncio.run(Engine(sys.argv[1]).start())
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(durable_web.__file__).parents[1])}
+    command = [sys.executable, "-c", script, str(folder / "jobs.sqlite3")]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+    assert told.stdout.startswith("DatabaseReadOnlyError"), told.stderr
+    assert "may write both the file and the folder" in told.stdout
 
 
 async def test_the_applications_own_tables_live_in_the_same_file_untouched(running):
