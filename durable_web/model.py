@@ -122,6 +122,13 @@ class Run:
     def is_active(self) -> bool:
         return self.status.is_active
 
+    @property
+    def queue_time(self) -> float | None:
+        """Seconds from when the run could first be claimed until it was; ``None`` when it was not yet."""
+        if self.started_at is None:
+            return None
+        return (self.started_at - max(self.created_at, self.run_at or self.created_at)).total_seconds()
+
     def public(self) -> dict[str, Any]:
         """The run without what only engines need, by field name."""
         fields = dataclasses.fields(self)
