@@ -7,17 +7,20 @@ from .clock import Clock, SystemClock
 from .context import Context
 from .engine import Engine
 from .errors import (
+    ConflictError,
     DatabaseInUseError,
     DatabaseReadOnlyError,
     DuplicateJobError,
     DurableWebError,
     FatalError,
+    InvalidInput,
     JobModuleError,
     JobNotFound,
     NonDeterminismError,
     NotADatabaseError,
     RunNotActive,
     RunNotFound,
+    RunNotTerminal,
     SchemaVersionError,
     SerializationError,
     StepFailed,
@@ -25,26 +28,34 @@ from .errors import (
     StorageFullError,
     TransactionError,
 )
+from .events import Event, is_domain_event
 from .files import Files, LocalFiles
-from .job import Job, job
+from .job import Job, Retry, job
 from .model import (
+    Attempt,
     ErrorInfo,
     Frame,
     LogFrame,
     Progress,
     ProgressFrame,
     Run,
+    RunDeletedFrame,
+    RunFilter,
     RunStatus,
     RunStatusFrame,
     Step,
     StepStatus,
     StepStatusFrame,
+    ValueFrame,
 )
+from .triggers import Trigger
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attempt",
     "Clock",
+    "ConflictError",
     "Context",
     "DatabaseInUseError",
     "DatabaseReadOnlyError",
@@ -52,9 +63,11 @@ __all__ = [
     "DurableWebError",
     "Engine",
     "ErrorInfo",
+    "Event",
     "FatalError",
     "Files",
     "Frame",
+    "InvalidInput",
     "Job",
     "JobModuleError",
     "JobNotFound",
@@ -64,9 +77,13 @@ __all__ = [
     "NotADatabaseError",
     "Progress",
     "ProgressFrame",
+    "Retry",
     "Run",
+    "RunDeletedFrame",
+    "RunFilter",
     "RunNotActive",
     "RunNotFound",
+    "RunNotTerminal",
     "RunStatus",
     "RunStatusFrame",
     "SchemaVersionError",
@@ -79,5 +96,8 @@ __all__ = [
     "StorageFullError",
     "SystemClock",
     "TransactionError",
+    "Trigger",
+    "ValueFrame",
+    "is_domain_event",
     "job",
 ]

@@ -1,4 +1,4 @@
-"""The engine: claims runs, executes them, and answers questions about them.
+"""The engine: executes runs, and answers questions about them.
 
 >>> async with Engine("jobs.sqlite3", jobs=[greet]) as engine:
 ...     run = await engine.trigger("greet", "Ada")
@@ -9,28 +9,31 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import dataclasses
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from .clock import Clock, SystemClock, TimerHandle
-from .codec import encode
-from .commits import GroupCommit
-from .context import Context
-from .errors import DurableWebError, JobNotFound, StorageError, StorageFullError
-from .executor import Execution, Services
+from .dispatcher import Dispatcher, Limits, OnState
+from .errors import ConflictError, DurableWebError, StorageError
+from .events import ErrorHandler, Events, Listener
 from .files import Files, LocalFiles
 from .identifiers import IdentifierFactory
 from .job import Job, Registry
-from .model import Frame, Run, RunStatus, Step, StoredFrame
-from .store import Claim, Database, Durability, Store
+from .model import Frame, LogFrame, Progress, Run, RunFilter, RunStatus, Step, StoredFrame, to_milliseconds
+from .store import Database, Durability, Fact, Store
 from .timeline import Timeline
+from .triggers import Trigger
 
-FIRST_PROBE_SECONDS = 2.0
-LONGEST_PROBE_SECONDS = 60.0
+PURGE_SECONDS = 60.0
+PURGE_BATCH = 100
+BULK_BATCH = 500
+COUNTABLE = ("status", "job")
 
-OnState = Callable[[str, str], None]
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Engine:
@@ -41,7 +44,11 @@ class Engine:
     :param max_concurrent_runs: how many runs may execute at a time.
     :param lease: seconds for which a claim on a run holds without being renewed.
     :param durability: ``"full"`` survives power loss; ``"normal"`` survives the death of any process, and is faster.
+    :param preserve_steps: keep the steps of completed runs; without, they are deleted when their run completes.
+    :param retain_runs: delete runs that ended longer ago than this, when the engine is idle: a ``timedelta``, or a text
+        such as ``"30d"`` (s, m, h, d or w). By default runs are kept for ever.
     :param max_recoveries: a run whose engine died more often than this without completing another step is dead.
+    :param max_parked: how many waiting runs stay in memory; those beyond it are replayed when they wake.
     :param exclusive: no other engine uses the file at the same time (a browser's leader); what an engine that died has
         left behind is then taken back at once instead of when its lease runs out.
     :param clock: where the time comes from.
@@ -58,7 +65,10 @@ class Engine:
         max_concurrent_runs: int = 10,
         lease: float = 30.0,
         durability: Durability = "full",
+        preserve_steps: bool = True,
+        retain_runs: str | timedelta | None = None,
         max_recoveries: int = 5,
+        max_parked: int = 1000,
         exclusive: bool = False,
         clock: Clock | None = None,
         files: Files | None = None,
@@ -66,53 +76,57 @@ class Engine:
     ) -> None:
         self.path = os.fspath(path)
         self._registry = Registry(list(jobs))
-        self._max_concurrent_runs = max_concurrent_runs
-        self._lease_milliseconds = int(lease * 1000)
+        self._limits = Limits(
+            max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps
+        )
         self._durability: Durability = durability
-        self._max_recoveries = max_recoveries
-        self._exclusive = exclusive
+        self._retention = None if retain_runs is None else _duration(retain_runs)
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
         self._identifiers = IdentifierFactory()
-        self._owner = ""
+        self._events = Events(self._identity)
         self._store: Store | None = None
-        self._executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
-        self._claiming = False
-        self._heartbeat: TimerHandle | None = None
-        self._unreleased: list[Claim] = []
-        self._probe_delay = FIRST_PROBE_SECONDS
-        self._probe: TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._purge_timer: TimerHandle | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, *, claim: bool = True) -> None:
         """Open and migrate the database, take back what a dead engine left, and begin to execute.
 
+        :param claim: without it nothing is executed until ``run_one`` or ``run_until_idle`` is called.
         :raises StorageError: when the database cannot be used; its subclasses say why.
         :raises RuntimeError: when the engine is running already.
         """
         if self._store is not None:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
-        self._owner = self._identifiers.new(self._clock.now())
-        database = Database(self.path, durability=self._durability, exclusive=self._exclusive)
-        store = Store(database)
+        store = Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
+        store.on_commit = self._on_commit
+        store.journal.is_listening = self._events.is_listening
         self._timeline = Timeline(store)
-        store.on_commit = self._timeline.publish
-        self._commits = GroupCommit(store, self._clock, self._on_flush_failure)
-        self._services = Services(
-            store, self._commits, self._clock, self._files, lambda: len(self._executing) <= 1, self._on_storage_trouble
+        self._dispatcher = Dispatcher(
+            store,
+            self._registry,
+            self._clock,
+            self._files,
+            self._timeline,
+            self._events,
+            self._limits,
+            owner=self._identifiers.new(self._clock.now()),
+            on_state=self._on_state,
+            on_idle=self._on_idle,
         )
+        self._store = store
         try:
-            with store.transaction():
-                self._recover(store, everything=self._exclusive)
+            self._dispatcher.start()
         except BaseException:
+            self._store = None
             store.close()
             raise
-        self._store = store
-        self._claiming = True
-        self._beat()
-        self._claim_runs()
+        self._is_claiming = claim
+        if claim:
+            self._dispatcher.claim()
 
     async def stop(self, drain: bool = True) -> None:
         """Stop claiming, and close the database.
@@ -122,33 +136,19 @@ class Engine:
         """
         if self._store is None:
             return
-        self._claiming = False
+        self._dispatcher.claim(0)
         if drain:
-            while self._executing:
-                await asyncio.wait([task for _, task in self._executing.values()])
-        await self._give_back()
-        for timer in (self._heartbeat, self._probe):
-            if timer is not None:
-                timer.cancel()
+            await self._dispatcher.drain()
+        await self._dispatcher.stop()
+        self._close()
+
+    def _close(self) -> None:
+        if self._purge_timer is not None:
+            self._purge_timer.cancel()
         self._timeline.close()
         store, self._store = self._store, None
-        store.close()
-
-    async def _give_back(self) -> None:
-        store = self._running_store()
-        executing = list(self._executing.values())
-        claims = [execution.claim for execution, _ in executing] + self._unreleased
-        try:
-            self._commits.flush()
-            with store.transaction():
-                for claim in claims:
-                    store.release(claim, self._clock.now(), reason="the engine is stopping")
-        except StorageError:
-            pass  # still full: the next engine takes the runs back
-        for execution, _ in executing:
-            execution.abandon()
-        if executing:
-            await asyncio.wait([task for _, task in executing])
+        if store is not None:
+            store.close()
 
     async def __aenter__(self) -> Engine:
         await self.start()
@@ -157,80 +157,171 @@ class Engine:
     async def __aexit__(self, *exception: object) -> None:
         await self.stop(drain=exception[0] is None)
 
-    # --- runs --------------------------------------------------------------------------------------------------------
+    async def run_until_idle(self, max_runs: int | None = None) -> int:
+        """Execute what can be executed now, at most ``max_runs`` runs, and return how many ended their execution.
+
+        Runs that wait for a later time are not waited for. For engines started with ``claim=False``.
+        """
+        self._running_store()
+        before = self._dispatcher.settled
+        self._idle.clear()
+        self._dispatcher.claim(float("inf") if max_runs is None else max_runs)
+        if not self._dispatcher.is_idle:
+            await self._idle.wait()
+        if not self._is_claiming:
+            self._dispatcher.claim(0)
+        return self._dispatcher.settled - before
+
+    async def run_one(self) -> bool:
+        """Execute the run whose turn it is; ``False`` when there is none."""
+        return await self.run_until_idle(max_runs=1) > 0
+
+    # --- triggering --------------------------------------------------------------------------------------------------
 
     def register(self, *jobs: Job) -> None:
         """Add jobs. Registering the same one twice is a no-op.
 
-        :raises DuplicateJobError: when another function has that name already.
+        :raises DuplicateJobError: when another definition has that name already.
         """
         for item in jobs:
             self._registry.add(item)
 
-    async def trigger(self, job: Job | str, input: Any = None) -> Run:
-        """Make a run of ``job`` for ``input``; it begins as soon as there is a free slot.
+    async def trigger(self, job: Job | str, input: Any = None, **options: Any) -> Run:
+        """Make a run of ``job`` for ``input``; it begins as soon as it is its turn.
+
+        The options are those of :class:`Trigger`: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``,
+        ``priority``, ``run_at``, ``deadline``. The run's ``disposition`` is ``"created"``, or ``"idempotent"`` or
+        ``"coalesced"`` where an existing run came back. Raises what ``trigger_many`` raises.
+        """
+        return (await self.trigger_many([Trigger(job, input, **options)]))[0]
+
+    async def trigger_many(self, triggers: Iterable[Trigger]) -> list[Run]:
+        """Make several runs in one transaction: all of them, or none.
 
         :raises JobNotFound: when no such job is registered.
-        :raises SerializationError: when the input cannot be stored.
+        :raises InvalidInput, SerializationError: when an input does not fit the job's type, or cannot be stored.
+        :raises ConflictError: when a run of the job with that concurrency key is pending.
+        :raises ValueError: when a label, a time or a combination of options is wrong.
         """
         store = self._running_store()
-        name = job.name if isinstance(job, Job) else job
-        self._registry[name]
-        text = encode(input, path=f"input of job {name!r}")
+        checked = [(trigger, *trigger.check(self._registry)) for trigger in triggers]
         now = self._clock.now()
+        with store.transaction():
+            made = [self._make(store, *each, now) for each in checked]
+        if any(trigger.run_at is not None or trigger.deadline is not None for trigger, _, _ in checked):
+            self._dispatcher.look_at_the_time()
+        runs = [dataclasses.replace(store.runs.get(run_id), disposition=how) for run_id, how in made]
+        self._dispatcher.fill_slots()
+        return runs
+
+    def _make(self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int) -> tuple[str, str]:
+        """Insert the run, or find the one that stands for it: its id and the disposition."""
+        if trigger.idempotency_key is not None:
+            found = store.runs.find_by_idempotency_key(job.name, trigger.idempotency_key)
+            if found is not None:
+                return found, "idempotent"
+        if trigger.concurrency_key is not None:
+            wanted = ("pending", "leased", "waiting") if trigger.coalesce == "active" else ("pending",)
+            found = store.runs.find_by_concurrency_key(job.name, trigger.concurrency_key, wanted)
+            if found is not None and trigger.coalesce is None:
+                raise ConflictError(job.name, trigger.concurrency_key, found)
+            if found is not None:
+                skipped = {"skipped_input": trigger.input, "skipped_labels": trigger.labels}
+                store.journal.tell("run:coalesced", found, now, **skipped)
+                return found, "coalesced"
         run_id = self._identifiers.new(now)
-        self._commits.commit_now(functools.partial(store.insert_run, run_id, name, text, now))
-        run = store.get_run(run_id)
-        self._claim_runs()
-        return run
+        store.runs.insert(trigger.new_run(run_id, job, input_text), now)
+        return run_id, "created"
+
+    async def wait_for_run(
+        self,
+        run_id: str,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_log: Callable[[LogFrame], None] | None = None,
+    ) -> Run:
+        """Wait until a run has ended, and return it.
+
+        :param timeout: seconds to wait at most; the run itself goes on.
+        :param on_progress, on_log: called with what the run tells meanwhile, from its beginning.
+        :raises TimeoutError: when it has not ended by then.
+        :raises RunNotFound: when there is no such run.
+        """
+        async with asyncio.timeout(timeout):
+            async for frame in self.watch(run_id):
+                if frame.kind == "progress" and on_progress is not None:
+                    on_progress(Progress(frame.current, frame.total, frame.message))  # type: ignore[attr-defined]
+                elif isinstance(frame, LogFrame) and on_log is not None:
+                    on_log(frame)
+        return await self.get_run(run_id)
+
+    async def trigger_and_wait(
+        self,
+        job: Job | str,
+        input: Any = None,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_log: Callable[[LogFrame], None] | None = None,
+        **options: Any,
+    ) -> Run:
+        """``trigger``, then ``wait_for_run``; raises what these raise."""
+        run = await self.trigger(job, input, **options)
+        return await self.wait_for_run(run.id, timeout=timeout, on_progress=on_progress, on_log=on_log)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
 
     async def get_run(self, run_id: str) -> Run:
         """The run of that id.
 
         :raises RunNotFound: when there is none.
         """
-        return self._running_store().get_run(run_id)
+        return self._running_store().runs.get(run_id)
 
     async def list_runs(
-        self,
-        *,
-        status: str | Iterable[str] = (),
-        job: str | Iterable[str] = (),
-        before: str | None = None,
-        limit: int = 50,
+        self, *, order: str = "newest", limit: int = 50, cursor: str | None = None, **filters: Any
     ) -> list[Run]:
-        """Runs, newest first.
+        """A page of runs; the filters are those of :class:`RunFilter`.
 
-        :param status: only runs of that status, or of one of these.
-        :param job: only runs of the job of that name, or of one of these.
-        :param before: only runs older than the one of that id; the last id of a page gives the next page.
+        :param order: ``"newest"`` or ``"oldest"`` first; the order is stable.
         :param limit: at most so many, from 1 to 1,000.
-        :raises ValueError: when a status is unknown, or the limit out of range.
+        :param cursor: the id of the last run of the page before this one.
+        :raises ValueError: when a status, the order or the limit is none.
         """
-        statuses = [RunStatus(item) for item in _names(status)]
         if not 1 <= limit <= 1000:
             raise ValueError(f"limit is a number from 1 to 1000, not {limit!r}")
-        return self._running_store().list_runs(statuses=statuses, jobs=_names(job), before=before, limit=limit)
+        if order not in ("newest", "oldest"):
+            raise ValueError(f'order is "newest" or "oldest", not {order!r}')
+        wanted = RunFilter(**filters)
+        return self._running_store().runs.list(wanted, oldest_first=order == "oldest", after=cursor, limit=limit)
+
+    async def count_runs(self, by: str = "status") -> dict[str, int]:
+        """How many runs there are for each ``"status"`` or ``"job"``.
+
+        :raises ValueError: when ``by`` is something else.
+        """
+        if by not in COUNTABLE:
+            raise ValueError(f"runs are counted by one of {', '.join(COUNTABLE)}, not by {by!r}")
+        return self._running_store().runs.count(by)
 
     async def get_steps(self, run_id: str) -> list[Step]:
-        """The steps of a run, in the order of first recording.
+        """The steps of a run, in the order of first recording, with their failed attempts.
 
         :raises RunNotFound: when there is no such run.
         """
-        return self._running_store().get_steps(run_id)
+        store = self._running_store()
+        store.runs.get(run_id)
+        return store.steps.get(run_id)
 
-    async def cancel(self, run_id: str) -> Run:
-        """Cancel an active run. The status is committed first; then the job gets ``asyncio.CancelledError``.
+    async def get_event(self, run_id: str, key: str, default: Any = None) -> Any:
+        """The value that a run has published last under ``key`` (``ctx.set_event``), or ``default``.
 
-        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
+        :raises RunNotFound: when there is no such run.
         """
         store = self._running_store()
-        self._commits.flush()
-        with store.transaction():
-            store.cancel(run_id, self._clock.now())
-        if run_id in self._executing:
-            self._executing[run_id][0].abandon(cancelled=True)
-        return store.get_run(run_id)
+        store.runs.get(run_id)
+        return store.steps.get_value(run_id, key, default)
 
     async def watch(self, run_id: str, from_seq: int = 0) -> AsyncIterator[Frame]:
         """Every frame of a run strictly after ``from_seq``: first the history, then what commits; ends with the run.
@@ -246,115 +337,176 @@ class Engine:
         self._running_store()
         return self._timeline.watch(run_id, from_seq)
 
-    # --- claiming and executing --------------------------------------------------------------------------------------
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, run_id: str) -> Run:
+        """Cancel an active run. The status is committed first; then the job gets ``asyncio.CancelledError``.
+
+        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
+        """
+        store = self._running_store()
+        self._dispatcher.commits.flush()
+        now = self._clock.now()
+        with store.transaction():
+            store.steps.cancel_running(run_id, now)
+            store.runs.cancel(run_id, now)
+        self._dispatcher.abandon(run_id, cancelled=True)
+        return store.runs.get(run_id)
+
+    async def retry(self, run_id: str) -> Run:
+        """Let a run that failed, died or was cancelled go on: completed steps are kept, the others are called again.
+
+        :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
+        """
+        return self._reopen(run_id, None)
+
+    async def retry_with_input(self, run_id: str, input: Any) -> Run:
+        """``retry`` on another input; completed steps are kept all the same.
+
+        :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
+        """
+        run = await self.get_run(run_id)
+        return self._reopen(run_id, Trigger(run.job, input).check(self._registry)[1])
+
+    def _reopen(self, run_id: str, input_text: str | None) -> Run:
+        store = self._running_store()
+        with store.transaction():
+            store.runs.reopen(run_id, self._clock.now(), input_text)
+            store.steps.forget_unsettled(run_id)
+        self._dispatcher.fill_slots()
+        return store.runs.get(run_id)
+
+    async def retrigger(self, run_id: str) -> Run:
+        """A new run with the same job, input, labels, priority and concurrency key; raises what ``trigger`` raises."""
+        run = await self.get_run(run_id)
+        return await self.trigger(
+            run.job, run.input, labels=run.labels, priority=run.priority, concurrency_key=run.concurrency_key
+        )
+
+    async def fork(self, run_id: str, from_step: str) -> Run:
+        """A new run that has the completed steps which were recorded before ``from_step``, and goes on from there.
+
+        :raises RunNotFound: when there is no such run.
+        :raises ValueError: when the run has recorded no step of that name.
+        """
+        store = self._running_store()
+        run = store.runs.get(run_id)
+        record = store.steps.load(run_id).get(from_step)
+        if record is None:
+            raise ValueError(f"Run {run_id} has recorded no step {from_step!r}; get_steps(run_id) names those it has.")
+        trigger = Trigger(run.job, run.input, labels=run.labels, priority=run.priority)
+        now = self._clock.now()
+        with store.transaction():
+            fork_id, _ = self._make(store, trigger, *trigger.check(self._registry), now)
+            store.steps.copy_before(run_id, fork_id, record.position)
+        self._dispatcher.fill_slots()
+        return store.runs.get(fork_id)
+
+    async def delete_run(self, run_id: str) -> None:
+        """Delete a run that has ended, with its steps, frames, labels and values.
+
+        :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active.
+        """
+        store = self._running_store()
+        with store.transaction():
+            store.runs.delete(run_id, self._clock.now())
+
+    async def purge_runs(self, older_than: datetime, limit: int = 500) -> int:
+        """Delete runs that ended before ``older_than``, the oldest first, at most ``limit``; returns how many."""
+        return self._purge(to_milliseconds(older_than) or 0, limit)
+
+    def _purge(self, moment: int, limit: int) -> int:
+        store = self._running_store()
+        with store.transaction():
+            ended = store.runs.ended_before(moment, limit)
+            for run_id in ended:
+                store.runs.delete(run_id, self._clock.now())
+        return len(ended)
+
+    async def cancel_runs(self, **filters: Any) -> list[str]:
+        """Cancel the active runs that pass a filter (see :class:`RunFilter`), and return their ids."""
+        return await self._for_each(self.cancel, filters, lambda run: run.is_active)
+
+    async def retry_runs(self, **filters: Any) -> list[str]:
+        """Retry the failed, cancelled and dead runs that pass a filter, and return their ids."""
+        return await self._for_each(
+            self.retry, filters, lambda run: run.is_terminal and run.status != RunStatus.COMPLETED
+        )
+
+    async def delete_runs(self, **filters: Any) -> list[str]:
+        """Delete the runs that have ended and pass a filter, and return their ids."""
+        return await self._for_each(self.delete_run, filters, lambda run: run.is_terminal)
+
+    async def _for_each(
+        self, act: Callable[[str], Any], filters: dict[str, Any], applies: Callable[[Run], bool]
+    ) -> list[str]:
+        done: list[str] = []
+        cursor = None
+        while page := await self.list_runs(**filters, limit=BULK_BATCH, cursor=cursor):
+            cursor = page[-1].id
+            for run in page:
+                if applies(run):
+                    await act(run.id)
+                    done.append(run.id)
+        return done
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def on(self, type: str, listener: Listener) -> None:
+        """Call ``listener`` with every event of a type, right after the commit that made it so; see :class:`Event`.
+
+        :raises ValueError: when there is no such type.
+        """
+        self._events.add(type, listener)
+        if self._store is not None:
+            self._store.journal.is_listening = True
+
+    def off(self, type: str, listener: Listener) -> None:
+        """Call a listener no longer."""
+        self._events.remove(type, listener)
+        if self._store is not None:
+            self._store.journal.is_listening = self._events.is_listening
+
+    def on_error(self, handler: ErrorHandler) -> None:
+        """Call ``handler`` with the error and the event when a listener fails; by default it is logged."""
+        self._events.on_error = handler
+
+    # --- inner workings ----------------------------------------------------------------------------------------------
 
     def _running_store(self) -> Store:
         if self._store is None:
             raise DurableWebError("The engine is not running: use `async with engine:` or `await engine.start()`.")
         return self._store
 
-    def _claim_runs(self) -> None:
-        """Fill the free slots with pending runs."""
-        while self._claiming and not self._unreleased and len(self._executing) < self._max_concurrent_runs:
-            store = self._running_store()
-            now = self._clock.now()
-            try:
-                with store.transaction():
-                    claim = store.claim(self._owner, now, now + self._lease_milliseconds)
-            except StorageError as trouble:
-                self._report_trouble(trouble)
-                return
-            if claim is None:
-                return
-            self._execute(claim)
+    def _identity(self, run_id: str) -> tuple[str, dict[str, str]]:
+        return self._running_store().runs.identity(run_id)
 
-    def _execute(self, claim: Claim) -> None:
-        try:
-            job = self._registry[claim.job]
-        except JobNotFound as error:
-            Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
-            return
-        execution = Execution(self._services, claim, job)
-        task = asyncio.get_running_loop().create_task(execution.run(Context(execution, self._files)))
-        self._executing[claim.run_id] = execution, task
-        task.add_done_callback(lambda done: self._on_executed(claim, done))
+    def _on_commit(self, frames: list[StoredFrame], facts: list[Fact]) -> None:
+        self._timeline.publish(frames)
+        self._events.publish(facts)
 
-    def _on_executed(self, claim: Claim, task: asyncio.Task[None]) -> None:
-        self._executing.pop(claim.run_id, None)
-        if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"executing run {claim.run_id} failed inside the engine", "exception": task.exception()}
-            )
-        if self._claiming:
-            self._claim_runs()
+    def _on_idle(self) -> None:
+        self._idle.set()
+        if self._retention is not None and self._purge_timer is None:
+            self._purge_timer = self._clock.call_later(PURGE_SECONDS, self._purge_when_idle)
 
-    def _recover(self, store: Store, *, everything: bool) -> None:
-        store.recover(self._clock.now(), everything=everything, max_recoveries=self._max_recoveries)
-
-    def _beat(self) -> None:
-        """Three times in a lease: renew what is ours, and take back what others have let expire."""
-        self._heartbeat = self._clock.call_later(self._lease_milliseconds / 3000, self._beat)
-        if not self._executing and self._exclusive:
+    def _purge_when_idle(self) -> None:
+        self._purge_timer = None
+        if self._retention is None or not self._dispatcher.is_idle:
             return
         try:
-            self._renew()
+            deleted = self._purge(self._clock.now() - round(self._retention.total_seconds() * 1000), PURGE_BATCH)
         except StorageError as trouble:
-            self._report_trouble(trouble)
-            return
-        self._claim_runs()
-
-    def _renew(self) -> None:
-        store = self._running_store()
-        expires = self._clock.now() + self._lease_milliseconds
-        lost = []
-        with store.transaction():
-            for execution, _ in self._executing.values():
-                if not store.renew(execution.claim, expires):
-                    lost.append(execution)
-            if not self._exclusive:
-                self._recover(store, everything=False)
-        for execution in lost:
-            execution.abandon()
-
-    # --- trouble with the storage ------------------------------------------------------------------------------------
-
-    def _on_flush_failure(self, error: Exception) -> None:
-        """A group that nobody waited for, such as log lines, was not written."""
-        if not isinstance(error, StorageError):
-            raise error
-        self._report_trouble(error)
-
-    def _on_storage_trouble(self, claim: Claim, trouble: StorageError) -> None:
-        """A run had to be left because its commit failed: stop claiming, and try to give it back later."""
-        self._unreleased.append(claim)
-        self._report_trouble(trouble)
-        if self._probe is None:
-            self._probe = self._clock.call_later(self._probe_delay, self._try_again)
-
-    def _report_trouble(self, trouble: StorageError) -> None:
-        self._on_state("storage_full" if isinstance(trouble, StorageFullError) else "storage_error", str(trouble))
-
-    def _try_again(self) -> None:
-        """Write what could not be written; when it can be, go on."""
-        self._probe = None
-        store = self._running_store()
-        try:
-            with store.transaction():
-                for claim in self._unreleased:
-                    store.release(claim, self._clock.now(), reason="the storage was full")
-        except StorageError:
-            self._probe_delay = min(self._probe_delay * 2, LONGEST_PROBE_SECONDS)
-            self._probe = self._clock.call_later(self._probe_delay, self._try_again)
-            return
-        self._unreleased.clear()
-        self._probe_delay = FIRST_PROBE_SECONDS
-        self._on_state("running", "")
-        self._claim_runs()
+            self._events.report(trouble, "purging runs", self._clock.now())
+            deleted = 0
+        delay = 0.0 if deleted == PURGE_BATCH else PURGE_SECONDS
+        self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
 
 
-async def _no_function(context: object, input: object) -> None:
-    """Stands where the code of a run's job should be."""
-
-
-def _names(one_or_more: str | Iterable[str]) -> list[str]:
-    return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more)
+def _duration(value: str | timedelta) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    found = re.fullmatch(r"(\d+)([smhdw])", value)
+    if found is None:
+        raise ValueError(f'A duration is a timedelta, or a text such as "30d" or "12h", not {value!r}.')
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -9,6 +9,9 @@ attributes, and a message that says what happened, why, and what to do::
     ├── JobModuleError              a job module could not be loaded (browser)
     ├── RunNotFound                 no run has that id
     ├── RunNotActive                the run has ended, so it cannot be cancelled
+    ├── RunNotTerminal              the run has not ended in a way that allows this
+    ├── ConflictError               a run with that concurrency key is pending already
+    ├── InvalidInput                the input does not fit the job's declared type
     ├── SerializationError          a value cannot be written down faithfully
     ├── NonDeterminismError         the code no longer matches the run's history
     ├── StepFailed                  a step ended without a result
@@ -82,6 +85,39 @@ class RunNotActive(DurableWebError):
         self.run_id = run_id
         self.status = status
         super().__init__(f"Run {run_id} cannot be {wanted}: it has already ended as {status!r}.")
+
+
+class RunNotTerminal(DurableWebError):
+    """What was asked is for runs that have ended, or ended without completing. Attributes: ``run_id``, ``status``."""
+
+    def __init__(self, run_id: str, status: str, wanted: str) -> None:
+        self.run_id = run_id
+        self.status = status
+        super().__init__(
+            f"Run {run_id} cannot be {wanted}: it is {status!r}. "
+            + ("Cancel it first." if status not in ("completed", "failed", "cancelled", "dead") else "It is done.")
+        )
+
+
+class ConflictError(DurableWebError):
+    """A run of the job with that concurrency key is pending. Attributes: ``job``, ``concurrency_key``, ``run_id``."""
+
+    def __init__(self, job: str, concurrency_key: str, run_id: str) -> None:
+        self.job = job
+        self.concurrency_key = concurrency_key
+        self.run_id = run_id
+        super().__init__(
+            f"Run {run_id} of job {job!r} with the concurrency key {concurrency_key!r} is pending already. Wait "
+            'for it, cancel it, or trigger with coalesce="skip" to be given that run.'
+        )
+
+
+class InvalidInput(DurableWebError):
+    """An input or an output does not fit the type that the job declares. Attribute: ``job``."""
+
+    def __init__(self, job: str, what: str, problem: str) -> None:
+        self.job = job
+        super().__init__(f"The {what} of job {job!r} does not fit its declared type: {problem}")
 
 
 class SerializationError(DurableWebError):

@@ -1,4 +1,4 @@
-"""One run, executed: replay, steps, settling.
+"""One run, executed: replay, steps, attempts, parking, settling.
 
 The job function is called from the top. A step whose outcome is recorded gives that outcome back; any other is called,
 and its outcome committed before the job body sees it. When the run is taken away from this engine (cancelled, lease
@@ -13,29 +13,30 @@ import dataclasses
 import inspect
 import re
 import time
-from collections import Counter
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from .clock import Clock, TimerHandle
-from .codec import decode, encode, printable, return_annotation
+from .codec import decode, encode, readable, return_annotation
 from .commits import GroupCommit
 from .errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
 from .files import Files
-from .job import Job
+from .job import Job, Retry
 from .model import RunStatus, StepStatus
+from .reports import Reports, current_step
 from .store import Claim, LeaseLost, StepRecord, Store
 
-PROGRESS_SECONDS = 0.1
 TURN_SECONDS = 0.01  # how long quick steps may keep the event loop from turning
+PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
 STEP = "step"
 TRANSACTION = "transaction"
+VALUE = "value"
 
 _ORDINAL = re.compile(r"#\d+$")
 _FAILURES = (Exception, KeyboardInterrupt, SystemExit)
-_current_step: ContextVar[StepRecord | None] = ContextVar("durable_web_current_step", default=None)
 
 
 class Unwind(BaseException):
@@ -50,8 +51,17 @@ class Services:
     commits: GroupCommit
     clock: Clock
     files: Files
+    preserve_steps: bool
     is_alone: Callable[[], bool]  # whether this is the only run executing
+    on_parked: Callable[[Execution], None]
+    on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
     on_storage_trouble: Callable[[Claim, StorageError], None]
+
+
+@dataclass(slots=True)
+class _Wait:
+    until: int
+    over: asyncio.Future[None]
 
 
 class Execution:
@@ -65,21 +75,22 @@ class Execution:
         self._commits = services.commits
         self._services = services
         self._clock = services.clock
-        self._records = services.store.load_steps(claim.run_id)
-        self._unvisited = {name for name, record in self._records.items() if record.status in ("completed", "failed")}
+        self._records = services.store.steps.load(claim.run_id)
+        self._unvisited = {name for name, record in self._records.items() if record.is_settled}
         self._ending: set[str] = set()  # steps whose outcome is on its way into the next commit
-        self._told = Counter(services.store.body_lines(claim.run_id) if claim.attempt > 1 else ())
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
         self._abandoned = False
         self._broken: NonDeterminismError | None = None
         self._in_flight = 0
+        self._waits: list[_Wait] = []
+        self._wake_timer: TimerHandle | None = None
+        self._held: list[Callable[[], None]] = []
+        self._resumed: asyncio.Event | None = None  # set again when a parked run has its lease back
         self._unannounced: StepRecord | None = None
-        self._progress: dict[str, Any] | None = None
-        self._progress_at = float("-inf")
-        self._progress_timer: TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._last_turn = time.perf_counter()
+        self.reports = Reports(self, services)
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -89,27 +100,49 @@ class Execution:
             return
         self._task = asyncio.current_task()
         try:
-            output = await self._job.function(context, decode(self.claim.input, self._job.input_type))
+            input_value = self._job.validate_input(decode(self.claim.input, self._job.input_type))
+            output = self._job.validate_output(await self._job.function(context, input_value))
             text = encode(output, path=f"output of job {self._job.name!r}")
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit, Unwind) as error:
-            outcome = RunStatus.FAILED, None, _describe_failure(self._broken or error)
+            await self._fail(self._broken or error)
+            return
+        if self._broken is not None:
+            await self._fail(self._broken)
         else:
-            outcome = RunStatus.COMPLETED, text, None
-            if self._broken is not None:
-                outcome = RunStatus.FAILED, None, _describe_failure(self._broken)
+            await self._end(RunStatus.COMPLETED, output=text)
+
+    async def _fail(self, error: BaseException) -> None:
+        failed_step = error.step if isinstance(error, StepFailed) else None
+        await self._end(RunStatus.FAILED, error=_describe_failure(error), failed_step=failed_step)
+
+    async def _end(self, status: RunStatus, **outcome: Any) -> None:
+        if self._resumed is not None and not self._abandoned:
+            await self._has_lease()
         if not self._abandoned:
-            self._settle(*outcome)
+            self._settle(status, **outcome)
 
     def fail(self, error: Exception) -> None:
         """Settle the run as failed without executing it."""
-        self._settle(RunStatus.FAILED, None, _describe_failure(error))
+        self._settle(RunStatus.FAILED, error=_describe_failure(error))
 
-    def _settle(self, status: RunStatus, output: str | None, error: dict[str, str] | None) -> None:
-        self._write_progress()
+    def _settle(
+        self,
+        status: RunStatus,
+        *,
+        output: str | None = None,
+        error: dict[str, str] | None = None,
+        failed_step: str | None = None,
+    ) -> None:
+        self.reports.write_progress()
+
+        def write() -> None:
+            now = self._clock.now()
+            self._store.runs.settle(self.claim, status, now, output=output, error=error, failed_step=failed_step)
+            if status == RunStatus.COMPLETED and not self._services.preserve_steps:
+                self._store.steps.delete(self.claim.run_id)
+
         try:
-            self._commits.commit_now(
-                lambda: self._store.settle(self.claim, status, self._clock.now(), output=output, error=error)
-            )
+            self._commits.commit_now(write)
         except LeaseLost:
             pass  # cancelled or taken over at the last moment: theirs is the outcome
         except StorageError as trouble:
@@ -121,8 +154,11 @@ class Execution:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
         self._abandoned = True
         self.cancelled = self.cancelled or cancelled
-        if self._progress_timer is not None:
-            self._progress_timer.cancel()
+        self.reports.stop()
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        if self._resumed is not None:
+            self._resumed.set()
         if self._task is not None:
             self._task.cancel()
 
@@ -131,48 +167,192 @@ class Execution:
         if self._abandoned:
             raise Unwind(self.claim.run_id)
 
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    async def _wait_until(self, moment: int) -> None:
+        """Wait in memory; when every branch of the run waits long enough, the run is parked and its slot is free."""
+        if moment <= self._clock.now():
+            return
+        wait = _Wait(moment, asyncio.get_running_loop().create_future())
+        self._waits.append(wait)
+        self._in_flight -= 1
+        self._arm()
+        asyncio.get_running_loop().call_soon(self._park_if_idle)
+        try:
+            await wait.over
+        finally:
+            self._in_flight += 1
+            if wait in self._waits:
+                self._waits.remove(wait)
+        await self._has_lease()
+
+    def _arm(self) -> None:
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        self._wake_timer = None
+        if self._waits and self._resumed is None:
+            until = min(wait.until for wait in self._waits)
+            self._wake_timer = self._clock.call_later((until - self._clock.now()) / 1000, self._end_waits)
+
+    def _end_waits(self) -> None:
+        now = self._clock.now()
+        for wait in self._waits:
+            if wait.until <= now and not wait.over.done():
+                wait.over.set_result(None)
+        self._waits = [wait for wait in self._waits if not wait.over.done()]
+        self._arm()
+
+    def _park_if_idle(self) -> None:
+        if self._abandoned or self._resumed is not None or self._in_flight or not self._waits:
+            return
+        until = min(wait.until for wait in self._waits)
+        if until - self._clock.now() < PARK_SECONDS * 1000:
+            return
+        self.reports.write_progress()
+        try:
+            self._commits.commit_now(
+                lambda: self._store.runs.park(self.claim, self._clock.now(), until, "a step waits to be tried again")
+            )
+        except LeaseLost:
+            self.abandon()
+            return
+        except StorageError as trouble:
+            self.abandon()
+            self._services.on_storage_trouble(self.claim, trouble)
+            return
+        self._resumed = asyncio.Event()
+        self._arm()
+        self._services.on_parked(self)
+
+    def is_resumed_by(self, claim: Claim) -> bool:
+        """Whether nobody has executed, or retried, the run since it was parked here."""
+        return not self._abandoned and claim.generation == self.claim.generation + 1
+
+    def resume(self, claim: Claim) -> None:
+        """Go on after parking, under a new claim."""
+        self.claim = claim
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.set()
+        held, self._held = self._held, []
+        for write in held:
+            self._commits.later(write)
+        self._end_waits()
+
+    async def _has_lease(self) -> None:
+        """Return once the run is leased; a parked one asks to be woken before its time."""
+        resumed = self._resumed
+        if resumed is not None:
+            self._services.on_wanted(self)
+            await resumed.wait()
+        self.check()
+
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    async def step(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    async def step(
+        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], retry: Retry | None
+    ) -> Any:
         """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
         record = self._enter(name, STEP)
         annotation = return_annotation(function)
-        if record.status in ("completed", "failed"):
+        if record.is_settled:
             return _replay(record, annotation)
+        await self._has_lease()
         self._in_flight += 1
-        token = _current_step.set(record)
+        try:
+            return await self._attempts(record, function, arguments, retry or self._job.retry, annotation)
+        finally:
+            self._in_flight -= 1
+
+    async def _attempts(
+        self,
+        record: StepRecord,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        retry: Retry,
+        annotation: Any,
+    ) -> Any:
+        if record.retry_at is not None:
+            await self._wait_until(record.retry_at)
+            record = self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
+        while True:
+            text, error = await self._attempt(record, function, arguments, retry.timeout)
+            self.check()
+            if error is None:
+                await self._commit_step(record, StepStatus.COMPLETED, output=text)
+                return decode(text, annotation)
+            if not retry.wants(error, record.attempt):
+                await self._commit_step(record, StepStatus.FAILED, error=describe(error))
+                raise _step_failed(self._records[record.name]) from error
+            record = await self._commit_failed_attempt(record, error, retry)
+            await self._wait_until(record.retry_at or 0)
+            record = self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
+
+    async def _attempt(
+        self, record: StepRecord, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float | None
+    ) -> tuple[str, BaseException | None]:
+        """Call the function once: the text of its result, or why there is none."""
+        token = current_step.set(record)
         try:
             result = function(*arguments)
             if inspect.isawaitable(result):
-                self._announce()
-                result = await result
-            text = encode(result, path=f"output of step {record.name!r}")
+                self.announce()
+                async with self._time_limit(timeout):
+                    result = await result
+            return encode(result, path=f"output of step {record.name!r}"), None
         except _FAILURES as error:
-            self.check()
-            await self._commit_step(record, StepStatus.FAILED, error=describe(error))
-            raise _step_failed(self._records[record.name]) from error
+            return "", error
         except asyncio.CancelledError:
             self._interrupt(record)
             raise
-        else:
-            await self._commit_step(record, StepStatus.COMPLETED, output=text)
-            return decode(text, annotation)
         finally:
-            _current_step.reset(token)
-            self._in_flight -= 1
+            current_step.reset(token)
+
+    @asynccontextmanager
+    async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
+        """``asyncio.timeout`` on the engine's clock."""
+        task = asyncio.current_task()
+        if seconds is None or task is None:
+            yield
+            return
+        expired: list[bool] = []
+        cancelling = task.cancelling()
+        timer = self._clock.call_later(seconds, lambda: expired.append(task.cancel()))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if expired and task.uncancel() <= cancelling:
+                raise TimeoutError(f"the attempt took longer than {seconds} s") from None
+            raise
+        finally:
+            timer.cancel()
+
+    async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
+        described = describe(error)
+        retry_at = self._clock.now() + round(retry.delay(record.attempt) * 1000)
+        waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
+
+        def write() -> None:
+            self._store.runs.fence(self.claim)
+            self._store.steps.record_attempt(self.claim.run_id, waiting, described, self._clock.now())
+
+        await self._commit(write)
+        self._records[record.name] = waiting
+        return waiting
 
     async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """The outcome of calling ``function(connection, *arguments)`` in the transaction of the checkpoint."""
         record = self._enter(name, TRANSACTION)
         annotation = return_annotation(function)
-        if record.status in ("completed", "failed"):
+        if record.is_settled:
             return _replay(record, annotation)
-        token = _current_step.set(record)
+        await self._has_lease()
+        token = current_step.set(record)
         self._ending.add(record.name)
         failure: list[BaseException] = []
 
         def write() -> None:
-            self._store.fence(self.claim)
+            self._store.runs.fence(self.claim)
             try:
                 with self._store.database.guarded_savepoint() as connection:
                     result = _refuse_awaitable(function(connection, *arguments), self._store.database.path)
@@ -188,11 +368,36 @@ class Execution:
         try:
             await self._commit(write)
         finally:
-            _current_step.reset(token)
+            current_step.reset(token)
         recorded = self._records[record.name]
         if failure:
             raise _step_failed(recorded) from failure[0]
         return decode(recorded.output or "null", annotation)
+
+    async def value(self, name: str, make: Callable[[], Any]) -> Any:
+        """A value that is made once and replayed ever after."""
+        record = self._enter(name, VALUE)
+        if record.is_settled:
+            return _replay(record, Any)
+        await self._has_lease()
+        text = encode(make(), path=f"value {record.name!r}")
+        await self._commit_step(record, StepStatus.COMPLETED, output=text)
+        return decode(text)
+
+    async def publish(self, key: str, value: Any) -> None:
+        """Publish a value of the run under a key, for others to read live."""
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
+        text = encode(value, path=f"event {key!r}")
+        if self.is_replaying:
+            return  # still on the way through what an earlier attempt recorded, and published
+        await self._has_lease()
+
+        def write() -> None:
+            self._store.runs.fence(self.claim)
+            self._store.steps.set_value(self.claim.run_id, key, text, readable(value), self._clock.now())
+
+        await self._commit(write)
 
     def _enter(self, name: str, kind: str) -> StepRecord:
         """The record under which this call of ``name`` goes: the one that is there, or a new running one."""
@@ -207,20 +412,39 @@ class Execution:
         found = self._records.get(key)
         self._unvisited.discard(key)
         if found is None:
-            record = StepRecord(key, kind, StepStatus.RUNNING, len(self._records), 1, started_at=self._clock.now())
-        elif found.kind != kind:
+            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, len(self._records), 1))
+        if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
-        elif found.status in ("completed", "failed"):
+        if found.is_settled or found.retry_at is not None:
             return found
-        else:
-            record = dataclasses.replace(
-                found, status=StepStatus.RUNNING, attempt=found.attempt + 1, started_at=self._clock.now()
-            )
-        self._records[key] = self._unannounced = record
-        return record
+        was_called_off = found.status == StepStatus.CANCELLED
+        return self._begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
 
-    def _announce(self) -> None:
+    def _begin(self, record: StepRecord) -> StepRecord:
+        """Let an attempt begin now."""
+        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=self._clock.now())
+        self._records[begun.name] = self._unannounced = begun
+        return begun
+
+    def ride_along(self, write: Callable[[], None]) -> None:
+        """Let a write ride along with the next commit; one of a parked run waits until that has its lease back."""
+
+        def fenced() -> None:
+            self._store.runs.fence(self.claim)
+            write()
+
+        if self._resumed is None:
+            self._commits.later(fenced)
+        else:
+            self._held.append(fenced)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the body is still on its way through what an earlier attempt recorded."""
+        return bool(self._unvisited)
+
+    def announce(self) -> None:
         """Let the news that the latest step has begun ride along with the next commit, if it still runs by then."""
         record, self._unannounced = self._unannounced, None
         if record is None:
@@ -228,16 +452,15 @@ class Execution:
 
         def write() -> None:
             if self._records[record.name] is record and record.name not in self._ending:
-                self._store.fence(self.claim)
-                self._store.record_step(self.claim, record, self._clock.now())
+                self._store.steps.record(self.claim.run_id, record, self._clock.now())
 
-        self._commits.later(write)
+        self.ride_along(write)
 
     async def _commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         self._ending.add(record.name)
 
         def write() -> None:
-            self._store.fence(self.claim)
+            self._store.runs.fence(self.claim)
             self._record(record, status, **outcome)
 
         await self._commit(write)
@@ -246,9 +469,9 @@ class Execution:
         now = self._clock.now()
         finished = dataclasses.replace(record, status=status, completed_at=now, **outcome)
         if self._recoveries:
-            self._store.reset_recoveries(self.claim)
+            self._store.runs.reset_recoveries(self.claim)
             self._recoveries = 0
-        self._store.record_step(self.claim, finished, now)
+        self._store.steps.record(self.claim.run_id, finished, now)
         self._records[record.name] = finished
 
     def _interrupt(self, record: StepRecord) -> None:
@@ -257,19 +480,16 @@ class Execution:
             return
         cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, completed_at=self._clock.now())
         self._records[record.name] = cancelled
-
-        def write() -> None:
-            self._store.fence(self.claim)
-            self._store.record_step(self.claim, cancelled, self._clock.now())
-
-        self._commits.later(write)
+        self.ride_along(lambda: self._store.steps.record(self.claim.run_id, cancelled, self._clock.now()))
 
     async def _commit(self, write: Callable[[], None]) -> None:
         """Commit at once when nobody could share the commit, else together with the others of this turn."""
         self.check()
         self._unannounced = None
+        is_alone = self._services.is_alone() and self._in_flight <= 1 and asyncio.current_task() is self._task
+        self._in_flight += 1  # a run is not parked while it commits
         try:
-            if self._services.is_alone() and self._in_flight <= 1 and asyncio.current_task() is self._task:
+            if is_alone:
                 self._commits.commit_now(write)
                 await self._let_the_loop_turn()
             else:
@@ -281,6 +501,8 @@ class Execution:
                 raise
             self.abandon()
             self._services.on_storage_trouble(self.claim, trouble)
+        finally:
+            self._in_flight -= 1
         self.check()
 
     async def _let_the_loop_turn(self) -> None:
@@ -288,62 +510,14 @@ class Execution:
             await asyncio.sleep(0)
             self._last_turn = time.perf_counter()
 
-    # --- logs and progress -------------------------------------------------------------------------------------------
+    def time(self) -> datetime:
+        """The wall-clock time, in UTC."""
+        return datetime.fromtimestamp(self._clock.now() / 1000, UTC)
 
-    def _was_told(self, level: str, message: str) -> bool:
-        """Whether an earlier attempt wrote this line of the body already; each such line is passed over once."""
-        self._told[level, message] -= 1
-        return self._told[level, message] >= 0
-
-    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        """Write a durable line, attached to the step that writes it."""
-        self.check()
-        step = _current_step.get()
-        if step is None and self._was_told(level, str(message)):
-            return
-        ts = self._clock.now()
-        body = {
-            "level": level,
-            "message": str(message),
-            "fields": {name: printable(value) for name, value in fields.items()},
-            "step": None if step is None else step.name,
-            "attempt": self.claim.attempt if step is None else step.attempt,
-        }
-        self._announce()
-        self._commits.later(lambda: self._append_log(ts, body))
-
-    def _append_log(self, ts: int, body: dict[str, Any]) -> None:
-        self._store.fence(self.claim)
-        self._store.append_log(self.claim, ts, body)
-
-    def progress(self, current: float, total: float | None, message: str | None) -> None:
-        """Keep the latest progress; write at most one frame in 100 ms, and the last one always."""
-        self.check()
-        if self._unvisited and _current_step.get() is None:
-            return  # still on the way through what an earlier attempt recorded, and told
-        self._progress = {"current": current, "total": total, "message": message}
-        wait = self._progress_at + PROGRESS_SECONDS - self._clock.monotonic()
-        if wait <= 0:
-            self._announce()
-            self._write_progress()
-        elif self._progress_timer is None:
-            self._progress_timer = self._clock.call_later(wait, self._write_progress)
-
-    def _write_progress(self) -> None:
-        if self._progress_timer is not None:
-            self._progress_timer.cancel()
-            self._progress_timer = None
-        if self._progress is None or self._abandoned:
-            return
-        progress, self._progress = self._progress, None
-        self._progress_at = self._clock.monotonic()
-        now = self._clock.now()
-
-        def write() -> None:
-            self._store.fence(self.claim)
-            self._store.set_progress(self.claim, now, progress)
-
-        self._commits.later(write)
+    def reference(self) -> str:
+        """What the step that asks is called, among all steps of all runs."""
+        step = current_step.get()
+        return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
 
 
 def _replay(record: StepRecord, annotation: Any) -> Any:

@@ -8,38 +8,121 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .codec import return_annotation, type_hints
-from .errors import DuplicateJobError, JobNotFound
+from .codec import restore, return_annotation, type_hints
+from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
 
 JobFunction = Callable[..., Awaitable[Any]]
+RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Whether, and when, a failed step is tried again.
+
+    The wait before attempt ``n + 1`` is ``backoff * factor ** (n - 1)`` seconds, at most ``max_delay``, and up to
+    ``jitter`` (a fraction) longer or shorter; it is durable, and frees the run's slot.
+
+    :param max_attempts: how often a step is tried in all, at least 1.
+    :param backoff: seconds before the second attempt.
+    :param retry_on: exception classes, or a predicate of the exception; ``FatalError`` is never retried.
+    :param timeout: seconds for which an attempt of an asynchronous function may take; it then fails with
+        ``TimeoutError``. Synchronous functions cannot be interrupted.
+    """
+
+    max_attempts: int = 3
+    backoff: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 300.0
+    jitter: float = 0.1
+    retry_on: RetryOn = Exception
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or self.backoff < 0 or not 0 <= self.jitter <= 1:
+            raise ValueError("Retry needs max_attempts >= 1, backoff >= 0 and jitter from 0 to 1.")
+
+    def wants(self, error: BaseException, attempt: int) -> bool:
+        """Whether the failure of attempt number ``attempt`` is followed by another one."""
+        if attempt >= self.max_attempts or isinstance(error, FatalError):
+            return False
+        if isinstance(self.retry_on, (type, tuple)):
+            return isinstance(error, self.retry_on)
+        return self.retry_on(error)
+
+    def delay(self, attempt: int) -> float:
+        """Seconds between the failure of attempt number ``attempt`` and the next one."""
+        exact = min(self.backoff * self.factor ** (attempt - 1), self.max_delay)
+        return exact * (1 + self.jitter * (2 * _RANDOM.random() - 1))
+
+
+# The operating system's randomness: a restored memory snapshot would repeat that of `random`.
+_RANDOM = random.SystemRandom()
+NO_RETRY = Retry(max_attempts=1)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job function and its name.
-
-    ``input_type`` and ``output_type`` come from the function's annotations; enums, dataclasses and pydantic models
-    named there are constructed, other types pass through. A job is still callable as the function that it was.
-    """
+    """A job function and how it is to be run; made by :func:`job`. It is still callable as the function that it was."""
 
     name: str
     function: JobFunction
+    version: str | None = None
     input_type: Any = field(default=Any, compare=False)
     output_type: Any = field(default=Any, compare=False)
+    retry: Retry = NO_RETRY
+    timeout: float | None = None
+    max_concurrent: int | None = None
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Awaitable[Any]:
         return self.function(*arguments, **keywords)
 
+    def validate_input(self, value: Any) -> Any:
+        """``value`` as the input type has it.
 
-def job(name: str) -> Callable[[JobFunction], Job]:
+        :raises InvalidInput: when it does not fit.
+        """
+        return self._validate(value, self.input_type, "input")
+
+    def validate_output(self, value: Any) -> Any:
+        """``value`` as the output type has it.
+
+        :raises InvalidInput: when it does not fit.
+        """
+        return self._validate(value, self.output_type, "output")
+
+    def _validate(self, value: Any, type_: Any, what: str) -> Any:
+        try:
+            if hasattr(type_, "validate_python"):  # a pydantic TypeAdapter
+                return type_.validate_python(value)
+            return restore(value, type_)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(self.name, what, str(error)) from error
+
+
+def job(
+    name: str,
+    *,
+    version: str | None = None,
+    input: Any = None,
+    output: Any = None,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+    max_concurrent: int | None = None,
+) -> Callable[[JobFunction], Job]:
     """Make a job of an ``async def`` that takes a ``Context`` and the run's input.
 
-    ``name`` is how runs find their code, also after a restart and a new release: keep it for ever.
-
+    :param name: how runs find their code, also after a restart and a new release: keep it for ever.
+    :param version: noted on every run that is triggered.
+    :param input, output: types of the input and the output; by default those of the annotations. Dataclasses, enums
+        and pydantic models are constructed, a pydantic ``TypeAdapter`` validates, other types pass through.
+    :param retry: for the steps that say nothing else; by default a failed step is not tried again.
+    :param timeout: seconds from a run's first execution to its deadline.
+    :param max_concurrent: how many runs of this job may execute at a time, in all engines on one file.
     :raises TypeError: when it is not an ``async def`` of two parameters, or ``name`` is not a non-empty string.
     """
     if not isinstance(name, str) or not name:
@@ -47,7 +130,9 @@ def job(name: str) -> Callable[[JobFunction], Job]:
 
     def decorate(function: JobFunction) -> Job:
         _check_signature(name, function)
-        return Job(name, function, _input_annotation(function), return_annotation(function))
+        input_type = _input_annotation(function) if input is None else input
+        output_type = return_annotation(function) if output is None else output
+        return Job(name, function, version, input_type, output_type, retry or NO_RETRY, timeout, max_concurrent)
 
     return decorate
 
@@ -77,13 +162,18 @@ class Registry:
     def add(self, item: Job) -> None:
         """Register a job; the same one twice is a no-op.
 
-        :raises DuplicateJobError: when another function has that name already.
+        :raises DuplicateJobError: when another definition has that name already.
         :raises TypeError: when it is not a job.
         """
         if not isinstance(item, Job):
             raise TypeError(f'{item!r} is not a job: decorate the function with @job("name").')
         if self._jobs.setdefault(item.name, item) != item:
             raise DuplicateJobError(item.name)
+
+    def saturated(self, count_executing: Callable[[str], int]) -> list[str]:
+        """The jobs of which no further run may execute now."""
+        limited = [item for item in self._jobs.values() if item.max_concurrent is not None]
+        return [item.name for item in limited if count_executing(item.name) >= (item.max_concurrent or 0)]
 
     def __getitem__(self, name: str) -> Job:
         try:

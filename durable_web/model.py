@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -77,28 +78,41 @@ class Run:
     """One execution of a job for one input.
 
     ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of the engine that it was
-    executing on since a step was last committed. ``generation`` rises with every claim; ``lease_owner`` and
-    ``lease_expires_at`` are set while the run is leased.
+    executing on since a step was last committed. ``generation`` rises with every claim and retry; ``lease_owner`` and
+    ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
+    have been claimed. ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
+    ``"coalesced"``.
     """
 
     id: str
     job: str
+    version: str | None
     status: RunStatus
     input: Any
     output: Any
     error: ErrorInfo | None
+    failed_step: str | None
     progress: Progress | None
+    labels: dict[str, str]
+    idempotency_key: str | None
+    concurrency_key: str | None
+    priority: int
     attempt: int
     recoveries: int
     generation: int
     lease_owner: str | None
     lease_expires_at: datetime | None
-    current_step: str | None
-    completed_steps: int
+    run_at: datetime | None
+    wake_at: datetime | None
+    deadline: datetime | None
     created_at: datetime
+    ready_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
     updated_at: datetime
+    current_step: str | None
+    completed_steps: int
+    disposition: str | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -108,10 +122,72 @@ class Run:
     def is_active(self) -> bool:
         return self.status.is_active
 
+    @property
+    def queue_time(self) -> float | None:
+        """Seconds from when the run could first be claimed until it was; ``None`` when it was not yet."""
+        if self.started_at is None:
+            return None
+        return (self.started_at - max(self.created_at, self.run_at or self.created_at)).total_seconds()
+
+    def public(self) -> dict[str, Any]:
+        """The run without what only engines need, by field name."""
+        fields = dataclasses.fields(self)
+        return {field.name: getattr(self, field.name) for field in fields if field.name not in _INTERNAL}
+
+
+_INTERNAL = frozenset({"generation", "lease_owner", "lease_expires_at", "recoveries", "ready_at", "disposition"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs are meant: those that pass every part that is given.
+
+    :param status: one status, or several.
+    :param job: the name of one job, or several.
+    :param labels: labels that a run must have, all of them.
+    :param created_after, created_before: aware datetimes.
+    :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
+    """
+
+    status: str | Iterable[str] = ()
+    job: str | Iterable[str] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    search: str | None = None
+
+    @property
+    def statuses(self) -> list[RunStatus]:
+        """:raises ValueError: when a status is unknown."""
+        return [RunStatus(item) for item in names(self.status)]
+
+    @property
+    def jobs(self) -> list[str]:
+        return names(self.job)
+
+
+def names(one_or_more: str | Iterable[str]) -> list[str]:
+    """One name, or several, as a list."""
+    return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One failed attempt at a step, which another one followed or may follow."""
+
+    number: int
+    error: ErrorInfo
+    started_at: datetime
+    completed_at: datetime
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0."""
+    """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0.
+
+    ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
+    one is due, while the step waits for it.
+    """
 
     name: str
     kind: str
@@ -120,6 +196,8 @@ class Step:
     attempt: int
     output: Any
     error: ErrorInfo | None
+    failed_attempts: tuple[Attempt, ...]
+    retry_at: datetime | None
     started_at: datetime
     completed_at: datetime | None
 
@@ -147,7 +225,10 @@ class RunStatusFrame(Frame):
 
 @dataclass(frozen=True, slots=True)
 class StepStatusFrame(Frame):
-    """A step began (and was still running at the next commit) or ended; ``duration`` in seconds."""
+    """A step began (and was still running at the next commit) or ended; ``duration`` in seconds.
+
+    A frame with ``retry_at`` tells of an attempt that failed and will be followed by another one then.
+    """
 
     name: str
     status: StepStatus
@@ -155,6 +236,7 @@ class StepStatusFrame(Frame):
     index: int
     duration: float | None = None
     error: ErrorInfo | None = None
+    retry_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +259,28 @@ class ProgressFrame(Frame):
     message: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ValueFrame(Frame):
+    """The run published a value under a key (``ctx.set_event``); plain JSON data."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class RunDeletedFrame(Frame):
+    """The run was deleted, and its timeline with it."""
+
+    job: str
+
+
 FRAME_TYPES: dict[str, type[Frame]] = {
     "run_status": RunStatusFrame,
     "step_status": StepStatusFrame,
     "log": LogFrame,
     "progress": ProgressFrame,
+    "event": ValueFrame,
+    "run_deleted": RunDeletedFrame,
 }
 
 
@@ -210,6 +309,7 @@ class StoredFrame:
             fields["status"] = RunStatus(fields["status"])
         elif self.kind == "step_status":
             fields["status"] = StepStatus(fields["status"])
+            fields["retry_at"] = from_milliseconds(fields.pop("retryAt", None))
         return FRAME_TYPES[self.kind](
             self.id, self.seq, datetime.fromtimestamp(self.ts / 1000, UTC), self.run_id, self.kind, **fields
         )
@@ -230,3 +330,15 @@ def to_wire(value: Any) -> Any:
 def _camel_case(name: str) -> str:
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)
+
+
+def to_milliseconds(moment: datetime | None) -> int | None:
+    """An aware ``datetime`` as milliseconds since 1970-01-01 UTC.
+
+    :raises ValueError: when it has no time zone.
+    """
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment!r} has no time zone; use datetime.now(UTC) or datetime(..., tzinfo=UTC).")
+    return round(moment.timestamp() * 1000)

@@ -74,12 +74,9 @@ async def settle() -> None:
 
 async def crash(engine: Engine) -> None:
     """Let an engine die on the spot, as if its process was killed: nothing more is written, nothing given back."""
-    store, engine._store, engine._claiming = engine._store, None, False
+    store, engine._store = engine._store, None
     if store is not None:
         store.close()
-    for execution, task in list(engine._executing.values()):
-        execution.abandon()
-        await asyncio.wait([task])
-    for timer in (engine._heartbeat, engine._probe):
-        if timer is not None:
-            timer.cancel()
+        await engine._dispatcher.end()
+    if engine._purge_timer is not None:
+        engine._purge_timer.cancel()

@@ -27,6 +27,8 @@ class _Tail:
         self.changed = asyncio.Event()
 
     def push(self, frame: StoredFrame) -> None:
+        if self.frames and self.frames[-1].seq + 1 != frame.seq:  # another process has written in between
+            self.frames.clear()
         self.frames.append(frame)
         self.wake()
 
@@ -56,6 +58,12 @@ class Timeline:
             if tail is not None:
                 tail.push(frame)
 
+    def look_again(self) -> None:
+        """Let every watcher read the store: another process has committed to it."""
+        for tail in self._tails.values():
+            tail.frames.clear()
+            tail.wake()
+
     def close(self) -> None:
         """End every watch."""
         self._closed = True
@@ -67,7 +75,7 @@ class Timeline:
 
         :raises RunNotFound: when there is no such run.
         """
-        run = self._store.get_run(run_id)
+        run = self._store.runs.get(run_id)
         tail = self._tails.setdefault(run_id, _Tail())
         tail.watchers += 1
         seq = from_seq
@@ -78,6 +86,7 @@ class Timeline:
                 frames = tail.after(seq)
                 if frames is None:
                     frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
+                    ended = ended or not (frames or self._store.runs.exists(run_id))
                 if frames:
                     seq = frames[-1].seq
                     yield frames
@@ -93,5 +102,7 @@ class Timeline:
 
 
 def ends_run(frame: StoredFrame) -> bool:
-    """Whether the frame says that its run has ended."""
+    """Whether the frame says that its run has ended, or is gone."""
+    if frame.kind == "run_deleted":
+        return True
     return frame.kind == "run_status" and any(mark in frame.body for mark in _TERMINAL_MARKS)

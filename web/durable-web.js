@@ -31,6 +31,15 @@ export { DurableError };
 /** @typedef {"starting" | "ready" | "blocked" | "failed" | "closed"} Status */
 /** @typedef {{status: Status, message: string, phase?: string}} StatusDetail `phase`, while starting, is a key of PHASES */
 /** @typedef {{jobs: string[], durability?: "full" | "normal", onstatus?: (detail: StatusDetail) => void}} Options */
+/**
+ * @typedef {{idempotencyKey?: string, concurrencyKey?: string, coalesce?: "skip" | "active", labels?: Record<string, string>,
+ *   priority?: number, runAt?: number, deadline?: number}} TriggerOptions times are milliseconds since 1970 UTC
+ */
+/**
+ * @typedef {{status?: string | string[], job?: string | string[], labels?: Record<string, string>, search?: string,
+ *   createdAfter?: number, createdBefore?: number, order?: "newest" | "oldest", cursor?: string, limit?: number}} Filter
+ *   `cursor` is the id of the last run of the page before
+ */
 /** @typedef {import("./engine-connection.js").Start} Start */
 /** @typedef {import("./engine-connection.js").FileInfo} FileInfo */
 
@@ -146,26 +155,44 @@ export class Durable extends EventTarget {
   }
 
   /**
-   * Starts a run of a job.
+   * Makes a run of a job; it begins as soon as it is its turn.
    *
    * @param {string} job
    * @param {unknown} [input] a JSON value
-   * @returns {Promise<any>} the run
+   * @param {TriggerOptions} [options]
+   * @returns {Promise<any>} the run, with its `disposition`: "created", or "idempotent" or "coalesced" where one was there
    */
-  async trigger(job, input = null) {
+  async trigger(job, input = null, options = {}) {
     refuseWhatIsNotJson(input, "input");
-    return this.#call("trigger", { job, input });
+    return this.#call("trigger", { ...options, job, input });
   }
 
   runs = {
     /** @param {string} id @returns {Promise<any>} */
-    get: (id) => this.#call("runs.get", { id }),
-    /** @param {{status?: string, job?: string, limit?: number}} [filter] @returns {Promise<any[]>} */
+    get: (id) => this.#call("runs.get", { runId: id }),
+    /** @param {Filter} [filter] @returns {Promise<any[]>} */
     list: (filter = {}) => this.#call("runs.list", filter),
     /** @param {string} id @returns {Promise<any>} */
-    cancel: (id) => this.#call("runs.cancel", { id }),
+    cancel: (id) => this.#call("runs.cancel", { runId: id }),
+    /** How many runs there are for each "status" or "job". @param {string} [by] @returns {Promise<Record<string, number>>} */
+    count: (by = "status") => this.#call("runs.count", { by }),
     /** @param {string} id @returns {Promise<any[]>} */
-    steps: (id) => this.#call("runs.steps", { id }),
+    steps: (id) => this.#call("runs.steps", { runId: id }),
+    /** What the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
+    event: (id, key) => this.#call("runs.event", { runId: id, key }),
+    /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<any>} */
+    retry: (id) => this.#call("runs.retry", { runId: id }),
+    /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<any>} */
+    retryWithInput: async (id, input) => {
+      refuseWhatIsNotJson(input, "input");
+      return this.#call("runs.retryWithInput", { runId: id, input });
+    },
+    /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<any>} */
+    retrigger: (id) => this.#call("runs.retrigger", { runId: id }),
+    /** Makes a new run that has the steps before the one named. @param {string} id @param {string} fromStep @returns {Promise<any>} */
+    fork: (id, fromStep) => this.#call("runs.fork", { runId: id, fromStep }),
+    /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
+    delete: (id) => this.#call("runs.delete", { runId: id }),
     /**
      * The frames of a run's timeline after the one numbered `from`, each exactly once: those that are there, then new
      * ones as they are committed. It ends by itself when the run has ended; leaving the loop unsubscribes.

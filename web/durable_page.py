@@ -85,21 +85,38 @@ class Durable:
         """The JavaScript client, for what this class does not offer."""
         return self._client
 
-    async def trigger(self, job, input=None):
-        """Start a run of a job; ``input`` is made of JSON values. Returns the run."""
-        return Record(await self._call("trigger", job, input))
+    async def trigger(self, job, input=None, **options):
+        """Make a run of a job; ``input`` is made of JSON values. Returns the run.
+
+        Options: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``, ``priority``, and ``run_at`` and
+        ``deadline`` in milliseconds since 1970 UTC.
+        """
+        return Record(await self._call("trigger", job, input, options))
 
     async def get_run(self, run_id):
         """The run of that id."""
         return Record(await self._call("runs.get", run_id))
 
     async def list_runs(self, **filters):
-        """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``before`` (a run's id), ``limit``."""
+        """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
+        ``cursor`` (the id of the last run of the page before), ``limit``."""
         return [Record(run) for run in await self._call("runs.list", filters)]
 
     async def get_steps(self, run_id):
         """The steps of a run, in the order of first recording."""
         return [Record(step) for step in await self._call("runs.steps", run_id)]
+
+    async def retry(self, run_id):
+        """Let a run that did not complete go on from its failed step, and return it."""
+        return Record(await self._call("runs.retry", run_id))
+
+    async def retrigger(self, run_id):
+        """Make a new run with the same input and labels, and return it."""
+        return Record(await self._call("runs.retrigger", run_id))
+
+    async def delete_run(self, run_id):
+        """Delete a run that has ended, and everything of it."""
+        await self._call("runs.delete", run_id)
 
     async def cancel(self, run_id):
         """Cancel an active run, and return it."""

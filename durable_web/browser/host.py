@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..codec import printable, to_json
 from ..engine import Engine
 from ..errors import DurableWebError, describe
-from ..model import to_wire
+from ..model import from_milliseconds, to_wire
 from .modules import load_jobs
 
 Send = Callable[[str], None]
+_CAPITAL = re.compile(r"[A-Z]")
+_TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
 
 
 class _OpfsFiles:
@@ -45,7 +48,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     options = json.loads(options_json)
     jobs = await load_jobs(options["jobs"])
     host = Host(send)
-    host.engine = Engine(
+    engine = Engine(
         options["database"],
         jobs,
         durability=options["durability"],
@@ -53,24 +56,34 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         files=_OpfsFiles(files),
         on_state=host.tell_state,
     )
-    await host.engine.start()
+    host.attach(engine)
+    await engine.start()
     return host
 
 
 class Host:
     """Serves one page's requests from one engine."""
 
-    engine: Engine
-
     def __init__(self, send: Send) -> None:
         self._send = send
         self._tasks: dict[Any, asyncio.Task[None]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Serve from this engine; parameters of its methods arrive by name, in camelCase."""
+        self.engine = engine
         self._methods: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
-            "trigger": self._trigger,
-            "runs.get": self._get_run,
-            "runs.list": self._list_runs,
-            "runs.cancel": self._cancel,
-            "runs.steps": self._get_steps,
+            "trigger": engine.trigger,
+            "runs.get": engine.get_run,
+            "runs.list": engine.list_runs,
+            "runs.count": engine.count_runs,
+            "runs.steps": engine.get_steps,
+            "runs.event": engine.get_event,
+            "runs.cancel": engine.cancel,
+            "runs.retry": engine.retry,
+            "runs.retryWithInput": engine.retry_with_input,
+            "runs.retrigger": engine.retrigger,
+            "runs.fork": engine.fork,
+            "runs.delete": engine.delete_run,
         }
 
     def receive(self, text: str) -> None:
@@ -99,7 +112,7 @@ class Host:
             method = self._methods.get(message["method"])
             if method is None:
                 raise DurableWebError(f"The engine has no method {message['method']!r}.")
-            result = to_wire(await method(**message["params"]))
+            result = to_wire(await method(**from_wire(message["params"])))
         except Exception as error:
             self._post({"type": "response", "id": request_id, "error": to_error(error)})
         else:
@@ -115,23 +128,14 @@ class Host:
             end["error"] = to_error(error)
         self._post(end)
 
-    async def _trigger(self, job: str, input: Any = None) -> Any:
-        return await self.engine.trigger(job, input)
-
-    async def _get_run(self, id: str) -> Any:
-        return await self.engine.get_run(id)
-
-    async def _list_runs(self, **filters: Any) -> Any:
-        return await self.engine.list_runs(**filters)
-
-    async def _cancel(self, id: str) -> Any:
-        return await self.engine.cancel(id)
-
-    async def _get_steps(self, id: str) -> Any:
-        return await self.engine.get_steps(id)
-
     def _post(self, message: dict[str, Any]) -> None:
         self._send(to_json(message))
+
+
+def from_wire(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What a page gives, as the engine takes it: names in snake_case, and times as datetimes."""
+    named = {_CAPITAL.sub(lambda found: f"_{found[0].lower()}", name): value for name, value in parameters.items()}
+    return {name: from_milliseconds(value) if name in _TIMES else value for name, value in named.items()}
 
 
 def to_error(error: Exception) -> dict[str, Any]:

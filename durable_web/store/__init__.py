@@ -1,6 +1,9 @@
 """The store: the only part that speaks SQL. ``schema.sql`` opens with a map of the tables."""
 
 from .database import SCHEMA_VERSION, Database, Durability
-from .store import Claim, LeaseLost, StepRecord, Store
+from .journal import Fact
+from .runs import Claim, LeaseLost, NewRun
+from .steps import StepRecord
+from .store import Store
 
-__all__ = ["SCHEMA_VERSION", "Claim", "Database", "Durability", "LeaseLost", "StepRecord", "Store"]
+__all__ = ["SCHEMA_VERSION", "Claim", "Database", "Durability", "Fact", "LeaseLost", "NewRun", "StepRecord", "Store"]

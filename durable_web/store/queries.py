@@ -4,29 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-RUN_COLUMNS = (
-    "id",
-    "job",
-    "status",
-    "input",
-    "output",
-    "error",
-    "progress",
-    "attempt",
-    "recoveries",
-    "generation",
-    "lease_owner",
+from ..model import RunFilter
+
+TIMES = (
     "lease_expires_at",
-    "current_step",
-    "completed_steps",
+    "run_at",
+    "wake_at",
+    "deadline",
     "created_at",
+    "ready_at",
     "started_at",
     "completed_at",
     "updated_at",
 )
 
-_SELECT_RUN = """
-SELECT id, job, status, input, output, error, progress, attempt, recoveries, generation, lease_owner, lease_expires_at,
+_STORED_COLUMNS = (
+    "id",
+    "job",
+    "version",
+    "status",
+    "input",
+    "output",
+    "error",
+    "failed_step",
+    "progress",
+    "labels",
+    "idempotency_key",
+    "concurrency_key",
+    "priority",
+    "attempt",
+    "recoveries",
+    "generation",
+    "lease_owner",
+    *TIMES,
+)
+RUN_COLUMNS = (*_STORED_COLUMNS, "current_step", "completed_steps")
+
+_SELECT_RUN = f"""
+SELECT {", ".join(_STORED_COLUMNS)},
        (SELECT name
           FROM durable_steps
          WHERE run_id = durable_runs.id AND status = 'running'
@@ -34,8 +49,7 @@ SELECT id, job, status, input, output, error, progress, attempt, recoveries, gen
          LIMIT 1) AS current_step,
        (SELECT COUNT(*)
           FROM durable_steps
-         WHERE run_id = durable_runs.id AND status = 'completed') AS completed_steps,
-       created_at, started_at, completed_at, updated_at
+         WHERE run_id = durable_runs.id AND status = 'completed') AS completed_steps
   FROM durable_runs
 """
 
@@ -43,12 +57,46 @@ GET_RUN = f"""{_SELECT_RUN}
  WHERE id = :id
 """
 
-INSERT_RUN = """
-INSERT INTO durable_runs (id, job, status, input, created_at, updated_at)
-VALUES (:id, :job, 'pending', :input, :now, :now)
+RUN_EXISTS = """
+SELECT 1
+  FROM durable_runs
+ WHERE id = :id
 """
 
-CLAIM = """
+RUN_IDENTITY = """
+SELECT job, labels
+  FROM durable_runs
+ WHERE id = :id
+"""
+
+INSERT_RUN = """
+INSERT INTO durable_runs (id, job, version, status, input, labels, idempotency_key, concurrency_key, priority, due,
+                          run_at, deadline, created_at, ready_at, updated_at)
+VALUES (:id, :job, :version, 'pending', :input, :labels, :idempotency_key, :concurrency_key, :priority, :due,
+        :run_at, :deadline, :now, :ready_at, :now)
+"""
+
+INSERT_LABEL = """
+INSERT INTO durable_labels (key, value, run_id)
+VALUES (:key, :value, :run_id)
+"""
+
+FIND_BY_IDEMPOTENCY_KEY = """
+SELECT id
+  FROM durable_runs
+ WHERE job = :job AND idempotency_key = :key
+"""
+
+FIND_BY_CONCURRENCY_KEY = """
+SELECT id
+  FROM durable_runs
+ WHERE concurrency_key = :key AND status = :status AND job = :job
+   AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+ ORDER BY id
+ LIMIT 1
+"""
+
+_CLAIM = """
 UPDATE durable_runs
    SET status = 'leased',
        attempt = attempt + 1,
@@ -57,12 +105,25 @@ UPDATE durable_runs
        lease_expires_at = :expires,
        started_at = COALESCE(started_at, :now),
        updated_at = :now
- WHERE id = (SELECT id
-               FROM durable_runs
-              WHERE status = 'pending'
-              ORDER BY id
+ WHERE id = (SELECT candidate.id
+               FROM durable_runs AS candidate
+              WHERE candidate.status = 'pending' AND candidate.due = 1
+                AND (candidate.concurrency_key IS NULL
+                     OR NOT EXISTS (SELECT 1
+                                      FROM durable_runs AS other
+                                     WHERE other.concurrency_key = candidate.concurrency_key
+                                       AND other.status IN ('leased', 'cancelling')))
+                {condition}
+              ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
-RETURNING id, job, input, attempt, recoveries, generation
+RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at
+"""
+CLAIM = _CLAIM.format(condition="")
+
+COUNT_LEASED = """
+SELECT COALESCE(SUM(runs), 0)
+  FROM durable_counts
+ WHERE job = :job AND status IN ('leased', 'cancelling')
 """
 
 FENCE = """
@@ -74,6 +135,22 @@ SELECT 1
 RENEW = """
 UPDATE durable_runs
    SET lease_expires_at = :expires
+ WHERE id = :id AND generation = :generation AND status = 'leased' AND lease_expires_at > :now
+"""
+
+LIMIT_DURATION = """
+UPDATE durable_runs
+   SET deadline = MIN(COALESCE(deadline, :deadline), :deadline)
+ WHERE id = :id AND generation = :generation
+"""
+
+PARK = """
+UPDATE durable_runs
+   SET status = 'waiting',
+       wake_at = :wake_at,
+       lease_owner = NULL,
+       lease_expires_at = NULL,
+       updated_at = :now
  WHERE id = :id AND generation = :generation AND status = 'leased'
 """
 
@@ -82,30 +159,112 @@ UPDATE durable_runs
    SET status = :status,
        output = :output,
        error = :error,
+       failed_step = :failed_step,
        lease_owner = NULL,
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status = 'leased'
+RETURNING started_at
 """
 
 RELEASE = """
 UPDATE durable_runs
    SET status = 'pending',
+       ready_at = :now,
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status = 'leased'
 """
 
+NEXT_DUE = """
+SELECT MIN(due)
+  FROM (SELECT MIN(run_at) AS due
+          FROM durable_runs
+         WHERE status = 'pending' AND due = 0
+         UNION ALL
+        SELECT MIN(wake_at)
+          FROM durable_runs
+         WHERE status = 'waiting' AND wake_at IS NOT NULL
+         UNION ALL
+        SELECT MIN(deadline)
+          FROM durable_runs
+         WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting'))
+"""
+
+MAKE_DUE = """
+UPDATE durable_runs
+   SET due = 1
+ WHERE status = 'pending' AND due = 0 AND run_at <= :now
+"""
+
+WAKE = """
+UPDATE durable_runs
+   SET status = 'pending',
+       ready_at = wake_at,
+       wake_at = NULL,
+       updated_at = :now
+ WHERE status = 'waiting' AND wake_at IS NOT NULL AND wake_at <= :now
+RETURNING id, attempt
+"""
+
+WAKE_ONE = """
+UPDATE durable_runs
+   SET status = 'pending',
+       ready_at = :now,
+       wake_at = NULL,
+       updated_at = :now
+ WHERE id = :id AND status = 'waiting'
+RETURNING attempt
+"""
+
+OVERDUE = """
+SELECT id
+  FROM durable_runs
+ WHERE deadline IS NOT NULL AND deadline <= :now AND status IN ('pending', 'leased', 'waiting')
+ ORDER BY deadline
+"""
+
+EXPIRE = """
+UPDATE durable_runs
+   SET status = 'failed',
+       error = :error,
+       wake_at = NULL,
+       lease_owner = NULL,
+       lease_expires_at = NULL,
+       completed_at = :now,
+       updated_at = :now
+ WHERE id = :id
+RETURNING attempt
+"""
+
 CANCEL = """
 UPDATE durable_runs
    SET status = 'cancelled',
+       wake_at = NULL,
        lease_owner = NULL,
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
  WHERE id = :id AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+RETURNING attempt
+"""
+
+REOPEN = """
+UPDATE durable_runs
+   SET status = 'pending',
+       due = 1,
+       input = COALESCE(:input, input),
+       error = NULL,
+       failed_step = NULL,
+       deadline = NULL,
+       recoveries = 0,
+       generation = generation + 1,
+       ready_at = :now,
+       completed_at = NULL,
+       updated_at = :now
+ WHERE id = :id AND status IN ('failed', 'cancelled', 'dead')
 RETURNING attempt
 """
 
@@ -120,6 +279,7 @@ TAKE_BACK = """
 UPDATE durable_runs
    SET status = 'pending',
        recoveries = recoveries + 1,
+       ready_at = :now,
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
@@ -144,6 +304,31 @@ UPDATE durable_runs
  WHERE id = :id AND generation = :generation
 """
 
+ENDED_BEFORE = """
+SELECT id
+  FROM durable_runs
+ WHERE completed_at IS NOT NULL AND completed_at < :moment
+ ORDER BY completed_at
+ LIMIT :limit
+"""
+
+DELETE_STEPS = (
+    "DELETE FROM durable_steps WHERE run_id = :run_id",
+    "DELETE FROM durable_attempts WHERE run_id = :run_id",
+)
+
+DELETE_RUN = (
+    """
+DELETE FROM durable_frames
+ WHERE kind = 'run_deleted' AND id < (SELECT MAX(id) FROM durable_frames)
+""",
+    "DELETE FROM durable_frames WHERE run_id = :run_id AND kind <> 'run_deleted'",
+    *DELETE_STEPS,
+    "DELETE FROM durable_values WHERE run_id = :run_id",
+    "DELETE FROM durable_labels WHERE run_id = :run_id",
+    "DELETE FROM durable_runs WHERE id = :run_id",
+)
+
 SET_PROGRESS = """
 UPDATE durable_runs
    SET progress = :progress,
@@ -152,10 +337,26 @@ UPDATE durable_runs
 """
 
 STEPS = """
-SELECT name, kind, status, position, attempt, output, error, started_at, completed_at
+SELECT name, kind, status, position, attempt, output, error, retry_at, started_at, completed_at
   FROM durable_steps
  WHERE run_id = :run_id
  ORDER BY position
+"""
+
+ATTEMPTS = """
+SELECT name, attempt, error, started_at, completed_at
+  FROM durable_attempts
+ WHERE run_id = :run_id
+ ORDER BY name, attempt
+"""
+
+RECORD_ATTEMPT = """
+INSERT INTO durable_attempts (run_id, name, attempt, error, started_at, completed_at)
+VALUES (:run_id, :name, :attempt, :error, :started_at, :now)
+    ON CONFLICT (run_id, name, attempt) DO UPDATE
+   SET error = excluded.error,
+       started_at = excluded.started_at,
+       completed_at = excluded.completed_at
 """
 
 RUNNING_STEPS = """
@@ -168,20 +369,49 @@ SELECT name, position, attempt, started_at
 CANCEL_STEPS = """
 UPDATE durable_steps
    SET status = 'cancelled',
+       retry_at = NULL,
        completed_at = :now
  WHERE run_id = :run_id AND status = 'running'
 """
 
-RECORD_STEP = """
+FORGET_UNSETTLED_STEPS = """
+DELETE FROM durable_steps
+ WHERE run_id = :run_id AND status <> 'completed'
+"""
+
+COPY_STEPS = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, started_at, completed_at)
-VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :started_at, :completed_at)
+SELECT :run_id, name, kind, status, position, attempt, output, error, started_at, completed_at
+  FROM durable_steps
+ WHERE run_id = :source_run_id AND position < :position AND status = 'completed'
+"""
+
+RECORD_STEP = """
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, retry_at, started_at,
+                           completed_at)
+VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :retry_at, :started_at, :completed_at)
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
        output = excluded.output,
        error = excluded.error,
+       retry_at = excluded.retry_at,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
+"""
+
+SET_VALUE = """
+INSERT INTO durable_values (run_id, key, value, updated_at)
+VALUES (:run_id, :key, :value, :now)
+    ON CONFLICT (run_id, key) DO UPDATE
+   SET value = excluded.value,
+       updated_at = excluded.updated_at
+"""
+
+GET_VALUE = """
+SELECT value
+  FROM durable_values
+ WHERE run_id = :run_id AND key = :key
 """
 
 APPEND_FRAME = """
@@ -207,17 +437,56 @@ SELECT body
 """
 
 
-def list_runs(statuses: list[str], jobs: list[str], before: str | None, limit: int) -> tuple[str, dict[str, Any]]:
-    """The statement and the parameters that list runs, newest first, strictly older than the id ``before``."""
-    conditions = ["TRUE"]
-    parameters: dict[str, Any] = {"limit": limit}
-    for column, wanted in (("status", statuses), ("job", jobs)):
-        if wanted:
-            names = [f"{column}_{number}" for number in range(len(wanted))]
-            parameters.update(zip(names, wanted, strict=True))
-            conditions.append(f"{column} IN ({', '.join(':' + name for name in names)})")
-    if before is not None:
-        conditions.append("id < :before")
-        parameters["before"] = before
-    where = " AND ".join(conditions)
-    return f"{_SELECT_RUN}\n WHERE {where}\n ORDER BY id DESC\n LIMIT :limit", parameters
+def claim(saturated: list[str]) -> tuple[str, dict[str, Any]]:
+    """The statement and the parameters that lease the next run of any job but the ``saturated`` ones."""
+    if not saturated:
+        return CLAIM, {}
+    names, parameters = _many("saturated", saturated)
+    return _CLAIM.format(condition=f"AND candidate.job NOT IN ({names})"), parameters
+
+
+def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: int) -> tuple[str, dict[str, Any]]:
+    """The statement and the parameters that list runs that pass a filter, by id."""
+    conditions, parameters = _conditions(wanted)
+    if after is not None:
+        conditions.append("id > :after" if oldest_first else "id < :after")
+        parameters["after"] = after
+    where = "\n   AND ".join(conditions) or "TRUE"
+    order = "id" if oldest_first else "id DESC"
+    return f"{_SELECT_RUN}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
+
+
+def count_runs(by: str) -> str:
+    """The statement that counts runs for each status or job."""
+    return f"SELECT {by}, SUM(runs) FROM durable_counts GROUP BY {by} HAVING SUM(runs) > 0"
+
+
+def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
+    conditions: list[str] = []
+    parameters: dict[str, Any] = {}
+    for column, values in (("status", wanted.statuses), ("job", wanted.jobs)):
+        if values:
+            names, more = _many(column, list(values))
+            conditions.append(f"{column} IN ({names})")
+            parameters |= more
+    for number, (key, value) in enumerate(sorted(wanted.labels.items())):
+        conditions.append(
+            f"id IN (SELECT run_id FROM durable_labels WHERE key = :label_key_{number} AND value = :label_{number})"
+        )
+        parameters |= {f"label_key_{number}": key, f"label_{number}": value}
+    for name, comparison, moment in (
+        ("created_after", ">", wanted.created_after),
+        ("created_before", "<", wanted.created_before),
+    ):
+        if moment is not None:
+            conditions.append(f"created_at {comparison} :{name}")
+            parameters[name] = moment
+    if wanted.search:
+        conditions.append("(id = :search OR instr(lower(job || ' ' || input || ' ' || labels), lower(:search)))")
+        parameters["search"] = wanted.search
+    return conditions, parameters
+
+
+def _many(name: str, values: list[str]) -> tuple[str, dict[str, Any]]:
+    parameters = {f"{name}_{number}": value for number, value in enumerate(values)}
+    return ", ".join(f":{key}" for key in parameters), parameters

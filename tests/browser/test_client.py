@@ -81,6 +81,54 @@ def test_leaving_a_watch_unsubscribes_and_cancelling_ends_one(connect):
     assert result["frames"][-1]["status"] == "cancelled"
 
 
+def test_the_page_can_do_with_runs_what_the_engine_can(connect):
+    page = connect("""
+import asyncio
+from durable_web import Retry, job
+
+calls = []
+
+@job("flaky")
+async def flaky(ctx, fails):
+    def call():
+        calls.append(1)
+        if len(calls) <= fails:
+            raise ConnectionError(f"failure {len(calls)}")
+        return len(calls)
+    await ctx.set_event("stage", {"name": "calling"})
+    return await ctx.step("call", call)
+""")
+    told = page.evaluate("""async () => {
+        const labels = { kind: "import" };
+        const options = { labels, idempotencyKey: "once", priority: 2, runAt: Date.now() - 1000 };
+        const first = await durable.trigger("flaky", 1, options);
+        const again = await durable.trigger("flaky", 5, options);
+        const { run: failed } = await finished(first.id);
+        await durable.runs.retry(first.id);
+        const { run: retried } = await finished(first.id);
+        const fork = await durable.runs.fork(first.id, "call");
+        const { run: forked } = await finished(fork.id);
+        const { run: retriggered } = await finished((await durable.runs.retrigger(first.id)).id);
+        await durable.runs.delete(fork.id);
+        return {
+            first, again, failed, retried, forked, retriggered,
+            found: (await durable.runs.list({ labels, search: "FLAKY", order: "oldest" })).map(({ id }) => id),
+            counts: await durable.runs.count(),
+            stage: await durable.runs.event(first.id, "stage"),
+            conflict: await told(() => durable.runs.retry(first.id)),
+        };
+    }""")
+    assert (told["first"]["disposition"], told["again"]["disposition"]) == ("created", "idempotent")
+    assert told["again"]["id"] == told["first"]["id"]
+    assert (told["failed"]["status"], told["failed"]["failedStep"]) == ("failed", "call")
+    assert (told["retried"]["status"], told["retried"]["output"]) == ("completed", 2)
+    assert (told["forked"]["output"], told["retriggered"]["output"]) == (3, 4)
+    assert told["found"] == [told["first"]["id"], told["retriggered"]["id"]]
+    assert told["counts"] == {"completed": 2}
+    assert told["stage"] == {"name": "calling"}
+    assert told["conflict"]["code"] == "RunNotTerminal"
+
+
 def test_mistakes_in_calls_are_told_by_code_and_in_words(connect):
     page = connect(ECHO)
 

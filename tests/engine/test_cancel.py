@@ -81,7 +81,7 @@ async def test_a_job_that_swallows_the_cancellation_stays_cancelled_and_can_do_n
         run = await engine.trigger("stubborn")
         await begun.wait()
         await engine.cancel(run.id)
-        while engine._executing:
+        while engine._dispatcher.executing:
             await asyncio.sleep(0)
         run = await engine.get_run(run.id)
     assert run.status == RunStatus.CANCELLED
@@ -111,3 +111,26 @@ async def test_a_job_that_raises_cancelled_error_by_itself_has_failed(running):
         run = await finish(engine, await engine.trigger("odd"))
     assert run.status == RunStatus.FAILED
     assert run.error.type == "CancelledError"
+
+
+async def test_a_run_that_is_deleted_while_its_code_still_runs_does_not_come_back(running):
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    @job("stubborn")
+    async def stubborn(ctx: Context, _: None) -> str:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await gate.wait()
+        return "done anyway"
+
+    async with running(stubborn) as engine:
+        run = await engine.trigger("stubborn")
+        await begun.wait()
+        await engine.cancel(run.id)
+        await engine.delete_run(run.id)
+        gate.set()
+        while engine._dispatcher.executing:
+            await asyncio.sleep(0)
+        assert await engine.list_runs() == []
+        assert await engine.count_runs() == {}

@@ -93,7 +93,7 @@ async def test_an_engine_that_lost_its_lease_writes_nothing_more_and_its_step_is
         run = await engine.trigger("linger")
         await begun.wait()
         with engine._store.transaction():  # somebody else claims it
-            engine._store._connection.execute("UPDATE durable_runs SET generation = generation + 1")
+            engine._store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
         await clock.advance(10)
         assert stopped.is_set()
         assert not [frame for frame in await frames_so_far(engine, run.id) if frame.kind == "log"]
@@ -119,10 +119,10 @@ async def test_neither_success_nor_failure_of_a_stale_owner_is_recorded(running)
         runs = [await engine.trigger("stale", how) for how in gates]
         await asyncio.sleep(0)
         with engine._store.transaction():
-            engine._store._connection.execute("UPDATE durable_runs SET generation = generation + 1")
+            engine._store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
         for gate in gates.values():
             gate.set()
-        while engine._executing:
+        while engine._dispatcher.executing:
             await asyncio.sleep(0)
         assert [(await engine.get_run(run.id)).status for run in runs] == [RunStatus.LEASED] * 2
 

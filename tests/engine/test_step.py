@@ -373,3 +373,28 @@ async def test_many_quick_steps_leave_room_for_other_work_on_the_event_loop(runn
         counting.cancel()
     assert frames[-1].status == RunStatus.COMPLETED
     assert turns > 5
+
+
+async def test_a_step_that_vanished_from_the_code_is_kept_in_the_history_and_otherwise_ignored(running):
+    begun = asyncio.Event()
+
+    @job("changing")
+    async def before(ctx: Context, _: None) -> None:
+        await ctx.step("vanishes", lambda: 1)
+        await ctx.step("stays", lambda: 2)
+        begun.set()
+        await asyncio.Event().wait()
+
+    @job("changing")
+    async def after(ctx: Context, _: None) -> int:
+        ctx.log.info("new code")
+        return await ctx.step("stays", lambda: 3)
+
+    async with running(before) as engine:
+        run = await engine.trigger("changing")
+        await begun.wait()
+        await crash(engine)
+    async with running(after) as engine:
+        run = await finish(engine, run)
+        assert [step.name for step in await engine.get_steps(run.id)] == ["vanishes", "stays"]
+    assert run.output == 2

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from watching import IN_PYODIDE, finish, timeline
 
+import durable_web
 from durable_web import (
     Context,
     DatabaseReadOnlyError,
@@ -34,7 +40,9 @@ async def steps(ctx: Context, count: int) -> int:
 def commits_of(engine: Engine) -> list[str]:
     """Collects the commits that the engine makes from here on."""
     commits: list[str] = []
-    engine._store._connection.set_trace_callback(lambda text: commits.append(text) if "COMMIT" in text else None)
+    engine._store.database.connection.set_trace_callback(
+        lambda text: commits.append(text) if "COMMIT" in text else None
+    )
     return commits
 
 
@@ -55,7 +63,7 @@ async def test_branches_that_complete_in_the_same_turn_share_a_commit(running):
 
     async with running(branches) as engine:
         run = await engine.trigger("branches", 100)
-        while len(engine._executing[run.id][0]._records) < 100:
+        while len(engine._dispatcher.executing[run.id][0]._records) < 100:
             await asyncio.sleep(0)
         commits = commits_of(engine)
         gate.set()
@@ -92,6 +100,33 @@ async def test_a_database_in_a_folder_that_is_not_there_is_refused(tmp_path: Pat
         await Engine(tmp_path / "missing" / "jobs.sqlite3").start()
 
 
+@pytest.mark.skipif(IN_PYODIDE, reason="there are no permissions to be missing")
+def test_a_database_that_may_not_be_written_is_refused_with_what_to_check(tmp_path_factory):
+    """In a process of its own, which gives up root's right to write anywhere."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    sqlite3.connect(folder / "jobs.sqlite3").close()
+    script = """
+import asyncio, os, sys
+from durable_web import Engine
+if os.geteuid() == 0:
+    os.setuid(65534)
+else:
+    os.chmod(os.path.dirname(sys.argv[1]), 0o555)
+try:
+    asyncio.run(Engine(sys.argv[1]).start())
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(durable_web.__file__).parents[1])}
+    command = [sys.executable, "-c", script, str(folder / "jobs.sqlite3")]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+    assert told.stdout.startswith("DatabaseReadOnlyError"), told.stderr
+    assert "may write both the file and the folder" in told.stdout
+
+
 async def test_the_applications_own_tables_live_in_the_same_file_untouched(running):
     def create(connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE mine (value)")
@@ -102,7 +137,9 @@ async def test_the_applications_own_tables_live_in_the_same_file_untouched(runni
 
     async with running(own) as engine:
         await finish(engine, await engine.trigger("own"))
-        tables = engine._store._connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        tables = engine._store.database.connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table'"
+        ).fetchall()
     names = {name for (name,) in tables}
     assert names - {"mine"} == {name for name in names if name.startswith("durable_")}
 
@@ -118,7 +155,7 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
         return ctx.attempt
 
     async with running(grow, clock=clock, on_state=lambda state, message: states.append(state)) as engine:
-        connection = engine._store._connection
+        connection = engine._store.database.connection
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 60}")
         run = await engine.trigger("grow")
@@ -143,7 +180,7 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
 
 async def test_a_trigger_that_finds_no_room_says_so_and_leaves_no_run(running):
     async with running(steps) as engine:
-        connection = engine._store._connection
+        connection = engine._store.database.connection
         connection.execute("PRAGMA max_page_count = 1")
         with pytest.raises(StorageFullError, match="storage is full"):
             await engine.trigger("steps", "x" * 1_000_000)
@@ -153,22 +190,15 @@ async def test_a_trigger_that_finds_no_room_says_so_and_leaves_no_run(running):
 
 
 async def test_what_runs_per_step_and_per_claim_uses_an_index(running):
-    per_step_and_claim = (
-        queries.CLAIM,
-        queries.FENCE,
-        queries.RENEW,
-        queries.SETTLE,
-        queries.STEPS,
-        queries.RECORD_STEP,
-        queries.RUNNING_STEPS,
-        queries.APPEND_FRAME,
-        queries.FRAMES,
-        queries.GET_RUN,
-        queries.ORPHANS,
-        queries.SET_PROGRESS,
-    )
+    per_step_and_claim = {
+        name: text
+        for name, text in vars(queries).items()
+        if name.isupper() and isinstance(text, str) and not name.startswith(("_", "INSERT"))
+    }
+    assert {"CLAIM", "FENCE", "RECORD_STEP", "APPEND_FRAME", "NEXT_DUE", "SETTLE"} <= per_step_and_claim.keys()
     async with running() as engine:
-        for text in per_step_and_claim:
+        for name, text in per_step_and_claim.items():
             parameters = dict.fromkeys(re.findall(r":([a-z_]+)", text))
-            plan = engine._store._connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
-            assert not [row[3] for row in plan if row[3].startswith("SCAN")], text
+            plan = engine._store.database.connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
+            scans = [row[3] for row in plan if row[3].startswith("SCAN") and " USING " not in row[3]]
+            assert [scan for scan in scans if scan != "SCAN CONSTANT ROW"] == [], name

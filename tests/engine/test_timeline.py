@@ -116,9 +116,9 @@ async def test_a_frame_is_seen_only_after_its_commit(running):
     async with running(talk) as engine:
         run = await finish(engine, await engine.trigger("talk", 1))
         published = []
-        engine._store.on_commit = published.extend
+        engine._store.on_commit = lambda frames, facts: published.extend(frames)
         with pytest.raises(RuntimeError), engine._store.transaction():
-            engine._store._append(run.id, 0, "log", {})
+            engine._store.journal.append(run.id, 0, "log", {})
             raise RuntimeError
         with engine._store.transaction():
             pass

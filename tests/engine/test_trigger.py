@@ -92,7 +92,7 @@ async def test_lists_are_newest_first_filtered_and_in_pages(running):
         assert [run.id for run in await engine.list_runs(status="completed")] == ids[::2]
         assert [run.id for run in await engine.list_runs(status=["failed", "dead"], job=["echo"])] == []
         first = await engine.list_runs(limit=2)
-        assert [run.id for run in await engine.list_runs(limit=2, before=first[-1].id)] == ids[2:4]
+        assert [run.id for run in await engine.list_runs(limit=2, cursor=first[-1].id)] == ids[2:4]
         for wrong in ({"status": "finished"}, {"limit": 0}):
             with pytest.raises(ValueError, match=r"finished|limit"):
                 await engine.list_runs(**wrong)

@@ -1,0 +1,342 @@
+"""Which run executes when: slots, claims, leases, timers, and what to do when the storage is in trouble.
+
+There is no polling inside a process. A trigger, the end of a run and the next due time (one timer, for the earliest)
+lead to a claim. Only where other processes may write to the same file is the file's version looked at, twice a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .clock import Clock, TimerHandle
+from .commits import GroupCommit
+from .context import Context
+from .errors import JobNotFound, StorageError, StorageFullError
+from .events import Events
+from .executor import Execution, Services
+from .files import Files
+from .job import Job, Registry
+from .store import Claim, Store
+from .timeline import Timeline
+
+FIRST_PROBE_SECONDS = 2.0
+LONGEST_PROBE_SECONDS = 60.0
+LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
+NEIGHBOUR_SECONDS = 0.5
+
+OnState = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many runs execute or stay parked in memory, how patient the engine is, and what it keeps."""
+
+    max_concurrent_runs: int
+    max_parked: int
+    max_recoveries: int
+    lease: int  # milliseconds
+    exclusive: bool
+    preserve_steps: bool
+
+
+class Dispatcher:
+    """Claims runs of one store and executes them."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        clock: Clock,
+        files: Files,
+        timeline: Timeline,
+        events: Events,
+        limits: Limits,
+        owner: str,
+        on_state: OnState,
+        on_idle: Callable[[], None],
+    ) -> None:
+        self.commits = GroupCommit(store, clock, self._on_flush_failure)
+        self.settled = 0  # runs that ended their execution here
+        self._store = store
+        self._registry = registry
+        self._clock = clock
+        self._files = files
+        self._timeline = timeline
+        self._events = events
+        self._limits = limits
+        self._owner = owner
+        self._on_state = on_state
+        self._on_idle = on_idle
+        self._services = Services(
+            store,
+            self.commits,
+            clock,
+            files,
+            preserve_steps=limits.preserve_steps,
+            is_alone=lambda: len(self.executing) <= 1,
+            on_parked=self._on_parked,
+            on_wanted=self._on_wanted,
+            on_storage_trouble=self._on_storage_trouble,
+        )
+        self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self._claims_left: float = 0
+        self._unreleased: list[Claim] = []
+        self._probe_delay = FIRST_PROBE_SECONDS
+        self._data_version = 0
+        self._timers: dict[str, TimerHandle] = {}
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take back what a dead engine left, and begin to watch the time; claims nothing yet."""
+        with self._store.transaction():
+            self._recover(everything=self._limits.exclusive)
+        self._beat()
+        self.look_at_the_time()
+        if not self._limits.exclusive:
+            self._data_version = self._store.data_version()
+            self._look_at_neighbours()
+
+    def claim(self, at_most: float = float("inf")) -> None:
+        """Execute runs as they come, this many at the most; 0 stops claiming."""
+        self._claims_left = at_most
+        self.fill_slots()
+
+    async def drain(self) -> None:
+        """Wait until nothing is executing."""
+        while self.executing:
+            await asyncio.wait([task for _, task in self.executing.values()])
+
+    async def stop(self) -> None:
+        """Give back what is executing, and end it."""
+        self._claims_left = 0
+        entries = [*self.executing.values(), *self.parked.values()]
+        claims = [execution.claim for execution, _ in self.executing.values()] + self._unreleased
+        try:
+            self.commits.flush()
+            with self._store.transaction():
+                for claim in claims:
+                    self._store.runs.release(claim, self._clock.now(), reason="the engine is stopping")
+        except StorageError:
+            pass  # still full: the next engine takes the runs back
+        await self.end(entries)
+
+    async def end(self, entries: list[tuple[Execution, asyncio.Task[None]]] | None = None) -> None:
+        """Leave every execution where it is, and every timer unfired; nothing is written."""
+        self._claims_left = 0
+        entries = [*self.executing.values(), *self.parked.values()] if entries is None else entries
+        for timer in self._timers.values():
+            timer.cancel()
+        for execution, _ in entries:
+            execution.abandon()
+        if entries:
+            await asyncio.wait([task for _, task in entries])
+
+    def abandon(self, run_id: str, *, cancelled: bool = False) -> None:
+        """Stop executing a run that is no longer ours; does nothing when it is not here."""
+        for place in (self.executing, self.parked):
+            if run_id in place:
+                place[run_id][0].abandon(cancelled=cancelled)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is executing; after ``fill_slots``, that nothing could be."""
+        return not self.executing
+
+    # --- claiming and executing --------------------------------------------------------------------------------------
+
+    def fill_slots(self) -> None:
+        """Claim pending runs as long as there are free slots."""
+        while self._claims_left > 0 and not self._unreleased:
+            if len(self.executing) >= self._limits.max_concurrent_runs:
+                return
+            try:
+                claim = self._claim_next()
+            except StorageError as trouble:
+                self._report_trouble(trouble, "claiming a run")
+                return
+            if claim is None:
+                break
+            self._claims_left -= 1
+            self._execute(claim)
+        if not self.executing:
+            self._on_idle()
+
+    def _claim_next(self) -> Claim | None:
+        now = self._clock.now()
+        with self._store.transaction():
+            saturated = self._registry.saturated(self._store.runs.count_leased)
+            claim = self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated)
+            if claim is not None and claim.attempt == 1 and claim.job in self._registry:
+                timeout = self._registry[claim.job].timeout
+                if timeout is not None:
+                    self._store.runs.limit_duration(claim, now + round(timeout * 1000))
+        if claim is not None and claim.attempt == 1:
+            self.look_at_the_time()
+        return claim
+
+    def _execute(self, claim: Claim) -> None:
+        entry = self.parked.pop(claim.run_id, None)
+        if entry is not None and entry[0].is_resumed_by(claim):
+            self.executing[claim.run_id] = entry
+            entry[0].resume(claim)
+            return
+        for stale in (entry, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
+            if stale is not None:
+                stale[0].abandon()
+        try:
+            job = self._registry[claim.job]
+        except JobNotFound as error:
+            Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
+            self.settled += 1
+            return
+        execution = Execution(self._services, claim, job)
+        task = asyncio.get_running_loop().create_task(execution.run(Context(execution, self._files)))
+        self.executing[claim.run_id] = execution, task
+        task.add_done_callback(lambda done: self._on_executed(claim.run_id, execution, done))
+
+    def _on_executed(self, run_id: str, execution: Execution, task: asyncio.Task[None]) -> None:
+        for place in (self.executing, self.parked):
+            if run_id in place and place[run_id][0] is execution:
+                del place[run_id]
+        self.settled += 1
+        if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
+            error = task.exception() or RuntimeError()
+            self._events.report(error, "executing a run", self._clock.now(), run_id)
+            message = f"executing run {run_id} failed inside the engine"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+        self.fill_slots()
+
+    def _on_parked(self, execution: Execution) -> None:
+        run_id = execution.claim.run_id
+        self.parked[run_id] = self.executing.pop(run_id)
+        while len(self.parked) > self._limits.max_parked:
+            oldest, _ = self.parked.pop(next(iter(self.parked)))
+            oldest.abandon()
+        self.look_at_the_time()
+        self.fill_slots()
+
+    def _on_wanted(self, execution: Execution) -> None:
+        try:
+            with self._store.transaction():
+                self._store.runs.wake(execution.claim.run_id, self._clock.now())
+        except StorageError as trouble:
+            self._report_trouble(trouble, "waking a run")
+            return
+        self.fill_slots()
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def look_at_the_time(self) -> None:
+        """Do what is due, and set the timer for what is due next."""
+        now = self._clock.now()
+        due = self._store.runs.next_due()
+        if due is not None and due <= now:
+            try:
+                overdue = self._do_what_is_due(now)
+            except StorageError as trouble:
+                self._report_trouble(trouble, "waking runs")
+                self._set_timer("due", FIRST_PROBE_SECONDS, self.look_at_the_time)
+                return
+            for run_id in overdue:
+                self.abandon(run_id)
+            self.fill_slots()
+            due = self._store.runs.next_due()
+        if due is not None:
+            delay = max((due - self._clock.now()) / 1000, 0.0)
+            self._set_timer("due", min(delay, LONGEST_TIMER_SECONDS), self.look_at_the_time)
+
+    def _do_what_is_due(self, now: int) -> list[str]:
+        self.commits.flush()
+        with self._store.transaction():
+            overdue = self._store.runs.overdue(now)
+            for run_id in overdue:
+                self._store.steps.cancel_running(run_id, now)
+                self._store.runs.expire(run_id, now)
+            self._store.runs.wake_due(now)
+        return overdue
+
+    def _beat(self) -> None:
+        """Three times in a lease: renew what is ours, and take back what others have let expire."""
+        self._set_timer("beat", self._limits.lease / 3000, self._beat)
+        if not self.executing and self._limits.exclusive:
+            return
+        try:
+            self._renew()
+        except StorageError as trouble:
+            self._report_trouble(trouble, "renewing leases")
+            return
+        self.fill_slots()
+
+    def _renew(self) -> None:
+        now = self._clock.now()
+        lost = []
+        with self._store.transaction():
+            for execution, _ in self.executing.values():
+                expires = now + self._limits.lease
+                if not self._store.runs.renew(execution.claim, now, expires, exclusive=self._limits.exclusive):
+                    lost.append(execution)
+            if not self._limits.exclusive:
+                self._recover(everything=False)
+        for execution in lost:
+            execution.abandon()
+
+    def _recover(self, *, everything: bool) -> None:
+        self._store.runs.recover(self._clock.now(), everything=everything, max_recoveries=self._limits.max_recoveries)
+
+    def _look_at_neighbours(self) -> None:
+        """Notice what another process has committed to the file."""
+        self._set_timer("neighbours", NEIGHBOUR_SECONDS, self._look_at_neighbours)
+        version = self._store.data_version()
+        if version == self._data_version:
+            return
+        self._data_version = version
+        self._timeline.look_again()
+        self.look_at_the_time()
+        self.fill_slots()
+
+    def _set_timer(self, name: str, delay: float, callback: Callable[[], None]) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self._clock.call_later(delay, callback)
+
+    # --- trouble with the storage ------------------------------------------------------------------------------------
+
+    def _on_flush_failure(self, error: Exception) -> None:
+        """A group that nobody waited for, such as log lines, was not written."""
+        if not isinstance(error, StorageError):
+            raise error
+        self._report_trouble(error, "writing log lines")
+
+    def _on_storage_trouble(self, claim: Claim, trouble: StorageError) -> None:
+        """A run had to be left because its commit failed: stop claiming, and try to give it back later."""
+        self._unreleased.append(claim)
+        self._report_trouble(trouble, "committing a step")
+        if len(self._unreleased) == 1:
+            self._set_timer("probe", self._probe_delay, self._try_again)
+
+    def _report_trouble(self, trouble: StorageError, context: str) -> None:
+        self._events.report(trouble, context, self._clock.now())
+        self._on_state("storage_full" if isinstance(trouble, StorageFullError) else "storage_error", str(trouble))
+
+    def _try_again(self) -> None:
+        """Write what could not be written; when it can be, go on."""
+        try:
+            with self._store.transaction():
+                for claim in self._unreleased:
+                    self._store.runs.release(claim, self._clock.now(), reason="the storage was full")
+        except StorageError:
+            self._probe_delay = min(self._probe_delay * 2, LONGEST_PROBE_SECONDS)
+            self._set_timer("probe", self._probe_delay, self._try_again)
+            return
+        self._unreleased.clear()
+        self._probe_delay = FIRST_PROBE_SECONDS
+        self._on_state("running", "")
+        self.fill_slots()
+
+
+async def _no_function(context: object, input: object) -> None:
+    """Stands where the code of a run's job should be."""

@@ -1,0 +1,144 @@
+"""Events: what the engine tells listeners of the same process, right after the commit that made it so.
+
+Domain events tell what became of runs, and are for applications; operational events tell how the engine went about it.
+Names are as they are on the wire. A listener that raises, or an asynchronous one that fails, goes to the error handler
+and disturbs nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from .model import ErrorInfo
+from .store import Fact
+
+DOMAIN = frozenset({"run:trigger", "run:coalesced", "run:complete", "run:fail", "run:cancel", "run:delete", "run:dead"})
+OPERATIONAL = frozenset(
+    {
+        "run:leased",
+        "run:lease-renewed",
+        "run:waiting",
+        "run:progress",
+        "step:start",
+        "step:complete",
+        "step:fail",
+        "step:cancel",
+        "log:write",
+        "worker:error",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened.
+
+    ``sequence`` counts this engine's events from 1. The fields that the type adds are in ``data``, and are attributes
+    as well: ``run:trigger`` has input; ``run:coalesced`` skipped_input, skipped_labels; ``run:complete`` output,
+    duration; ``run:fail`` error, failed_step_name; ``run:dead`` error; ``run:leased`` input, lease_owner,
+    lease_expires_at; ``run:lease-renewed`` lease_expires_at; ``run:progress`` progress; ``step:start`` and
+    ``step:cancel`` step_name, step_index; ``step:complete`` also output, duration; ``step:fail`` also error, duration;
+    ``log:write`` step_name, level, message, data; ``worker:error`` error, context. Durations are seconds.
+    """
+
+    type: str
+    timestamp: datetime
+    sequence: int
+    run_id: str | None
+    job_name: str
+    labels: dict[str, str]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise AttributeError(f"an event {self.type!r} has no field {name!r}") from None
+
+
+Listener = Callable[[Event], Awaitable[None] | None]
+ErrorHandler = Callable[[Exception, Event], None]
+
+
+def is_domain_event(event: Event | str) -> bool:
+    """Whether an event, or a type of event, tells what became of a run rather than how the engine went about it."""
+    return (event if isinstance(event, str) else event.type) in DOMAIN
+
+
+class Events:
+    """Who listens to what."""
+
+    def __init__(self, identify: Callable[[str], tuple[str, dict[str, str]]]) -> None:
+        """``identify`` gives the job's name and the labels of a run."""
+        self._identify = identify
+        self._listeners: dict[str, list[Listener]] = {}
+        self._sequence = itertools.count(1)
+        self._tasks: set[asyncio.Future[None]] = set()
+        self.on_error: ErrorHandler = _log_failure
+
+    @property
+    def is_listening(self) -> bool:
+        return any(self._listeners.values())
+
+    def add(self, type: str, listener: Listener) -> None:
+        """Listen to a type of event.
+
+        :raises ValueError: when there is no such type.
+        """
+        if type not in DOMAIN | OPERATIONAL:
+            raise ValueError(f"There is no event {type!r}; there are {', '.join(sorted(DOMAIN | OPERATIONAL))}.")
+        self._listeners.setdefault(type, []).append(listener)
+
+    def remove(self, type: str, listener: Listener) -> None:
+        """Listen no longer; does nothing when that listener is not there."""
+        if listener in self._listeners.get(type, ()):
+            self._listeners[type].remove(listener)
+
+    def publish(self, facts: list[Fact]) -> None:
+        """Tell the listeners of what was committed, in order."""
+        for fact in facts:
+            self._tell(fact.type, fact.ts, fact.run_id, dict(fact.fields))
+
+    def report(self, error: BaseException, context: str, now: int, run_id: str | None = None) -> None:
+        """Tell of trouble in the engine itself."""
+        info = ErrorInfo(type(error).__name__, str(error))
+        self._tell("worker:error", now, run_id, {"error": info, "context": context})
+
+    def _tell(self, type: str, ts: int, run_id: str | None, fields: dict[str, Any]) -> None:
+        listeners = self._listeners.get(type)
+        if not listeners:
+            return
+        job_name, labels = ("", {}) if run_id is None else self._identify(run_id)
+        job_name, labels = fields.pop("job_name", job_name), fields.pop("labels", labels)
+        moment = datetime.fromtimestamp(ts / 1000, UTC)
+        event = Event(type, moment, next(self._sequence), run_id, job_name, labels, fields)
+        for listener in list(listeners):
+            self._call(listener, event)
+
+    def _call(self, listener: Listener, event: Event) -> None:
+        try:
+            result = listener(event)
+        except Exception as error:
+            self.on_error(error, event)
+            return
+        if inspect.isawaitable(result):
+            task = asyncio.ensure_future(result)
+            self._tasks.add(task)
+            task.add_done_callback(lambda done: self._finish(done, event))
+
+    def _finish(self, task: asyncio.Future[None], event: Event) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.on_error(error, event)
+
+
+def _log_failure(error: Exception, event: Event) -> None:
+    logging.getLogger("durable_web").error("A listener to %r failed", event.type, exc_info=error)

@@ -1,0 +1,76 @@
+"""The frames and events of the transaction that is open: written with it, told after it.
+
+A frame is a row of the timeline; an event is told to listeners of this process and stored nowhere. Both are gone when
+the transaction is rolled back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..codec import to_json
+from ..model import RunStatus, StoredFrame
+from . import queries
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What an event tells, before it is known who listens: its type, its run, and the fields that the type adds."""
+
+    type: str
+    run_id: str
+    ts: int
+    fields: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Journal:
+    """Collects what has to be told once the open transaction has committed."""
+
+    connection: sqlite3.Connection
+    is_listening: bool = False  # whether anybody wants events
+    frames: list[StoredFrame] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+
+    def append(self, run_id: str, ts: int, kind: str, body: dict[str, Any]) -> None:
+        """Append a frame to a run's timeline."""
+        text = to_json(body)
+        values = {"run_id": run_id, "ts": ts, "kind": kind, "body": text}
+        frame_id, seq = self.connection.execute(queries.APPEND_FRAME, values).fetchone()
+        self.frames.append(StoredFrame(frame_id, seq, ts, run_id, kind, text))
+
+    def append_status(
+        self,
+        run_id: str,
+        ts: int,
+        status: RunStatus,
+        *,
+        attempt: int,
+        reason: str | None = None,
+        error: dict[str, str] | None = None,
+    ) -> None:
+        """Append the frame that tells of a run's new status."""
+        body: dict[str, Any] = {"status": status, "attempt": attempt}
+        if reason is not None:
+            body["reason"] = reason
+        if error is not None:
+            body["error"] = without_traceback(error)
+        self.append(run_id, ts, "run_status", body)
+
+    def tell(self, type: str, run_id: str, ts: int, **fields: Any) -> None:
+        """Note an event for the listeners, if there are any."""
+        if self.is_listening:
+            self.facts.append(Fact(type, run_id, ts, fields))
+
+    def take(self) -> tuple[list[StoredFrame], list[Fact]]:
+        """What was collected; nothing is left."""
+        taken = self.frames, self.facts
+        self.frames, self.facts = [], []
+        return taken
+
+
+def without_traceback(error: dict[str, str]) -> dict[str, str]:
+    """An error as frames carry it: tracebacks stay with the run and the step."""
+    return {"type": error["type"], "message": error["message"]}

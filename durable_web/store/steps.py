@@ -1,0 +1,206 @@
+"""Steps, their failed attempts, log lines, progress and published values. ``runs.fence`` comes before every write."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..codec import decode, to_json
+from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
+from . import queries
+from .journal import Journal, without_traceback
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step as it stands in the database; ``output`` is the codec's text, times are milliseconds."""
+
+    name: str
+    kind: str
+    status: str
+    position: int
+    attempt: int
+    output: str | None = None
+    error: dict[str, str] | None = None
+    retry_at: int | None = None
+    started_at: int = 0
+    completed_at: int | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the outcome is recorded, so that a replay gives it back instead of calling the function."""
+        return self.status in (StepStatus.COMPLETED, StepStatus.FAILED)
+
+
+class Steps:
+    """The verbs on what a run records while it executes."""
+
+    def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
+        self._connection = connection
+        self._journal = journal
+
+    def load(self, run_id: str) -> dict[str, StepRecord]:
+        """What a run has recorded, by name, in the order of first recording."""
+        rows = self._connection.execute(queries.STEPS, {"run_id": run_id})
+        return {row[0]: _record(row) for row in rows}
+
+    def get(self, run_id: str) -> list[Step]:
+        """The steps of a run, in the order of first recording, with their failed attempts."""
+        attempts: dict[str, list[Attempt]] = {}
+        for name, *values in self._connection.execute(queries.ATTEMPTS, {"run_id": run_id}):
+            attempts.setdefault(name, []).append(_attempt(values))
+        return [_step(record, tuple(attempts.get(record.name, ()))) for record in self.load(run_id).values()]
+
+    def record(self, run_id: str, record: StepRecord, now: int) -> None:
+        """Write a step's state, its frame and its event."""
+        self._connection.execute(
+            queries.RECORD_STEP,
+            {
+                "run_id": run_id,
+                "name": record.name,
+                "kind": record.kind,
+                "status": record.status,
+                "position": record.position,
+                "attempt": record.attempt,
+                "output": record.output,
+                "error": None if record.error is None else to_json(record.error),
+                "retry_at": record.retry_at,
+                "started_at": record.started_at,
+                "completed_at": record.completed_at,
+            },
+        )
+        body: dict[str, Any] = {
+            "name": record.name,
+            "status": record.status,
+            "attempt": record.attempt,
+            "index": record.position,
+        }
+        if record.completed_at is not None:
+            body["duration"] = (record.completed_at - record.started_at) / 1000
+        if record.error is not None:
+            body["error"] = without_traceback(record.error)
+        if record.retry_at is not None:
+            body["retryAt"] = record.retry_at
+        self._journal.append(run_id, now, "step_status", body)
+        if self._journal.is_listening:
+            self._tell(run_id, record, now)
+
+    def record_attempt(self, run_id: str, record: StepRecord, error: dict[str, str], now: int) -> None:
+        """Keep a failed attempt that another one will follow; ``record`` says when."""
+        values = {
+            "run_id": run_id,
+            "name": record.name,
+            "attempt": record.attempt,
+            "error": to_json(error),
+            "started_at": record.started_at,
+            "now": now,
+        }
+        self._connection.execute(queries.RECORD_ATTEMPT, values)
+        self.record(run_id, record, now)
+
+    def cancel_running(self, run_id: str, now: int) -> None:
+        """Mark what a run was executing as cancelled."""
+        running = self._connection.execute(queries.RUNNING_STEPS, {"run_id": run_id}).fetchall()
+        self._connection.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
+        for name, position, attempt, started_at in running:
+            body = {"name": name, "status": StepStatus.CANCELLED, "attempt": attempt, "index": position}
+            self._journal.append(run_id, now, "step_status", {**body, "duration": (now - started_at) / 1000})
+            self._journal.tell("step:cancel", run_id, now, step_name=name, step_index=position)
+
+    def forget_unsettled(self, run_id: str) -> None:
+        """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
+        self._connection.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
+
+    def delete(self, run_id: str) -> None:
+        """Delete everything that a run has recorded in its steps; its timeline stays."""
+        for text in queries.DELETE_STEPS:
+            self._connection.execute(text, {"run_id": run_id})
+
+    def copy_before(self, source_run_id: str, run_id: str, position: int) -> None:
+        """Give a run the completed steps that another recorded before the one at ``position``."""
+        values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}
+        self._connection.execute(queries.COPY_STEPS, values)
+
+    def append_log(self, run_id: str, ts: int, body: dict[str, Any]) -> None:
+        """Append a log line."""
+        self._journal.append(run_id, ts, "log", body)
+        self._journal.tell(
+            "log:write",
+            run_id,
+            ts,
+            step_name=body["step"],
+            level=body["level"],
+            message=body["message"],
+            data=body["fields"],
+        )
+
+    def body_lines(self, run_id: str) -> Iterator[tuple[str, str]]:
+        """Level and message of every log line that a run's body, not one of its steps, has written."""
+        for (text,) in self._connection.execute(queries.LOG_BODIES, {"run_id": run_id}):
+            body = json.loads(text)
+            if body["step"] is None:
+                yield body["level"], body["message"]
+
+    def set_progress(self, run_id: str, now: int, progress: dict[str, Any]) -> None:
+        """Note how far a run has come."""
+        self._connection.execute(queries.SET_PROGRESS, {"id": run_id, "progress": to_json(progress), "now": now})
+        self._journal.append(run_id, now, "progress", progress)
+        self._journal.tell("run:progress", run_id, now, progress=progress)
+
+    def set_value(self, run_id: str, key: str, value: str, readable: Any, now: int) -> None:
+        """Publish a value of a run under a key; ``value`` is the codec's text, ``readable`` what frames carry."""
+        self._connection.execute(queries.SET_VALUE, {"run_id": run_id, "key": key, "value": value, "now": now})
+        self._journal.append(run_id, now, "event", {"key": key, "value": readable})
+
+    def get_value(self, run_id: str, key: str, default: Any) -> Any:
+        """The latest value that a run has published under a key."""
+        row = self._connection.execute(queries.GET_VALUE, {"run_id": run_id, "key": key}).fetchone()
+        return default if row is None else decode(row[0])
+
+    def _tell(self, run_id: str, record: StepRecord, now: int) -> None:
+        common = {"step_name": record.name, "step_index": record.position}
+        duration = None if record.completed_at is None else (record.completed_at - record.started_at) / 1000
+        if record.status == StepStatus.COMPLETED:
+            output = None if record.output is None else decode(record.output)
+            self._journal.tell("step:complete", run_id, now, **common, output=output, duration=duration)
+        elif record.status == StepStatus.FAILED or record.retry_at is not None:
+            self._journal.tell("step:fail", run_id, now, **common, error=_error(record.error), duration=duration)
+        elif record.status == StepStatus.CANCELLED:
+            self._journal.tell("step:cancel", run_id, now, **common)
+        else:
+            self._journal.tell("step:start", run_id, now, **common)
+
+
+def _error(error: dict[str, str] | None) -> ErrorInfo | None:
+    return None if error is None else ErrorInfo(**error)
+
+
+def _record(row: tuple[Any, ...]) -> StepRecord:
+    *head, error, retry_at, started_at, completed_at = row
+    return StepRecord(*head, None if error is None else json.loads(error), retry_at, started_at, completed_at)
+
+
+def _attempt(values: list[Any]) -> Attempt:
+    number, error, started_at, completed_at = values
+    return Attempt(
+        number, ErrorInfo(**json.loads(error)), from_milliseconds(started_at), from_milliseconds(completed_at)
+    )
+
+
+def _step(record: StepRecord, attempts: tuple[Attempt, ...]) -> Step:
+    return Step(
+        name=record.name,
+        kind=record.kind,
+        status=StepStatus(record.status),
+        index=record.position,
+        attempt=record.attempt,
+        output=None if record.output is None else decode(record.output),
+        error=_error(record.error),
+        failed_attempts=attempts,
+        retry_at=from_milliseconds(record.retry_at),
+        started_at=from_milliseconds(record.started_at),
+        completed_at=from_milliseconds(record.completed_at),
+    )

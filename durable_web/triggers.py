@@ -1,0 +1,79 @@
+"""What may be said when a run is triggered, checked before anything is written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from .codec import encode
+from .job import Job, Registry
+from .model import to_milliseconds
+from .store import NewRun
+
+Coalesce = Literal["skip", "active"]
+_LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]+")
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A run that is wanted; for ``engine.trigger_many``.
+
+    :param job: a job, or the name of one.
+    :param input: what the job function gets.
+    :param idempotency_key: unique per job for ever: a second trigger with it is given the run of the first.
+    :param concurrency_key: at most one run of the job with it is pending, and executing runs with it never overlap,
+        across jobs and engines.
+    :param coalesce: what to do when a run of the job with the concurrency key is there already: ``"skip"`` gives back
+        a pending one, ``"active"`` a pending, else a leased, else a waiting one.
+    :param labels: texts by which runs can be found; keys of letters, digits and ``._/-``.
+    :param priority: higher ones first; then the oldest.
+    :param run_at: not before this time.
+    :param deadline: the run fails with ``DeadlineExceeded`` when it has not ended by then.
+    """
+
+    job: Job | str
+    input: Any = None
+    idempotency_key: str | None = None
+    concurrency_key: str | None = None
+    coalesce: Coalesce | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    priority: int = 0
+    run_at: datetime | None = None
+    deadline: datetime | None = None
+
+    def check(self, registry: Registry) -> tuple[Job, str]:
+        """The job, and the input as text.
+
+        :raises JobNotFound: when no such job is registered.
+        :raises InvalidInput: when the input does not fit the job's type.
+        :raises SerializationError: when the input cannot be stored.
+        :raises ValueError: when a label, a time or the combination of parameters is wrong.
+        """
+        job = registry[self.job.name if isinstance(self.job, Job) else self.job]
+        if self.coalesce not in (None, "skip", "active"):
+            raise ValueError(f'coalesce is "skip" or "active", not {self.coalesce!r}.')
+        if self.coalesce is not None and self.concurrency_key is None:
+            raise ValueError("coalesce needs a concurrency_key: it says which runs are the same.")
+        for key, value in self.labels.items():
+            if not isinstance(key, str) or not _LABEL_KEY.fullmatch(key):
+                raise ValueError(f"The label key {key!r} is not made of letters, digits and . _ / - alone.")
+            if not isinstance(value, str):
+                raise ValueError(f"The value of the label {key!r} is {value!r}; it has to be a string.")
+        return job, encode(job.validate_input(self.input), path=f"input of job {job.name!r}")
+
+    def new_run(self, run_id: str, job: Job, input_text: str) -> NewRun:
+        """The run to be inserted."""
+        return NewRun(
+            run_id,
+            job.name,
+            job.version,
+            input_text,
+            dict(self.labels),
+            self.idempotency_key,
+            self.concurrency_key,
+            self.priority,
+            to_milliseconds(self.run_at),
+            to_milliseconds(self.deadline),
+        )

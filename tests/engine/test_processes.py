@@ -1,0 +1,539 @@
+"""Several engines on one file: every run executed once, keys and limits hold across them, each sees what others write.
+
+Two processes share a file and one of them is killed again and again; everything that time decides is tested with two
+engines in this process, on one clock that stands still until it is moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections import Counter, defaultdict
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from watching import IN_PYODIDE
+
+import durable_web
+from durable_web import Context, Engine, RunStatus, Trigger, job
+from durable_web.testing import MockClock, settle
+
+pytestmark = pytest.mark.skipif(IN_PYODIDE, reason="OPFS has one engine per file")
+
+LEASE = 30
+
+
+class Gates:
+    """Lets each step of the jobs under test go on when the test says so, and tells who has come how far."""
+
+    def __init__(self) -> None:
+        self.begun: list[Any] = []
+        self.stopped: list[Any] = []
+        self._events: defaultdict[Any, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def open(self, *names: Any) -> None:
+        for name in names:
+            self._events[name].set()
+
+    async def pass_through(self, name: Any) -> Any:
+        self.begun.append(name)
+        try:
+            await self._events[name].wait()
+        except asyncio.CancelledError:
+            self.stopped.append(name)
+            raise
+        return name
+
+
+@pytest.fixture
+def gates() -> Gates:
+    return Gates()
+
+
+@pytest.fixture
+def gated(gates):
+    """A job with one step, which waits for the gate named after the run's input and the attempt at the run."""
+
+    @job("gated")
+    async def gated_job(ctx: Context, name: str) -> list[Any]:
+        return await ctx.step("pass", gates.pass_through, (name, ctx.attempt))
+
+    return gated_job
+
+
+@pytest.fixture
+def pair(running):
+    """``pair(job, clock)``: two engines on one file."""
+
+    def start(item: Any, clock: MockClock, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None):
+        shared = {"clock": clock, "exclusive": False, "lease": LEASE}
+        return running(item, **shared, **(first or {})), running(item, **shared, **(second or {}))
+
+    return start
+
+
+IDLE = {"max_concurrent_runs": 0}
+
+
+def silence(engine: Engine) -> None:
+    """Let an engine neither renew its leases nor look at the file, as when its event loop is held up."""
+    for timer in engine._dispatcher._timers.values():
+        timer.cancel()
+
+
+def stored_frames(engine: Engine, run_id: str) -> list[Any]:
+    return [frame.to_frame() for frame in engine._store.read_frames(run_id, 0, 1000)]
+
+
+async def follow(engine: Engine, run_id: str) -> list[Any]:
+    return [frame async for frame in engine.watch(run_id)]
+
+
+# --- noticing each other ---------------------------------------------------------------------------------------------
+
+
+async def test_a_run_triggered_on_one_engine_is_executed_by_an_idle_one_within_a_second(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock, first=IDLE)
+    async with first as idle, second as busy:
+        run = await idle.trigger("gated", "a")
+        assert not gates.begun
+        await clock.advance(1)
+        assert gates.begun == [("a", 1)]
+        gates.open(("a", 1))
+        await settle()
+        assert (await busy.get_run(run.id)).status == RunStatus.COMPLETED
+
+
+async def test_a_run_scheduled_on_one_engine_is_executed_by_another_when_its_time_has_come(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock, first=IDLE)
+    async with first as idle, second:
+        await idle.trigger("gated", "a", run_at=durable_web.model.from_milliseconds(clock.now() + 5000))
+        await clock.advance(4.9)
+        assert not gates.begun
+        await clock.advance(0.1)
+        assert gates.begun == [("a", 1)]
+        gates.open(("a", 1))
+
+
+async def test_a_wait_for_a_run_ends_within_a_second_of_its_end_on_another_engine(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock, first=IDLE)
+    async with first as idle, second:
+        run = await idle.trigger("gated", "a")
+        waiter = asyncio.create_task(idle.wait_for_run(run.id))
+        await clock.advance(1)
+        gates.open(("a", 1))
+        await clock.advance(1)
+        assert waiter.done()
+        assert waiter.result().output == ("a", 1)
+
+
+async def test_every_engine_sees_every_frame_once_and_in_order_whoever_wrote_it(pair, gates):
+    @job("chatty")
+    async def chatty(ctx: Context, _: None) -> str:
+        for number in range(3):
+            ctx.log.info(f"on the way to {number}, attempt {ctx.attempt}")
+            await ctx.step(f"step {number}", gates.pass_through, (number, ctx.attempt))
+        return "done"
+
+    clock = MockClock()
+    gates.open((0, 1), (1, 2), (2, 3))
+    first, second = pair(chatty, clock, second=IDLE)
+    async with first as executing, second as other:
+        run = await other.trigger("chatty")
+        watchers = [asyncio.create_task(follow(engine, run.id)) for engine in (executing, other)]
+        await clock.advance(1)
+        assert gates.begun == [(0, 1), (1, 1)]
+
+        await other.cancel(run.id)  # the watchers may end here ...
+        await other.retry(run.id)
+        again = [asyncio.create_task(follow(engine, run.id)) for engine in (executing, other)]  # ... and these begin
+        await clock.advance(1)
+        assert gates.begun[2:] == [(1, 2), (2, 2)]
+        await executing.cancel(run.id)
+        gates.open((2, 2))
+        await clock.advance(1)
+        await other.retry(run.id)
+        last = [asyncio.create_task(follow(engine, run.id)) for engine in (executing, other)]
+        await clock.advance(1)
+        assert gates.begun[4:] == [(2, 3)]
+
+        truth = stored_frames(executing, run.id)
+        assert [frame.seq for frame in truth] == list(range(1, len(truth) + 1))
+        assert truth[-1].status == RunStatus.COMPLETED
+        for seen in [*watchers, *again, *last]:
+            assert seen.done()
+            assert seen.result() == truth[: len(seen.result())]
+            assert seen.result()[-1].status in (RunStatus.CANCELLED, RunStatus.COMPLETED)
+        assert all(seen.result() == truth for seen in last)
+
+
+async def test_watchers_are_served_while_two_engines_write_to_one_run_in_turns(pair, gates):
+    @job("counter")
+    async def counter(ctx: Context, _: None) -> None:
+        for number in range(6):
+            await ctx.step(f"{number}", gates.pass_through, number)
+
+    clock = MockClock()
+    async with (pairs := pair(counter, clock))[0] as one, pairs[1] as two:
+        run = await one.trigger("counter")
+        watchers = [asyncio.create_task(follow(engine, run.id)) for engine in (one, two)]
+        for number in range(6):
+            append_line((one, two)[number % 2], run.id, clock.now(), f"between {number}")
+            await clock.advance(0.1 * number)  # now before, now after the other engine has looked
+            gates.open(number)
+            await settle()
+        await clock.advance(1)
+        truth = stored_frames(one, run.id)
+        assert [frame.seq for frame in truth] == list(range(1, len(truth) + 1))
+        assert [frame.message for frame in truth if frame.kind == "log"] == [f"between {n}" for n in range(6)]
+        for watcher in watchers:
+            assert watcher.done()
+            assert watcher.result() == truth
+
+
+def append_line(engine: Engine, run_id: str, ts: int, message: str) -> None:
+    """What only the executing engine writes in earnest, written by any."""
+    with engine._store.transaction():
+        line = {"level": "info", "message": message, "fields": {}, "step": None, "attempt": 1}
+        engine._store.steps.append_log(run_id, ts, line)
+
+
+async def test_a_watch_ends_when_the_run_is_deleted_on_another_engine_before_its_end_was_seen(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock, second=IDLE)
+    async with first as executing, second as other:
+        runs = [await executing.trigger("gated", name) for name in "ab"]
+        watchers = [asyncio.create_task(follow(other, run.id)) for run in runs]
+        await clock.advance(1)
+        gates.open(("a", 1), ("b", 1))
+        await settle()
+        for run in runs:
+            await executing.delete_run(run.id)
+        await clock.advance(1)
+        for watcher in watchers:
+            assert watcher.done()
+            assert [frame.kind for frame in watcher.result()[:2]] == ["run_status", "run_status"]
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_whose_lease_has_expired_writes_neither_success_nor_failure(pair, gates):
+    @job("either")
+    async def either(ctx: Context, how: str) -> int:
+        await gates.pass_through((how, ctx.attempt))
+        if how == "fails in the body":
+            raise ValueError("too late")
+        return await ctx.step("step", step, how, ctx.attempt)
+
+    def step(how: str, attempt: int) -> int:
+        if how == "fails in a step" and attempt == 1:
+            raise ValueError("too late")
+        return attempt
+
+    clock = MockClock()
+    hows = ("succeeds", "fails in a step", "fails in the body")
+    first, second = pair(either, clock)
+    async with first as stale:
+        runs = [await stale.trigger("either", how) for how in hows]
+        await settle()
+        silence(stale)
+        async with second as heir:
+            await clock.advance(LEASE + LEASE / 3)
+            assert sorted(gates.begun) == sorted((how, attempt) for how in hows for attempt in (1, 2))
+            before = [stored_frames(heir, run.id) for run in runs]
+            gates.open(*((how, 1) for how in hows))
+            await clock.advance(1)
+            assert [stored_frames(heir, run.id) for run in runs] == before
+            assert not stale._dispatcher.executing
+            gates.open(*((how, 2) for how in hows))
+            await settle()
+            ended = [await heir.get_run(run.id) for run in runs]
+    assert [run.status for run in ended] == [RunStatus.COMPLETED, RunStatus.COMPLETED, RunStatus.FAILED]
+    assert [run.output for run in ended] == [2, 2, None]
+    assert [run.generation for run in ended] == [2, 2, 2]
+
+
+async def test_renewal_is_refused_after_expiry_even_when_nobody_has_taken_the_run_yet(pair, gated):
+    clock = MockClock()
+    first, _ = pair(gated, clock)
+    async with first as engine:
+        run = await engine.trigger("gated", "a")
+        await settle()
+        silence(engine)
+        claim = engine._dispatcher.executing[run.id][0].claim
+        assert _renew(engine, claim, clock.now() + LEASE * 1000 - 1)
+        assert not _renew(engine, claim, clock.now() + LEASE * 1000)
+        await engine.stop(drain=False)
+
+
+def _renew(engine: Engine, claim: Any, at: int) -> bool:
+    with engine._store.transaction():
+        expires = engine._store.runs.get(claim.run_id).lease_expires_at.timestamp() * 1000
+        return engine._store.runs.renew(claim, at, int(expires), exclusive=False)
+
+
+async def test_an_engine_that_finds_its_own_lease_expired_stops_the_step_and_begins_anew(pair, gated, gates):
+    clock = MockClock()
+    first, _ = pair(gated, clock)
+    async with first as engine:
+        run = await engine.trigger("gated", "a")
+        await settle()
+        silence(engine)
+        await clock.advance(LEASE + 1)
+        engine._dispatcher._beat()
+        await settle()
+        assert gates.stopped == [("a", 1)]
+        assert gates.begun == [("a", 1), ("a", 2)]
+        gates.open(("a", 1), ("a", 2))
+        await settle()
+        assert (await engine.get_run(run.id)).output == ("a", 2)
+
+
+async def test_a_step_whose_run_is_cancelled_on_another_engine_is_told_to_stop(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock, second=IDLE)
+    async with first as executing, second as other:
+        run = await executing.trigger("gated", "a")
+        await clock.advance(1)
+        await other.cancel(run.id)
+        await clock.advance(LEASE / 3)
+        assert gates.stopped == [("a", 1)]
+        assert not executing._dispatcher.executing
+        assert stored_frames(other, run.id)[-1].status == RunStatus.CANCELLED
+
+
+async def test_a_step_is_told_to_stop_when_its_run_was_cancelled_and_retried_on_another_engine(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock, second=IDLE)
+    async with first as executing, second as other:
+        run = await executing.trigger("gated", "a")
+        await clock.advance(1)
+        await other.cancel(run.id)
+        await other.retry(run.id)
+        await clock.advance(LEASE)
+        assert gates.begun == [("a", 1), ("a", 2)]
+        assert gates.stopped == [("a", 1)]
+        gates.open(("a", 2))
+        await settle()
+        assert (await executing.get_run(run.id)).output == ("a", 2)
+
+
+async def test_a_run_that_came_further_on_another_engine_is_not_resumed_from_memory(pair, gates):
+    """Parked here, gone on there, claimed here again: what was executed there must not be executed again."""
+    calls: Counter[str] = Counter()
+
+    def flaky(name: str) -> str:
+        calls[name] += 1
+        if calls[name] == 1:
+            raise ValueError("not yet")
+        return name
+
+    @job("flaky", retry=durable_web.Retry(backoff=60, jitter=0))
+    async def flaky_job(ctx: Context, _: None) -> list[str]:
+        return [await ctx.step(name, flaky, name) for name in ("one", "two", "three")]
+
+    clock = MockClock()
+    first, second = pair(flaky_job, clock)
+    async with first as here, second as there:
+        run = await here.trigger("flaky")
+        await settle()
+        assert calls == {"one": 1}
+        with_slots, without = here._dispatcher, there._dispatcher
+        for _ in range(3):
+            with_slots, without = without, with_slots
+            without.claim(0)
+            with_slots.claim()
+            await clock.advance(61)
+            with_slots.claim()
+            await settle()
+        await clock.advance(121)
+        assert (await here.get_run(run.id)).output == ["one", "two", "three"]
+        assert calls == {"one": 2, "two": 2, "three": 2}
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+async def test_max_concurrent_of_a_job_holds_across_engines(pair, gates):
+    @job("limited", max_concurrent=3)
+    async def limited(ctx: Context, number: int) -> None:
+        await gates.pass_through(number)
+
+    clock = MockClock()
+    first, second = pair(limited, clock, first={"max_concurrent_runs": 1})
+    async with first as one, second as two:
+        await one.trigger_many(Trigger("limited", number) for number in range(8))
+        for ended in range(8):
+            await clock.advance(1)
+            assert gates.begun == list(range(min(ended + 3, 8)))
+            assert len(one._dispatcher.executing) + len(two._dispatcher.executing) == min(3, 8 - ended)
+            gates.open(ended)
+            await settle()
+        assert await one.count_runs() == {"completed": 8}
+
+
+async def test_runs_with_one_key_do_not_overlap_across_jobs_and_engines(pair, running, gates):
+    async def keyed(ctx: Context, name: str) -> None:
+        await gates.pass_through(name)
+
+    jobs = [job(name)(keyed) for name in ("a", "b", "c")]
+    clock = MockClock()
+    shared = {"clock": clock, "exclusive": False, "lease": LEASE}
+    async with running(*jobs, **shared) as one, running(*jobs, **shared) as two:
+        await one.trigger("a", "a", concurrency_key="key")
+        await two.trigger("b", "b", concurrency_key="key")
+        await two.trigger("c", "c", concurrency_key="other key")
+        await clock.advance(1)
+        assert sorted(gates.begun) == ["a", "c"]
+        gates.open("a", "c")
+        await clock.advance(1)
+        assert sorted(gates.begun) == ["a", "b", "c"]
+        gates.open("b")
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+RUNS = 2000
+KILLS = 5
+WORKER = textwrap.dedent("""
+    import asyncio, os, sys
+    from durable_web import Engine, job
+
+    def note(connection, run_id, attempt, key, what):
+        connection.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?)", (run_id, attempt, key, what, os.getpid()))
+
+    async def work(ctx, key):
+        if key is not None:
+            await ctx.transaction(f"begin {ctx.attempt}", note, ctx.run_id, ctx.attempt, key, "begin")
+            await asyncio.sleep(0.001)
+        await ctx.transaction("row", note, ctx.run_id, ctx.attempt, key, "row")
+        if key is not None:
+            await asyncio.sleep(0.001)
+            await ctx.transaction(f"end {ctx.attempt}", note, ctx.run_id, ctx.attempt, key, "end")
+        print(ctx.run_id, flush=True)
+
+    jobs = [job(f"job {number}")(work) for number in range(20)]
+
+    async def main():
+        options = {"lease": 2, "durability": "normal", "max_recoveries": 100}
+        async with Engine(sys.argv[1], jobs, **options) as engine:
+            cursor = None
+            while page := await engine.list_runs(order="oldest", limit=1000, cursor=cursor):
+                cursor = page[-1].id
+                for run in page:
+                    await engine.wait_for_run(run.id)
+
+    asyncio.run(main())
+""")
+
+
+async def test_2000_runs_are_executed_once_each_by_two_processes_either_of_which_is_killed_at_random(
+    database_path, tmp_path
+):
+    seed = random.SystemRandom().randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    run_ids = await trigger_all(database_path)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    workers = [start_worker(script, database_path) for _ in range(2)]
+    for _ in range(KILLS):
+        victim = chance.randrange(2)
+        kill_after(workers[victim], lines=chance.randrange(1, 100))
+        workers[victim] = start_worker(script, database_path)
+    for worker in workers:
+        worker.communicate(timeout=60)
+        assert worker.returncode == 0
+
+    with closing(sqlite3.connect(database_path)) as connection:
+        assert dict(connection.execute("SELECT status, COUNT(*) FROM durable_runs GROUP BY status")) == {
+            "completed": RUNS
+        }
+        rows = connection.execute("SELECT run_id, attempt, key, what, process FROM item ORDER BY rowid").fetchall()
+        frames = connection.execute("SELECT run_id, seq, kind, body FROM durable_frames ORDER BY id").fetchall()
+        keys = dict(connection.execute("SELECT id, concurrency_key FROM durable_runs"))
+    assert Counter(run_id for run_id, _, _, what, _ in rows if what == "row") == Counter(run_ids)
+    assert len({process for *_, process in rows}) >= 3
+    assert any("its engine stopped" in body for *_, body in frames)
+    assert_timelines_are_gapless(frames)
+    assert_leases_with_one_key_do_not_overlap(frames, keys)
+    assert_rows_with_one_key_do_not_overlap(rows)
+
+
+async def trigger_all(path: str) -> list[str]:
+    """2,000 runs of 20 jobs; of each job, 20 runs have keys, and the other jobs have runs with the same keys."""
+
+    async def nothing(ctx: Context, key: str | None) -> None: ...
+
+    jobs = [job(f"job {number}")(nothing) for number in range(20)]
+    engine = Engine(path, jobs, durability="normal")
+    await engine.start(claim=False)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE item (run_id, attempt, key, what, process)")
+    triggers = []
+    for number in range(RUNS):
+        key = f"key {number // 100}" if number % 100 < 20 else None
+        triggers.append(Trigger(f"job {number % 20}", key, concurrency_key=key))
+    runs = await engine.trigger_many(triggers)
+    await engine.stop()
+    assert len(runs) == RUNS
+    return [run.id for run in runs]
+
+
+def start_worker(script: Path, path: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(durable_web.__file__).parents[1])}
+    command = [sys.executable, str(script), path]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def kill_after(process: subprocess.Popen[str], lines: int) -> None:
+    """Kill a worker when it has told of so many runs more; it must not have come to its end before."""
+    for _ in range(lines):
+        process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def assert_timelines_are_gapless(frames: list[tuple[str, int, str, str]]) -> None:
+    seen: Counter[str] = Counter()
+    for run_id, seq, *_ in frames:
+        seen[run_id] += 1
+        assert seq == seen[run_id]
+
+
+def assert_leases_with_one_key_do_not_overlap(frames: list[tuple[str, int, str, str]], keys: dict[str, Any]) -> None:
+    holders: dict[str, str] = {}
+    for run_id, _, kind, text in frames:
+        key = keys[run_id]
+        if kind != "run_status" or key is None:
+            continue
+        if json.loads(text)["status"] == "leased":
+            assert holders.setdefault(key, run_id) == run_id
+        elif holders.get(key) == run_id:
+            del holders[key]
+
+
+def assert_rows_with_one_key_do_not_overlap(rows: list[tuple[str, int, str | None, str, int]]) -> None:
+    """Between the first and the last row of one attempt at a run there is no row of another with the same key."""
+    by_key: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    for run_id, attempt, key, *_ in rows:
+        if key is not None and by_key[key][-1:] != [(run_id, attempt)]:
+            by_key[key].append((run_id, attempt))
+    assert len(by_key) == 20
+    for attempts in by_key.values():
+        assert len({run_id for run_id, _ in attempts}) == 20
+        assert len(attempts) == len(set(attempts))

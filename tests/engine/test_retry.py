@@ -1,0 +1,248 @@
+"""Retrying steps: when, how often, and through what."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from watching import finish, timeline
+
+from durable_web import Context, FatalError, Retry, RunStatus, StepFailed, StepStatus, job
+from durable_web.testing import MockClock, crash, settle
+
+QUICK = Retry(max_attempts=3, backoff=0, jitter=0)
+SLOW = Retry(max_attempts=3, backoff=60, factor=2, jitter=0)
+
+
+def failing(times: int, calls: list[int]):
+    """A function that fails the first `times` times."""
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise ConnectionError(f"failure {len(calls)}")
+        return "came through"
+
+    return call
+
+
+async def test_a_failed_step_is_tried_again_and_its_failed_attempts_are_listed(running):
+    calls: list[int] = []
+
+    @job("flaky")
+    async def flaky(ctx: Context, _: None) -> str:
+        return await ctx.step("call", failing(2, calls), retry=QUICK)
+
+    async with running(flaky) as engine:
+        run = await finish(engine, await engine.trigger("flaky"))
+        (step,) = await engine.get_steps(run.id)
+    assert run.output == "came through"
+    assert (step.attempt, step.status, step.error) == (3, StepStatus.COMPLETED, None)
+    assert [(attempt.number, attempt.error.message) for attempt in step.failed_attempts] == [
+        (1, "failure 1"),
+        (2, "failure 2"),
+    ]
+    assert "in call" in step.failed_attempts[0].error.traceback
+
+
+async def test_when_the_attempts_are_exhausted_the_last_failure_is_recorded_and_raised(running):
+    calls: list[int] = []
+
+    @job("hopeless", retry=QUICK)
+    async def hopeless(ctx: Context, _: None) -> str:
+        with pytest.raises(StepFailed, match="failure 3"):
+            await ctx.step("call", failing(9, calls))
+        return "caught"
+
+    async with running(hopeless) as engine:
+        run = await finish(engine, await engine.trigger("hopeless"))
+    assert run.output == "caught"
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_on", "calls_made"),
+    [
+        (FatalError("no"), Exception, 1),
+        (ValueError("no"), ConnectionError, 1),
+        (ValueError("no"), (ConnectionError, ValueError), 3),
+        (ValueError("no"), lambda error: "no" not in str(error), 1),
+    ],
+)
+async def test_only_what_is_worth_it_is_tried_again(running, error, retry_on, calls_made):
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise error
+
+    @job("picky")
+    async def picky(ctx: Context, _: None) -> None:
+        await ctx.step("call", fail, retry=Retry(max_attempts=3, backoff=0, retry_on=retry_on))
+
+    async with running(picky) as engine:
+        await finish(engine, await engine.trigger("picky"))
+    assert len(calls) == calls_made
+
+
+async def test_a_long_wait_parks_the_run_frees_its_slot_and_grows_with_every_attempt(running):
+    clock = MockClock()
+    calls: list[int] = []
+
+    @job("flaky")
+    async def flaky(ctx: Context, _: None) -> str:
+        return await ctx.step("call", failing(2, calls), retry=SLOW)
+
+    @job("other")
+    async def other(ctx: Context, _: None) -> str:
+        return "had the slot"
+
+    async with running(flaky, other, clock=clock, max_concurrent_runs=1) as engine:
+        run = await engine.trigger("flaky")
+        await settle()
+        waiting = await engine.get_run(run.id)
+        assert waiting.status == RunStatus.WAITING
+        assert waiting.lease_owner is None
+        assert waiting.wake_at.timestamp() * 1000 == clock.now() + 60_000
+        assert (await finish(engine, await engine.trigger("other"))).output == "had the slot"
+
+        await clock.advance(59)
+        assert len(calls) == 1
+        await clock.advance(2)
+        assert len(calls) == 2
+        await clock.advance(118)
+        assert len(calls) == 2
+        await clock.advance(2)
+        frames = await timeline(engine, run)
+    assert len(calls) == 3
+    assert [frame.status for frame in frames if frame.kind == "run_status"] == [
+        "pending", "leased", "waiting", "pending", "leased", "waiting", "pending", "leased", "completed",
+    ]  # fmt: skip
+
+
+async def test_the_wait_survives_a_restart_and_what_is_overdue_then_goes_on_at_once(running):
+    clock = MockClock()
+    calls: list[int] = []
+
+    @job("flaky")
+    async def flaky(ctx: Context, _: None) -> str:
+        await ctx.step("before", lambda: calls.append(100))
+        return await ctx.step("call", failing(2, calls), retry=SLOW)
+
+    async with running(flaky, clock=clock) as engine:
+        run = await engine.trigger("flaky")
+        await settle()
+        await crash(engine)
+    assert calls == [100, 1]
+    async with running(flaky, clock=clock) as engine:
+        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        await clock.advance(61)
+        run = await engine.get_run(run.id)
+    assert calls == [100, 1, 1]
+    assert (run.status, run.output, run.recoveries) == (RunStatus.COMPLETED, "came through", 0)
+
+
+async def test_a_branch_that_waits_does_not_park_a_run_that_still_works(running):
+    clock = MockClock()
+    calls: list[int] = []
+    gate = asyncio.Event()
+
+    @job("branches")
+    async def branches(ctx: Context, _: None) -> list[object]:
+        return await asyncio.gather(ctx.step("flaky", failing(1, calls), retry=SLOW), ctx.step("works", gate.wait))
+
+    async with running(branches, clock=clock) as engine:
+        run = await engine.trigger("branches")
+        await clock.advance(30)
+        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        await clock.advance(31)
+        assert len(calls) == 2
+        gate.set()
+        run = await finish(engine, run)
+    assert run.output == ["came through", True]
+
+
+async def test_a_parked_run_whose_body_goes_on_by_itself_gets_its_lease_back_first(running):
+    clock = MockClock()
+    calls: list[int] = []
+    gate = asyncio.Event()
+
+    @job("both")
+    async def both(ctx: Context, _: None) -> list[object]:
+        async def another() -> str:
+            await gate.wait()  # nothing that the engine knows of
+            ctx.log.info("woken from outside")
+            return await ctx.step("another", lambda: "done meanwhile")
+
+        return await asyncio.gather(ctx.step("flaky", failing(1, calls), retry=SLOW), another())
+
+    async with running(both, clock=clock) as engine:
+        run = await engine.trigger("both")
+        await settle()
+        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        gate.set()
+        await clock.advance(1)
+        assert [step.name for step in await engine.get_steps(run.id) if step.status == "completed"] == ["another"]
+        await clock.advance(60)
+        frames = await timeline(engine, run)
+        run = await engine.get_run(run.id)
+    assert run.output == ["came through", "done meanwhile"]
+    assert [frame.message for frame in frames if frame.kind == "log"] == ["woken from outside"]
+
+
+async def test_a_waiting_run_can_be_cancelled_and_one_too_many_is_replayed_when_it_wakes(running):
+    clock = MockClock()
+
+    @job("flaky")
+    async def flaky(ctx: Context, number: int) -> int:
+        def call() -> int:
+            if ctx.attempt == 1:
+                raise ConnectionError
+            return number
+
+        return await ctx.step("call", call, retry=SLOW)
+
+    async with running(flaky, clock=clock, max_parked=2) as engine:
+        runs = [await engine.trigger("flaky", number) for number in range(5)]
+        await settle()
+        assert len(engine._dispatcher.parked) == 2
+        assert (await engine.cancel(runs[0].id)).status == RunStatus.CANCELLED
+        await clock.advance(61)
+        ended = [await engine.get_run(run.id) for run in runs]
+    assert [run.status for run in ended] == ["cancelled", *["completed"] * 4]
+    assert [run.output for run in ended[1:]] == [1, 2, 3, 4]
+
+
+async def test_an_attempt_that_takes_too_long_fails_and_is_tried_again(running):
+    clock = MockClock()
+    calls: list[int] = []
+
+    async def slow() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return "quick now"
+
+    @job("slow")
+    async def slow_job(ctx: Context, _: None) -> str:
+        return await ctx.step("call", slow, retry=Retry(max_attempts=2, backoff=0, timeout=5))
+
+    async with running(slow_job, clock=clock) as engine:
+        run = await engine.trigger("slow")
+        await clock.advance(4)
+        assert len(calls) == 1
+        await clock.advance(2)
+        run = await engine.get_run(run.id)
+        (step,) = await engine.get_steps(run.id)
+    assert run.output == "quick now"
+    assert step.failed_attempts[0].error.type == "TimeoutError"
+
+
+def test_the_delay_grows_is_bounded_and_jitters_by_a_fraction():
+    exact = Retry(backoff=1, factor=2, max_delay=5, jitter=0)
+    assert [exact.delay(attempt) for attempt in (1, 2, 3, 4)] == [1, 2, 4, 5]
+    jittered = {Retry(backoff=10, jitter=0.5).delay(1) for _ in range(50)}
+    assert len(jittered) > 1
+    assert all(5 <= delay <= 15 for delay in jittered)
+    with pytest.raises(ValueError, match="max_attempts"):
+        Retry(max_attempts=0)

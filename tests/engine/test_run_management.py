@@ -1,0 +1,283 @@
+"""Retry, retrigger, fork, delete, purge, count, and executing by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from watching import finish, timeline
+
+from durable_web import Context, Engine, Retry, RunNotFound, RunNotTerminal, RunStatus, Trigger, job
+from durable_web.testing import MockClock, crash, settle
+
+
+def breakable():
+    """A job of three steps whose second fails while `broken` holds something, and the calls that were made."""
+    broken: list[bool] = [True]
+    calls: list[str] = []
+
+    @job("three")
+    async def three(ctx: Context, base: int) -> list[int]:
+        def call(name: str, number: int) -> int:
+            calls.append(name)
+            if name == "second" and broken:
+                raise ValueError("broken")
+            return number
+
+        return [await ctx.step(name, call, name, base + n) for n, name in enumerate(["first", "second", "third"])]
+
+    return three, broken, calls
+
+
+async def test_retry_goes_on_from_the_failed_step_of_the_same_run(running):
+    three, broken, calls = breakable()
+    async with running(three) as engine:
+        run = await finish(engine, await engine.trigger("three", 10))
+        assert (run.status, run.failed_step) == ("failed", "second")
+        broken.clear()
+        assert (await engine.retry(run.id)).status in ("pending", "leased")
+        run = await finish(engine, run)
+        frames = await timeline(engine, run)
+        with pytest.raises(RunNotTerminal, match="It is done"):
+            await engine.retry(run.id)
+    assert run.output == [10, 11, 12]
+    assert (run.error, run.failed_step) == (None, None)
+    assert calls == ["first", "second", "second", "third"]
+    assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
+
+
+async def test_retry_with_another_input_keeps_the_completed_steps(running):
+    three, broken, _ = breakable()
+    async with running(three) as engine:
+        run = await finish(engine, await engine.trigger("three", 10))
+        broken.clear()
+        await engine.retry_with_input(run.id, 100)
+        run = await finish(engine, run)
+    assert run.output == [10, 101, 102]
+    assert run.input == 100
+
+
+async def test_a_cancelled_run_can_be_retried(running):
+    gate = asyncio.Event()
+
+    @job("wait")
+    async def wait(ctx: Context, _: None) -> str:
+        await ctx.step("wait", gate.wait)
+        return "went on"
+
+    async with running(wait) as engine:
+        run = await engine.trigger("wait")
+        await settle()
+        with pytest.raises(RunNotTerminal, match="Cancel it first"):
+            await engine.retry(run.id)
+        await engine.cancel(run.id)
+        await engine.retry(run.id)
+        gate.set()
+        assert (await finish(engine, run)).output == "went on"
+
+
+async def test_retrigger_makes_a_new_run_with_the_same_input_and_labels(running):
+    three, broken, calls = breakable()
+    broken.clear()
+    async with running(three) as engine:
+        first = await engine.trigger(
+            "three", 1, labels={"a": "b"}, idempotency_key="i", concurrency_key="c", priority=3
+        )
+        await finish(engine, first)
+        again = await engine.retrigger(first.id)
+        await finish(engine, again)
+        again = await engine.get_run(again.id)
+    assert again.id != first.id
+    assert (again.input, again.labels, again.concurrency_key, again.priority) == (1, {"a": "b"}, "c", 3)
+    assert again.idempotency_key is None
+    assert len(calls) == 6
+
+
+async def test_fork_starts_with_the_steps_before_the_one_named(running):
+    three, broken, calls = breakable()
+    broken.clear()
+    async with running(three) as engine:
+        first = await finish(engine, await engine.trigger("three", 1))
+        fork = await finish(engine, await engine.fork(first.id, "second"))
+        with pytest.raises(ValueError, match="no step 'fourth'"):
+            await engine.fork(first.id, "fourth")
+        assert (await engine.get_run(first.id)).output == [1, 2, 3]
+    assert fork.output == [1, 2, 3]
+    assert calls == ["first", "second", "third", "second", "third"]
+
+
+async def test_deleting_takes_everything_of_a_run_that_has_ended_and_gives_out_no_frame_number_twice(running):
+    three, _, _ = breakable()
+    gate = asyncio.Event()
+
+    @job("wait")
+    async def wait(ctx: Context, _: None) -> None:
+        await gate.wait()
+
+    async with running(three, wait) as engine:
+        run = await finish(engine, await engine.trigger("three", 1, labels={"a": "b"}))
+        last = (await timeline(engine, run))[-1].id
+        await engine.delete_run(run.id)
+        with pytest.raises(RunNotFound):
+            await engine.get_run(run.id)
+        with pytest.raises(RunNotFound):
+            await engine.delete_run(run.id)
+        database = engine._store.database.connection
+        left = {
+            table: database.execute(f"SELECT COUNT(*) FROM {table} WHERE run_id = ?", (run.id,)).fetchone()[0]
+            for table in ("durable_steps", "durable_attempts", "durable_labels", "durable_values")
+        }
+        assert set(left.values()) == {0}
+        active = await engine.trigger("wait")
+        with pytest.raises(RunNotTerminal, match="Cancel it first"):
+            await engine.delete_run(active.id)
+        gate.set()
+        assert min(frame.id for frame in await timeline(engine, active)) > last
+        await engine.delete_runs(status="completed")
+        assert database.execute("SELECT COUNT(*) FROM durable_frames").fetchone()[0] == 1
+
+
+async def test_old_runs_are_purged_by_hand_and_when_the_engine_is_idle(running):
+    clock = MockClock()
+
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        return value
+
+    async with running(echo, clock=clock, retain_runs="1h") as engine:
+        for number in range(3):
+            await finish(engine, await engine.trigger("echo", number))
+            await clock.advance(60)
+        middle = datetime.fromtimestamp(clock.now() / 1000, UTC) - timedelta(seconds=130)
+        assert await engine.purge_runs(middle) == 1
+        assert len(await engine.list_runs()) == 2
+        await clock.advance(3600)
+        assert await engine.list_runs() == []
+    with pytest.raises(ValueError, match="30d"):
+        Engine("unused.sqlite3", retain_runs="a month")
+
+
+async def test_runs_are_counted_and_changed_in_bulk(running):
+    three, broken, _ = breakable()
+    async with running(three) as engine:
+        for _ in range(3):
+            await finish(engine, await engine.trigger("three", 1, labels={"batch": "1"}))
+        await finish(engine, await engine.trigger("three", 2))
+        assert await engine.count_runs() == {"failed": 4}
+        broken.clear()
+        retried = await engine.retry_runs(labels={"batch": "1"})
+        for run_id in retried:
+            await engine.wait_for_run(run_id)
+        assert await engine.count_runs() == {"failed": 1, "completed": 3}
+        assert await engine.count_runs(by="job") == {"three": 4}
+        assert len(await engine.delete_runs(status=["completed"])) == 3
+        assert await engine.cancel_runs() == []
+        with pytest.raises(ValueError, match="not by 'input'"):
+            await engine.count_runs(by="input")
+
+
+async def test_runs_are_executed_by_hand(running, database_path):
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        return value
+
+    engine = Engine(database_path, [echo], exclusive=True)
+    await engine.start(claim=False)
+    runs = await engine.trigger_many([Trigger("echo", number) for number in range(5)])
+    await settle()
+    assert await engine.count_runs() == {"pending": 5}
+    assert await engine.run_one()
+    assert (await engine.get_run(runs[0].id)).status == RunStatus.COMPLETED
+    assert await engine.count_runs() == {"pending": 4, "completed": 1}
+    assert await engine.run_until_idle(max_runs=2) == 2
+    assert await engine.run_until_idle() == 2
+    assert not await engine.run_one()
+    await engine.stop()
+
+
+async def test_a_run_tells_the_public_what_is_not_only_for_engines(running):
+    three, broken, _ = breakable()
+    broken.clear()
+    async with running(three) as engine:
+        run = await finish(engine, await engine.trigger("three", 1))
+    public = run.public()
+    assert public["output"] == [1, 2, 3]
+    assert not {"generation", "lease_owner", "lease_expires_at"} & public.keys()
+
+
+async def test_values_that_a_run_publishes_can_be_read_live_and_after_the_end(running):
+    gate = asyncio.Event()
+
+    @job("publish")
+    async def publish(ctx: Context, _: None) -> None:
+        await ctx.set_event("stage", "first")
+        await ctx.step("wait", gate.wait)
+        await ctx.set_event("stage", {"name": "last"})
+
+    async with running(publish) as engine:
+        run = await engine.trigger("publish")
+        await settle()
+        assert await engine.get_event(run.id, "stage") == "first"
+        assert await engine.get_event(run.id, "other", default="none") == "none"
+        gate.set()
+        frames = await timeline(engine, run)
+        assert await engine.get_event(run.id, "stage") == {"name": "last"}
+        with pytest.raises(RunNotFound):
+            await engine.get_event("nobody", "stage")
+    assert [(frame.key, frame.value) for frame in frames if frame.kind == "event"] == [
+        ("stage", "first"),
+        ("stage", {"name": "last"}),
+    ]
+
+
+async def test_time_randomness_and_identifiers_are_the_same_on_every_execution(running):
+    seen = []
+    clock = MockClock()
+
+    @job("chance")
+    async def chance(ctx: Context, _: None) -> None:
+        seen.append((await ctx.now(), await ctx.uuid(), await ctx.random(), await ctx.uuid()))
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+
+    async with running(chance, clock=clock) as engine:
+        run = await engine.trigger("chance")
+        await settle()
+        await clock.advance(5)
+        await crash(engine)
+    async with running(chance, clock=clock) as engine:
+        await finish(engine, run)
+    assert seen[0] == seen[1]
+    assert seen[0][1] != seen[0][3]
+    assert seen[0][0].tzinfo is UTC
+
+
+async def test_a_step_has_a_reference_that_is_the_same_on_every_attempt(running):
+    references: list[str] = []
+
+    @job("charge")
+    async def charge(ctx: Context, _: None) -> str:
+        def call() -> None:
+            references.append(ctx.step_ref)
+            if len(references) == 1:
+                raise ConnectionError
+
+        await ctx.step("charge", call, retry=Retry(backoff=0))
+        return ctx.step_ref
+
+    async with running(charge) as engine:
+        run = await finish(engine, await engine.trigger("charge"))
+    assert references == [f"{run.id}/charge"] * 2
+    assert run.output == run.id
+
+
+async def test_without_preserving_them_the_steps_of_a_completed_run_are_deleted_and_those_of_a_failed_one_kept(running):
+    three, broken, _ = breakable()
+    async with running(three, preserve_steps=False) as engine:
+        run = await finish(engine, await engine.trigger("three", 1))
+        assert len(await engine.get_steps(run.id)) == 2
+        broken.clear()
+        await engine.retry(run.id)
+        assert (await finish(engine, run)).output == [1, 2, 3]
+        assert await engine.get_steps(run.id) == []
