@@ -41,6 +41,8 @@ REQUIRED = (
     "demo/index.html",
     "demo/pyodide.html",
     "demo/main.py",
+    "demo/micropython.json",
+    "demo/pyodide.json",
     "demo/jobs.py",
     "demo/csv_import.py",
     "demo/csv_records.py",

@@ -8,8 +8,8 @@
         print(frame.kind, frame)
 
 The page's PyScript configuration names this file under ``files`` and ``python-bridge.js`` under ``js_modules.main`` as
-``durable_web_bridge``. The jobs themselves run elsewhere, in the engine's worker; this module only talks to it. MicroPython
-has neither dataclasses nor asynchronous generators, which is why there are none here.
+``durable_web_bridge``. The jobs themselves run elsewhere, in the engine's worker; this module only talks to it.
+MicroPython has neither dataclasses nor asynchronous generators, which is why there are none here.
 """
 
 import json
@@ -25,8 +25,8 @@ _names = {}
 class DurableError(Exception):
     """Something went wrong, in the client, the engine or a job module.
 
-    Attributes: ``code``, the kind of error, such as ``"JobNotFound"``; ``message``, for a person; ``traceback``, Python's
-    own where the error comes from the engine's side, else an empty string.
+    Attributes: ``code``, the kind of error, such as ``"JobNotFound"``; ``message``, for a person; ``traceback``,
+    Python's own where the error comes from the engine's side, else an empty string.
     """
 
     def __init__(self, code, message, traceback=""):
@@ -37,7 +37,7 @@ class DurableError(Exception):
 
 
 class Record:
-    """A run, a step, a frame or a file: its fields as attributes, in snake_case. Times are milliseconds since 1970 UTC."""
+    """A run, a step, a frame or a file: its fields as attributes, in snake_case; times in milliseconds since 1970 UTC."""
 
     def __init__(self, fields):
         for name, value in fields.items():
@@ -69,8 +69,8 @@ async def connect(name, jobs, durability="full", on_status=None, on_engine=None)
 class Durable:
     """A connection to one database; ``connect`` makes it.
 
-    ``status`` is ``"starting"``, ``"ready"``, ``"blocked"`` (another tab runs the database), ``"failed"`` or ``"closed"``;
-    ``status_message`` says it in words.
+    ``status`` is ``"starting"``, ``"ready"``, ``"blocked"`` (another tab runs the database), ``"failed"`` or
+    ``"closed"``; ``status_message`` says it in words.
     """
 
     def __init__(self, on_status=None, on_engine=None):
@@ -127,7 +127,7 @@ class Durable:
         return Watch(self._client.runs.watch(run_id, _to_js({"from": from_seq})))
 
     async def put_file(self, blob, name=None):
-        """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, its ``path`` for jobs, its ``size``."""
+        """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, ``path`` for jobs and ``size``."""
         return Record(await _result(bridge.putFile(self._client, blob, name)))
 
     async def get_file(self, name):
