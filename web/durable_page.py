@@ -37,7 +37,7 @@ class DurableError(Exception):
 
 
 class Record:
-    """A run, a step, a frame or a file: its fields as attributes, in snake_case; times in milliseconds since 1970 UTC."""
+    """A run, a step, a frame or a file: its fields as attributes in snake_case, times in milliseconds since 1970."""
 
     def __init__(self, fields):
         for name, value in fields.items():
@@ -127,7 +127,7 @@ class Durable:
         return Watch(self._client.runs.watch(run_id, _to_js({"from": from_seq})))
 
     async def put_file(self, blob, name=None):
-        """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, ``path`` for jobs and ``size``."""
+        """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, ``path`` for jobs, ``size``."""
         return Record(await _result(bridge.putFile(self._client, blob, name)))
 
     async def get_file(self, name):
