@@ -170,13 +170,17 @@ class Dispatcher:
         with self._store.transaction():
             saturated = self._registry.saturated(self._store.runs.count_leased)
             claim = self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated)
-            if claim is not None and claim.attempt == 1 and claim.job in self._registry:
-                timeout = self._registry[claim.job].timeout
-                if timeout is not None:
-                    self._store.runs.limit_duration(claim, now + round(timeout * 1000))
-        if claim is not None and claim.attempt == 1:
+            timeout = None if claim is None else self._timeout_of(claim)
+            if claim is not None and timeout is not None:
+                self._store.runs.limit_duration(claim, now + round(timeout * 1000))
+        if timeout is not None:
             self.look_at_the_time()
         return claim
+
+    def _timeout_of(self, claim: Claim) -> float | None:
+        """How long the job's runs may take, where this claim is the first of its run."""
+        is_first = claim.attempt == 1 and claim.job in self._registry
+        return self._registry[claim.job].timeout if is_first else None
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)

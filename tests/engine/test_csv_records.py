@@ -12,7 +12,7 @@ import pytest
 from conftest import IN_PYODIDE
 
 if IN_PYODIDE:
-    pytest.skip("the demo's files and hypothesis are not in this home", allow_module_level=True)
+    pytest.skip("on a desk only: the demo's files are not in the other home", allow_module_level=True)
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watching import IN_PYODIDE
+from watching import on_a_desk_only
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, Trigger, job
 from durable_web.testing import MockClock, settle
 
-pytestmark = pytest.mark.skipif(IN_PYODIDE, reason="OPFS has one engine per file")
+pytestmark = on_a_desk_only("OPFS has one engine per file")
 
 LEASE = 30
 

@@ -12,8 +12,7 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-from watching import IN_PYODIDE, finish
+from watching import finish, on_a_desk_only
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, job
@@ -45,7 +44,7 @@ async def test_an_exclusive_engine_takes_leased_runs_back_at_once(running):
     assert run.generation == 2
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="OPFS has one engine per file")
+@on_a_desk_only("OPFS has one engine per file")
 async def test_engines_that_share_a_file_wait_until_the_lease_has_run_out(running):
     clock = MockClock()
     async with running(waits_once, clock=clock, exclusive=False, lease=30) as engine:
@@ -206,7 +205,7 @@ async def test_a_run_of_a_job_that_is_gone_fails_with_the_names_that_are_there(r
     assert "registered: other" in run.error.message
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="needs processes; tests/browser kills tabs instead")
+@on_a_desk_only("needs processes; tests/browser kills tabs instead")
 async def test_a_process_killed_at_any_moment_loses_no_row_and_writes_none_twice(database_path, tmp_path):
     script = tmp_path / "importer.py"
     script.write_text(

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from watching import IN_PYODIDE, finish, timeline
+from watching import finish, on_a_desk_only, timeline
 
 import durable_web
 from durable_web import (
@@ -71,7 +71,7 @@ async def test_branches_that_complete_in_the_same_turn_share_a_commit(running):
     assert len(commits) <= 4
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="writes a file that is no database past SQLite")
+@on_a_desk_only("writes a file that is no database past SQLite")
 async def test_a_file_that_is_not_a_database_is_refused_and_left_untouched(tmp_path: Path):
     path = tmp_path / "letter.txt"
     path.write_text("Dear SQLite, I am not one of yours. " * 100)
@@ -81,7 +81,7 @@ async def test_a_file_that_is_not_a_database_is_refused_and_left_untouched(tmp_p
     assert path.read_bytes() == before
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="writes a database past the engine")
+@on_a_desk_only("writes a database past the engine")
 async def test_a_database_of_a_newer_version_is_refused_and_left_untouched(tmp_path: Path):
     path = tmp_path / "newer.sqlite3"
     connection = sqlite3.connect(path)
@@ -94,13 +94,13 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_untouched(tmp_p
     assert path.read_bytes() == before
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="there are no folders to be missing")
+@on_a_desk_only("there are no folders to be missing")
 async def test_a_database_in_a_folder_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(DatabaseReadOnlyError, match="folder exists"):
         await Engine(tmp_path / "missing" / "jobs.sqlite3").start()
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="there are no permissions to be missing")
+@on_a_desk_only("there are no permissions to be missing")
 def test_a_database_that_may_not_be_written_is_refused_with_what_to_check(tmp_path_factory):
     """In a process of its own, which gives up root's right to write anywhere."""
     folder = Path(tempfile.mkdtemp())

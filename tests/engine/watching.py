@@ -5,9 +5,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
+
 from durable_web import Engine, Run
 
 IN_PYODIDE = sys.platform == "emscripten"
+
+
+def on_a_desk_only(why: str) -> pytest.MarkDecorator:
+    """Leaves a test out inside Pyodide, and says why."""
+    return pytest.mark.skipif(IN_PYODIDE, reason=f"on a desk only: {why}")
 
 
 async def finish(engine: Engine, run: Run) -> Run:

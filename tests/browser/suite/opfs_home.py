@@ -30,6 +30,7 @@ class _Outcomes:
     def __init__(self) -> None:
         self.outcomes: dict[str, str] = {}
         self.problems: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         js.console.info(nodeid)  # the last of these names the test that hangs
@@ -39,6 +40,8 @@ class _Outcomes:
             self.outcomes[report.nodeid] = report.outcome
         if report.failed:
             self.problems[report.nodeid] = report.longreprtext
+        if report.skipped:
+            self.left_out[report.nodeid] = report.longrepr[2]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -53,5 +56,5 @@ def run_tests() -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = pytest.main(arguments, plugins=[found])
-    told = {"code": int(code), "outcomes": found.outcomes, "problems": found.problems, "output": said.getvalue()}
+    told = {**vars(found), "code": int(code), "output": said.getvalue()}
     return json.dumps(told)
