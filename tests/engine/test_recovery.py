@@ -126,6 +126,36 @@ async def test_neither_success_nor_failure_of_a_stale_owner_is_recorded(running)
         assert [(await engine.get_run(run.id)).status for run in runs] == [RunStatus.LEASED] * 2
 
 
+async def test_a_stale_owner_can_commit_no_step_no_rows_and_no_line(running):
+    gates: dict[str, asyncio.Event] = {"step": asyncio.Event(), "rows": asyncio.Event()}
+    after: list[str] = []
+
+    def insert(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE item (value)")
+
+    @job("stale")
+    async def stale(ctx: Context, how: str) -> None:
+        await gates[how].wait()
+        ctx.log.info("still here")
+        await (ctx.step("step", lambda: 1) if how == "step" else ctx.transaction("rows", insert))
+        after.append(how)
+
+    async with running(stale) as engine:
+        runs = [await engine.trigger("stale", how) for how in gates]
+        await asyncio.sleep(0)
+        with engine._store.transaction():
+            engine._store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
+        for gate in gates.values():
+            gate.set()
+        while engine._dispatcher.executing:
+            await asyncio.sleep(0)
+        assert [await engine.get_steps(run.id) for run in runs] == [[], []]
+        assert [len(await frames_so_far(engine, run.id)) for run in runs] == [2, 2]
+        tables = engine._store.database.connection.execute("SELECT name FROM sqlite_schema WHERE name = 'item'")
+        assert tables.fetchall() == []
+    assert after == []
+
+
 async def test_a_run_that_kills_its_engine_again_and_again_is_dead_in_the_end(running):
     for _ in range(3):
         async with running(crash_job := _never_ends(), max_recoveries=2) as engine:

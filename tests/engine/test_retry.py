@@ -206,6 +206,7 @@ async def test_a_waiting_run_can_be_cancelled_and_one_too_many_is_replayed_when_
         runs = [await engine.trigger("flaky", number) for number in range(5)]
         await settle()
         assert len(engine._dispatcher.parked) == 2
+        assert len([task for task in asyncio.all_tasks() if "Execution.run" in repr(task)]) == 2
         assert (await engine.cancel(runs[0].id)).status == RunStatus.CANCELLED
         await clock.advance(61)
         ended = [await engine.get_run(run.id) for run in runs]
