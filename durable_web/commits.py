@@ -96,6 +96,11 @@ class GroupCommit:
             raise
         _settle(group, None)
 
+    def discard(self) -> None:
+        """Forget what is pending: the engine has ended, and whoever waits for it is being cancelled."""
+        self._disarm()
+        self._pending.clear()
+
     @staticmethod
     def _perform(item: _Pending) -> None:
         try:

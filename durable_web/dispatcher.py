@@ -130,6 +130,7 @@ class Dispatcher:
         entries = [*self.executing.values(), *self.parked.values()] if entries is None else entries
         for timer in self._timers.values():
             timer.cancel()
+        self.commits.discard()
         for execution, _ in entries:
             execution.abandon()
         if entries:

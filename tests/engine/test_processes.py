@@ -450,13 +450,18 @@ async def test_2000_runs_are_executed_once_each_by_two_processes_either_of_which
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     workers = [start_worker(script, database_path) for _ in range(2)]
-    for _ in range(KILLS):
-        victim = chance.randrange(2)
-        kill_after(workers[victim], lines=chance.randrange(1, 100))
-        workers[victim] = start_worker(script, database_path)
-    for worker in workers:
-        worker.communicate(timeout=60)
-        assert worker.returncode == 0
+    try:
+        for _ in range(KILLS):
+            victim = chance.randrange(2)
+            kill_after(workers[victim], lines=chance.randrange(1, 100))
+            workers[victim] = start_worker(script, database_path)
+        for worker in workers:
+            worker.communicate(timeout=60)
+            assert worker.returncode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
 
     with closing(sqlite3.connect(database_path)) as connection:
         assert dict(connection.execute("SELECT status, COUNT(*) FROM durable_runs GROUP BY status")) == {
