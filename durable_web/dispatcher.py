@@ -18,6 +18,7 @@ from .events import Events
 from .executor import Execution, Services
 from .files import Files
 from .job import Job, Registry
+from .model import RunStatus
 from .store import Claim, Store
 from .timeline import Timeline
 
@@ -25,6 +26,9 @@ FIRST_PROBE_SECONDS = 2.0
 LONGEST_PROBE_SECONDS = 60.0
 LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
+
+_EXECUTING = frozenset({RunStatus.LEASED})
+_PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING})
 
 OnState = Callable[[str, str], None]
 
@@ -300,8 +304,17 @@ class Dispatcher:
             return
         self._data_version = version
         self._timeline.look_again()
+        self._leave_what_is_no_longer_ours()
         self.look_at_the_time()
         self.fill_slots()
+
+    def _leave_what_is_no_longer_ours(self) -> None:
+        """Tell the steps of runs that another process has cancelled, taken over or ended to stop."""
+        for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
+            for run_id, (execution, _) in list(place.items()):
+                standing = self._store.runs.standing(run_id)
+                if standing is None or standing[0] not in statuses or standing[1] != execution.claim.generation:
+                    execution.abandon(cancelled=standing is not None and standing[0] == RunStatus.CANCELLED)
 
     def _set_timer(self, name: str, delay: float, callback: Callable[[], None]) -> None:
         if name in self._timers:

@@ -77,6 +77,7 @@ class Execution:
         self._clock = services.clock
         self._records = services.store.steps.load(claim.run_id)
         self._unvisited = {name for name, record in self._records.items() if record.is_settled}
+        self._last_position = max((record.position for record in self._records.values()), default=-1)
         self._ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
@@ -412,7 +413,8 @@ class Execution:
         found = self._records.get(key)
         self._unvisited.discard(key)
         if found is None:
-            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, len(self._records), 1))
+            self._last_position += 1
+            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, 1))
         if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken

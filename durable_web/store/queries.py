@@ -69,6 +69,12 @@ SELECT job, labels
  WHERE id = :id
 """
 
+RUN_STANDING = """
+SELECT status, generation
+  FROM durable_runs
+ WHERE id = :id
+"""
+
 INSERT_RUN = """
 INSERT INTO durable_runs (id, job, version, status, input, labels, idempotency_key, concurrency_key, priority, due,
                           run_at, deadline, created_at, ready_at, updated_at)

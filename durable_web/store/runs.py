@@ -113,6 +113,11 @@ class Runs:
         """Whether there is such a run."""
         return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
 
+    def standing(self, run_id: str) -> tuple[RunStatus, int] | None:
+        """The status and the generation of a run; ``None`` when it is gone."""
+        row = self._connection.execute(queries.RUN_STANDING, {"id": run_id}).fetchone()
+        return None if row is None else (RunStatus(row[0]), row[1])
+
     def list(self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int) -> list[Run]:
         """Runs that pass the filter, from the one after the id ``after`` on."""
         text, parameters = queries.list_runs(wanted, oldest_first, after, limit)

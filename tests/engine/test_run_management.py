@@ -58,6 +58,28 @@ async def test_retry_with_another_input_keeps_the_completed_steps(running):
     assert run.input == 100
 
 
+async def test_steps_keep_places_of_their_own_when_a_retry_calls_the_failed_ones_again(running):
+    broken = [True]
+
+    def call(name: str) -> str:
+        if name == "bad" and broken:
+            raise ValueError
+        return name
+
+    @job("branches")
+    async def branches(ctx: Context, _: None) -> None:
+        await asyncio.gather(*(ctx.step(name, call, name) for name in ("bad", "good")), return_exceptions=True)
+        await ctx.step("last", call, "bad")
+
+    async with running(branches) as engine:
+        run = await finish(engine, await engine.trigger("branches"))
+        broken.clear()
+        await engine.retry(run.id)
+        await finish(engine, run)
+        places = {step.name: step.index for step in await engine.get_steps(run.id)}
+    assert len(set(places.values())) == len(places) == 3
+
+
 async def test_a_cancelled_run_can_be_retried(running):
     gate = asyncio.Event()
 
