@@ -1,0 +1,281 @@
+"""The demo page, under both of PyScript's interpreters, as a person meets it.
+
+The page forbids evaluating text as code, and so Playwright's `wait_for_function`: `wait_for` observes the page instead.
+Most tests share one page per interpreter, because Pyodide takes seconds to start.
+"""
+
+import csv
+import io
+import json
+import re
+import zipfile
+
+import pytest
+
+from chromium import launch
+
+PAGES = {"micropython": "demo/index.html", "pyodide": "demo/pyodide.html"}
+WAIT_FOR = """([selector, pattern]) => new Promise(resolve => {
+  const matches = () => new RegExp(pattern).test(document.querySelector(selector).textContent);
+  if (matches()) return resolve();
+  const observer = new MutationObserver(() => {
+    if (matches()) { observer.disconnect(); resolve(); }
+  });
+  observer.observe(document.documentElement, {subtree: true, childList: true, characterData: true});
+})"""
+LIST_FILES = """async () => {
+  let folder = await navigator.storage.getDirectory();
+  for (const name of ["durable-web", "durable-web-demo", "files"]) folder = await folder.getDirectoryHandle(name);
+  return await Array.fromAsync(folder.keys());
+}"""
+LATIN_1 = ("Stadt,Einwohner\n" + "München,1500000\n" * 300).encode("latin-1")
+PERCENT = r"^[1-9]\d? %"
+
+
+def workbook() -> bytes:
+    """Something that begins like an Excel workbook."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    return file.getvalue()
+
+
+class Demo:
+    """The demo page in one Chromium."""
+
+    def __init__(self, chromium, url):
+        self.chromium = chromium
+        self.url = url
+        self.dialogs = []
+        self.open()
+
+    def open(self):
+        """Open the page in a new tab."""
+        self.page = self.chromium.open(self.url)
+        self.page.on("dialog", self._note_dialog)
+
+    def _note_dialog(self, dialog):
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    def wait_for(self, selector, pattern):
+        """Wait until the text of an element matches."""
+        self.page.evaluate(WAIT_FOR, [selector, pattern])
+
+    def choose(self, name, content):
+        """Choose a file, as if from the disk."""
+        self.page.locator("#choose:enabled").wait_for()
+        self.page.set_input_files("#file", {"name": name, "mimeType": "text/csv", "buffer": content})
+
+    def begin(self, name, content):
+        """Choose a file, and wait until its import is shown."""
+        self.choose(name, content)
+        self.wait_for("#run-title", f"^{re.escape(name)}$")
+
+    def text(self, selector):
+        """What can be read in an element."""
+        return self.page.inner_text(selector)
+
+    def figure(self, label):
+        """One of the figures of the result."""
+        return self.page.locator("#figures > div", has_text=label).locator("dd").inner_text()
+
+    def show_choice(self):
+        """Go back to the choice of a file."""
+        if self.page.locator("#run-view").is_visible():
+            self.page.click(".back a")
+        self.page.locator("#choose:enabled").wait_for()
+
+
+@pytest.fixture(scope="module")
+def birdstrikes(dist):
+    return (dist / "demo" / "data" / "birdstrikes.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def large(birdstrikes):
+    """80,000 rows: an import that takes long enough to be interrupted."""
+    head, rows = birdstrikes.split(b"\n", 1)
+    return head + b"\n" + (rows.rstrip(b"\n") + b"\n") * 8
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def shared(request, playwright, server, tmp_path_factory):
+    with launch(playwright, tmp_path_factory.mktemp("profile")) as chromium:
+        yield Demo(chromium, server.url + PAGES[request.param])
+
+
+@pytest.fixture
+def demo(shared, server):
+    """The page that tests share, ready for a file. Whatever a test does, it stays within its site and its policy."""
+    shared.show_choice()
+    yield shared
+    assert shared.chromium.requests_outside(server.origin) == []
+    assert shared.chromium.console_errors == []
+    assert shared.chromium.page_errors == []
+    assert shared.dialogs == []
+
+
+def test_importing_a_sample_shows_its_rows_columns_and_chart(demo):
+    demo.page.click("text=Bird strikes")
+    demo.page.locator("#result").wait_for()
+    assert demo.figure("Rows imported") == "10,000"
+    assert demo.figure("Rows put aside") == "0"
+    assert demo.page.locator("#columns tbody tr").count() == 14
+    assert demo.page.locator("#preview tbody tr").count() == 20
+    assert demo.page.get_attribute("#chart svg", "aria-label").startswith("Rows by year. Most: 2001, with ")
+    assert demo.text("#run-status") == "Done"
+    assert demo.page.evaluate(LIST_FILES) == []  # what is imported is in the database
+
+
+def test_the_other_sample_is_imported_and_taken_away_again(demo):
+    demo.page.click("text=US zip codes")
+    demo.wait_for("#figures", "42,049")
+    with demo.page.expect_download() as download:
+        demo.page.click("text=Download the cleaned CSV")
+    rows = list(csv.reader(io.StringIO(download.value.path().read_text(encoding="utf-8"))))
+    assert (download.value.suggested_filename, len(rows)) == ("zipcodes-cleaned.csv", 42_050)
+    assert rows[1] == ["00501", "40.922326", "-72.637078", "Holtsville", "NY", "Suffolk"]
+    with demo.page.expect_download() as download:
+        demo.page.click("text=Summary, as JSON")
+    assert json.loads(download.value.path().read_text(encoding="utf-8"))["rows"] == 42_049
+    demo.wait_for("#download-status", "handed to the browser")
+    assert demo.page.evaluate(LIST_FILES) == []
+
+
+def test_a_reload_in_the_middle_follows_the_import_again(demo, large):
+    demo.begin("large.csv", large)
+    demo.wait_for("#progress-percent", PERCENT)
+    demo.page.reload()
+    demo.wait_for("#survived", "^Survived 1 interruption: ")
+    demo.wait_for("#figures", "80,000")
+    demo.show_choice()
+    assert "large.csv" in demo.text("#history-list li:first-child")
+    assert demo.page.locator("#saved").is_hidden()
+
+
+def test_a_cancelled_import_says_so_and_can_be_begun_again(demo, large):
+    demo.begin("cancelled.csv", large)
+    demo.wait_for("#progress-percent", PERCENT)
+    demo.page.click("#cancel")
+    demo.wait_for("#run-ended", "cancelled")
+    demo.page.click("text=Import again")
+    demo.wait_for("#figures", "80,000")
+
+
+NASTY = {
+    "empty.csv": (b"", "0 bytes"),
+    "blank.csv": (b"\n\n\n", "no header"),
+    "sheet.xlsx": (workbook(), "Excel"),
+    "latin.csv": (LATIN_1, "not utf-8 text"),
+}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_file_that_cannot_be_imported_is_explained_in_an_alert(demo, name):
+    content, explanation = NASTY[name]
+    demo.begin(name, content)
+    demo.wait_for("#run-ended", explanation)
+    assert "could not be imported" in demo.page.locator("[role=alert]:visible", has_text=explanation).inner_text()
+    assert demo.text("#run-status") == "Failed"
+
+
+def test_the_encoding_is_mended_without_choosing_the_file_again(demo):
+    demo.begin("umlauts.csv", LATIN_1)
+    demo.page.locator("#run-ended select").select_option("windows-1252")
+    demo.page.click("text=Import again")
+    demo.wait_for("#figures", "300")
+    assert demo.page.locator("#preview tbody tr").first.inner_text().split() == ["München", "1500000"]
+
+
+def test_rows_with_broken_quoting_are_shown_with_line_and_reason(demo):
+    demo.begin("quoting.csv", b"a,b\n" + b'"1","2"\n' * 50 + b'3,"4\n' + b"5,6\n" * 50 + b'7,8"9\n')
+    demo.page.locator("#result").wait_for()
+    assert demo.figure("Rows put aside") == "2"
+    lines = [row.split("\t") for row in demo.text("#bad-rows tbody").splitlines()]
+    assert [(line, raw) for line, _, raw in lines] == [("52", '3,"4'), ("103", '7,8"9')]
+
+
+def test_a_file_with_a_hundred_columns_is_shown(demo):
+    names = ",".join(f"c{number}" for number in range(100))
+    demo.begin("hundred.csv", f"{names}\n{names}\n{names}\n".encode())
+    demo.page.locator("#result").wait_for()
+    assert demo.figure("Columns") == "100"
+    assert demo.page.locator("#columns tbody tr").count() == 100
+
+
+def test_markup_in_names_and_values_is_text(demo):
+    markup = "<img src=x onerror=alert(1)>"
+    demo.begin(f"{markup}.csv", f"{markup},b\n{markup},😀 <script>alert(2)</script>\n".encode())
+    demo.page.locator("#result").wait_for()
+    assert demo.text("#run-title") == f"{markup}.csv"
+    assert demo.page.locator("#preview tbody tr > *").all_inner_texts() == [markup, "😀 <script>alert(2)</script>"]
+    demo.show_choice()
+    assert f"{markup}.csv" in demo.text("#history-list")
+    assert demo.page.locator("main img, main script").count() == 0
+
+
+@pytest.mark.parametrize("interpreter", PAGES)
+def test_a_second_tab_says_that_it_waits_and_takes_over(browser, server, interpreter, large):
+    chromium = browser()
+    first = Demo(chromium, server.url + PAGES[interpreter])
+    first.page.locator("#choose:enabled").wait_for()
+    second = Demo(chromium, server.url + PAGES[interpreter])
+    second.wait_for("#engine-text", "^Another tab is at work$")
+    assert "takes over by itself" in second.text("#blocked")
+    assert second.page.locator("#choose").is_disabled()
+    first.begin("large.csv", large)
+    first.wait_for("#progress-percent", PERCENT)
+    first.page.close()
+    second.wait_for("#survived", "^Survived 1 interruption: ")
+    second.wait_for("#figures", "80,000")
+    assert second.page.locator("#blocked").is_hidden()
+    assert chromium.console_errors == []
+
+
+def test_after_a_crash_the_page_shows_the_import_that_was_under_way(browser, server, large):
+    chromium = browser()
+    demo = Demo(chromium, server.url + PAGES["micropython"])
+    demo.begin("large.csv", large)
+    demo.wait_for("#progress-percent", PERCENT)
+    chromium.crash(demo.page)
+    demo.open()  # without the address of the import
+    demo.wait_for("#survived", "^Survived 1 interruption: ")
+    demo.wait_for("#figures", "80,000")
+
+
+def test_full_storage_is_told_and_the_import_goes_on_when_there_is_room(browser, server, large):
+    demo = Demo(browser(), server.url + PAGES["micropython"])
+    demo.page.locator("#choose:enabled").wait_for()
+    quota = {"origin": server.origin, "quotaSize": 2 * len(large)}
+    session = demo.chromium.context.new_cdp_session(demo.page)
+    session.send("Storage.overrideQuotaForOrigin", quota)
+    demo.begin("large.csv", large)
+    demo.wait_for("#storage", "The storage of this browser is full")
+    session.send("Storage.overrideQuotaForOrigin", {"origin": server.origin})
+    demo.wait_for("#figures", "80,000")
+    assert demo.page.locator("#storage").is_hidden()
+
+
+def test_an_engine_that_cannot_start_is_explained_with_its_traceback(browser, server):
+    chromium = browser()
+    chromium.context.route("**/jobs.py", lambda route: route.fulfill(body="import a_package_that_is_not_there\n"))
+    demo = Demo(chromium, server.url + PAGES["micropython"])
+    demo.wait_for("#failed-message", "a_package_that_is_not_there")
+    demo.page.click("#failed summary")
+    assert 'File "/durable-jobs/jobs.py", line 1' in demo.text("#failed-traceback")
+    assert demo.page.locator("#choose").is_disabled()
+
+
+@pytest.mark.parametrize("interpreter", PAGES)
+def test_the_page_works_under_a_sub_path_and_its_policy_holds_for_the_worker_too(browser, dist, serve, interpreter):
+    (policy,) = re.findall(r'content="(default-src[^"]*)"', (dist / "demo" / "index.html").read_text(encoding="utf-8"))
+    site = serve(prefix="/app/durable/", headers={"Content-Security-Policy": policy})
+    chromium = browser()
+    demo = Demo(chromium, site.url + PAGES[interpreter])
+    demo.begin("two.csv", b"a,b\n1,2\n3,4\n")
+    demo.wait_for("#run-status", "^Done$")
+    assert "unsafe-eval" not in policy.replace("'wasm-unsafe-eval'", "")
+    assert "unsafe-inline" not in policy
+    assert chromium.console_errors == []
+    assert chromium.requests_outside(site.origin) == []
