@@ -21,11 +21,12 @@ import math
 import types
 import typing
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from .errors import SerializationError
 
@@ -63,11 +64,11 @@ def encode(value: Any, *, path: str = "value") -> str:
 
 def to_json(value: Any) -> str:
     """Compact JSON text that SQLite can hold: lone surrogates, which UTF-8 has no form for, are escaped."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"))
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text
 
 
@@ -87,7 +88,11 @@ def _lower(value: Any, ancestors: set[int]) -> Any:
         return {TAG: tag, "value": write(value)}
     if kind in _TAGGED_SEQUENCES:
         items = sorted(value, key=repr) if kind is not tuple else value
-        return {TAG: kind.__name__, "value": _lower_container(list(items), list, ancestors)}
+        lowered = _lower_container(list(items), list, ancestors)
+        if kind is not tuple:
+            for item in lowered:
+                _refuse_unhashable(item)
+        return {TAG: kind.__name__, "value": lowered}
     return _lower(_plain_data(value), ancestors)
 
 
@@ -124,7 +129,20 @@ def _lower_dict(items: dict[Any, Any], ancestors: set[int]) -> dict[str, Any]:
             raise
     if plain_keys:
         return lowered
-    return {TAG: "dict", "value": [[_lower(key, ancestors), item] for key, item in lowered.items()]}
+    pairs = [[_lower(key, ancestors), item] for key, item in lowered.items()]
+    for key, _ in pairs:
+        _refuse_unhashable(key)
+    return {TAG: "dict", "value": pairs}
+
+
+def _refuse_unhashable(lowered: Any) -> None:
+    """Refuse a member of a set, or a key, that comes back as a list or a dictionary."""
+    try:
+        hash(json.loads(json.dumps(lowered), object_hook=_raise_tagged))
+    except TypeError:
+        raise _Refused(
+            "a dataclass or a model in a set, or as a key, would come back as a dictionary, which cannot be there."
+        ) from None
 
 
 def _plain_data(value: Any) -> Any:
@@ -135,7 +153,7 @@ def _plain_data(value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     if _is_pydantic_model(kind):
-        return value.model_dump()
+        return value.model_dump(by_alias=True)
     raise _Refused(
         f"a {kind.__module__}.{kind.__qualname__} cannot be read back as what it was; "
         "return JSON values, dates, Decimal, UUID, bytes, tuples, sets, enums, dataclasses or pydantic models."
@@ -146,11 +164,39 @@ def _write_timedelta(value: timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
+def _write_datetime(value: datetime) -> str | dict[str, Any]:
+    if value.tzinfo is None and not value.fold:
+        return value.isoformat()
+    if type(value.tzinfo) is timezone:
+        return value.isoformat()
+    zone = getattr(value.tzinfo, "key", None)
+    if value.tzinfo is not None and not isinstance(zone, str):
+        raise _Refused("its time zone has no name; use datetime.timezone or zoneinfo.ZoneInfo.")
+    return {"wall": value.replace(tzinfo=None, fold=0).isoformat(), "zone": zone, "fold": value.fold}
+
+
+def _read_datetime(value: str | dict[str, Any]) -> datetime:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    zone = None if value["zone"] is None else ZoneInfo(value["zone"])
+    return datetime.fromisoformat(value["wall"]).replace(tzinfo=zone, fold=value["fold"])
+
+
+def _write_time(value: time) -> str | dict[str, Any]:
+    if not (value.tzinfo is None or type(value.tzinfo) is timezone):
+        raise _Refused("a time of day in a named zone has no offset that could be kept; use a datetime.")
+    return {"wall": value.isoformat(), "fold": 1} if value.fold else value.isoformat()
+
+
+def _read_time(value: str | dict[str, Any]) -> time:
+    return time.fromisoformat(value) if isinstance(value, str) else time.fromisoformat(value["wall"]).replace(fold=1)
+
+
 _TAGGED: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bytes: ("bytes", lambda value: base64.b64encode(value).decode()),
-    datetime: ("datetime", datetime.isoformat),
+    datetime: ("datetime", _write_datetime),
     date: ("date", date.isoformat),
-    time: ("time", time.isoformat),
+    time: ("time", _write_time),
     timedelta: ("timedelta", _write_timedelta),
     Decimal: ("decimal", str),
     UUID: ("uuid", str),
@@ -178,9 +224,9 @@ def _raise_tagged(item: dict[str, Any]) -> Any:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "bytes": base64.b64decode,
-    "datetime": datetime.fromisoformat,
+    "datetime": _read_datetime,
     "date": date.fromisoformat,
-    "time": time.fromisoformat,
+    "time": _read_time,
     "timedelta": lambda value: timedelta(*value),
     "decimal": Decimal,
     "uuid": UUID,
@@ -200,6 +246,8 @@ def readable(value: Any) -> Any:
         return [readable(item) for item in value]
     if kind is timedelta:
         return value.total_seconds()
+    if kind in (datetime, time):
+        return value.isoformat()
     if kind in _TAGGED:
         return _TAGGED[kind][1](value)
     if kind in _ATOMS or kind is float:
@@ -243,7 +291,10 @@ def names_classes(annotation: Any) -> bool:
 
 
 def restore(value: Any, annotation: Any) -> Any:
-    """Plain data as the classes that ``annotation`` names; whatever does not fit the annotation stays as it is."""
+    """Plain data as the classes that ``annotation`` names; what it says nothing of stays as it is.
+
+    :raises TypeError, ValueError: when the data does not fit a class that is named.
+    """
     if not names_classes(annotation) or value is None:
         return value
     if _is_class_with_data(annotation):

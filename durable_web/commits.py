@@ -23,14 +23,14 @@ RIDE_ALONG_SECONDS = 0.05
 class _Pending:
     write: Write
     committed: asyncio.Future[None] | None = None
-    lost: LeaseLost | None = None
+    error: BaseException | None = None  # of this write alone; nothing of it was written
 
 
 class GroupCommit:
     """Gathers writes into transactions of one store."""
 
-    def __init__(self, store: Store, clock: Clock, on_failure: Callable[[Exception], None]) -> None:
-        """``on_failure`` hears of a failed flush that nobody was waiting for."""
+    def __init__(self, store: Store, clock: Clock, on_failure: Callable[[BaseException], None]) -> None:
+        """``on_failure`` hears of writes that failed while nobody was waiting for them."""
         self._store = store
         self._clock = clock
         self._on_failure = on_failure
@@ -72,8 +72,8 @@ class GroupCommit:
         own = _Pending(write)
         self._pending.append(own)
         self.flush()
-        if own.lost is not None:
-            raise own.lost
+        if own.error is not None:
+            raise own.error
 
     def flush(self) -> None:
         """Commit everything that is pending.
@@ -91,22 +91,29 @@ class GroupCommit:
                     group.append(item)
                     self._perform(item)
         except BaseException as error:
+            group += self._pending
             self._pending.clear()
             _settle(group, error)
             raise
         _settle(group, None)
+        for item in group:
+            if item.committed is None and item.error is not None and not isinstance(item.error, LeaseLost):
+                self._on_failure(item.error)
 
     def discard(self) -> None:
         """Forget what is pending: the engine has ended, and whoever waits for it is being cancelled."""
         self._disarm()
         self._pending.clear()
 
-    @staticmethod
-    def _perform(item: _Pending) -> None:
+    def _perform(self, item: _Pending) -> None:
+        """Write one item; when it fails, it fails alone, unless the storage itself is in trouble."""
         try:
-            item.write()
-        except LeaseLost as lost:
-            item.lost = lost
+            with self._store.part():
+                item.write()
+        except BaseException as error:
+            if self._store.database.is_trouble(error):
+                raise
+            item.error = error
 
     def _flush_unwaited(self) -> None:
         try:
@@ -126,7 +133,7 @@ def _settle(group: list[_Pending], error: BaseException | None) -> None:
     for item in group:
         if item.committed is None or item.committed.done():
             continue
-        outcome = error or item.lost
+        outcome = error or item.error
         if outcome is None:
             item.committed.set_result(None)
         else:

@@ -183,9 +183,9 @@ class Dispatcher:
         return claim
 
     def _timeout_of(self, claim: Claim) -> float | None:
-        """How long the job's runs may take, where this claim is the first of its run."""
-        is_first = claim.attempt == 1 and claim.job in self._registry
-        return self._registry[claim.job].timeout if is_first else None
+        """How long the job's runs may take, where this claim is the first of its run, or the first after a retry."""
+        is_first = claim.attempt == 1 or claim.deadline is None
+        return self._registry[claim.job].timeout if is_first and claim.job in self._registry else None
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)

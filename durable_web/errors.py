@@ -230,7 +230,10 @@ class TransactionError(StorageError):
 
 def message_of(error: BaseException) -> str:
     """What an error says for itself, or its class name where it says nothing."""
-    return str(error) or type(error).__name__
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # an exception class whose __str__ is broken
+        return type(error).__name__
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -238,5 +241,12 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "message": message_of(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": _traceback_of(error),
     }
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:
+        return "".join(traceback.format_tb(error.__traceback__))

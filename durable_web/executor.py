@@ -9,6 +9,7 @@ and nothing of it is written.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import inspect
 import re
@@ -22,7 +23,7 @@ from typing import Any
 from .clock import Clock, TimerHandle
 from .codec import decode, encode, readable, return_annotation
 from .commits import GroupCommit
-from .errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
+from .errors import NonDeterminismError, SerializationError, StepFailed, StorageError, TransactionError, describe
 from .files import Files
 from .job import Job, Retry
 from .model import RunStatus, StepStatus
@@ -79,6 +80,7 @@ class Execution:
         self._unvisited = {name for name, record in self._records.items() if record.is_settled}
         self._last_position = max((record.position for record in self._records.values()), default=-1)
         self._ending: set[str] = set()  # steps whose outcome is on its way into the next commit
+        self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
         self._abandoned = False
@@ -90,6 +92,7 @@ class Execution:
         self._resumed: asyncio.Event | None = None  # set again when a parked run has its lease back
         self._unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._tasks: list[asyncio.Task[Any] | None] = []  # of the steps under way
         self._last_turn = time.perf_counter()
         self.reports = Reports(self, services)
 
@@ -138,6 +141,9 @@ class Execution:
 
         def write() -> None:
             now = self._clock.now()
+            if any(record.status == StepStatus.RUNNING for record in self._records.values()):
+                self._store.runs.fence(self.claim)
+                self._store.steps.cancel_running(self.claim.run_id, now)
             self._store.runs.settle(self.claim, status, now, output=output, error=error, failed_step=failed_step)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
@@ -150,6 +156,7 @@ class Execution:
             self._services.on_storage_trouble(self.claim, trouble)
         finally:
             self._abandoned = True
+            self._cancel_tasks()
 
     def abandon(self, *, cancelled: bool = False) -> None:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
@@ -160,8 +167,14 @@ class Execution:
             self._wake_timer.cancel()
         if self._resumed is not None:
             self._resumed.set()
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel_tasks()
+
+    def _cancel_tasks(self) -> None:
+        """Tell the job body, and every step that it has under way in other tasks, to stop."""
+        current = asyncio.current_task()
+        for task in {self._task, *self._tasks}:
+            if task is not None and task is not current:
+                task.cancel()
 
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""
@@ -202,6 +215,12 @@ class Execution:
                 wait.over.set_result(None)
         self._waits = [wait for wait in self._waits if not wait.over.done()]
         self._arm()
+
+    def _land(self) -> None:
+        """One branch fewer is in flight; if the others all wait, the run can be parked."""
+        self._in_flight -= 1
+        if self._waits and not self._in_flight and not self._abandoned:
+            asyncio.get_running_loop().call_soon(self._park_if_idle)
 
     def _park_if_idle(self) -> None:
         if self._abandoned or self._resumed is not None or self._in_flight or not self._waits:
@@ -260,10 +279,13 @@ class Execution:
             return _replay(record, annotation)
         await self._has_lease()
         self._in_flight += 1
+        task = asyncio.current_task()
+        self._tasks.append(task)
         try:
             return await self._attempts(record, function, arguments, retry or self._job.retry, annotation)
         finally:
-            self._in_flight -= 1
+            self._tasks.remove(task)
+            self._land()
 
     async def _attempts(
         self,
@@ -274,25 +296,40 @@ class Execution:
         annotation: Any,
     ) -> Any:
         if record.retry_at is not None:
-            await self._wait_until(record.retry_at)
-            record = self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
+            record = await self._wait_for_attempt(record)
         while True:
-            text, error = await self._attempt(record, function, arguments, retry.timeout)
+            text, value, error = await self._attempt(record, function, arguments, retry.timeout, annotation)
             self.check()
             if error is None:
                 await self._commit_step(record, StepStatus.COMPLETED, output=text)
-                return decode(text, annotation)
-            if not retry.wants(error, record.attempt):
+                return value
+            if not retry.wants(error, self._attempts_since_retry(record)):
                 await self._commit_step(record, StepStatus.FAILED, error=describe(error))
                 raise _step_failed(self._records[record.name]) from error
-            record = await self._commit_failed_attempt(record, error, retry)
+            record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
+
+    async def _wait_for_attempt(self, record: StepRecord) -> StepRecord:
+        """Wait until the next attempt is due, and begin it."""
+        try:
             await self._wait_until(record.retry_at or 0)
-            record = self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
+        except asyncio.CancelledError:
+            self._interrupt(dataclasses.replace(record, retry_at=None))
+            raise
+        return self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
+
+    def _attempts_since_retry(self, record: StepRecord) -> int:
+        """The number of an attempt, not counting those before the run was retried by a person."""
+        return record.attempt - self._earlier_attempts.get(record.name, 0)
 
     async def _attempt(
-        self, record: StepRecord, function: Callable[..., Any], arguments: tuple[Any, ...], timeout: float | None
-    ) -> tuple[str, BaseException | None]:
-        """Call the function once: the text of its result, or why there is none."""
+        self,
+        record: StepRecord,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        timeout: float | None,
+        annotation: Any,
+    ) -> tuple[str, Any, BaseException | None]:
+        """Call the function once: the text of its result and what that reads as, or why there is none."""
         token = current_step.set(record)
         try:
             result = function(*arguments)
@@ -300,9 +337,9 @@ class Execution:
                 self.announce()
                 async with self._time_limit(timeout):
                     result = await result
-            return encode(result, path=f"output of step {record.name!r}"), None
+            return *_write_down(result, record.name, annotation), None
         except _FAILURES as error:
-            return "", error
+            return "", None, error
         except asyncio.CancelledError:
             self._interrupt(record)
             raise
@@ -325,12 +362,15 @@ class Execution:
             if expired and task.uncancel() <= cancelling:
                 raise TimeoutError(f"the attempt took longer than {seconds} s") from None
             raise
+        else:
+            if expired:  # the function swallowed the cancellation, and came to a result all the same
+                task.uncancel()
         finally:
             timer.cancel()
 
     async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
         described = describe(error)
-        retry_at = self._clock.now() + round(retry.delay(record.attempt) * 1000)
+        retry_at = self._clock.now() + round(retry.delay(self._attempts_since_retry(record)) * 1000)
         waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
 
         def write() -> None:
@@ -350,20 +390,24 @@ class Execution:
         await self._has_lease()
         token = current_step.set(record)
         self._ending.add(record.name)
-        failure: list[BaseException] = []
+        context = contextvars.copy_context()  # a group may be committed from within another run's step
+        outcome: list[Any] = []
 
         def write() -> None:
+            outcome.clear()
             self._store.runs.fence(self.claim)
             try:
                 with self._store.database.guarded_savepoint() as connection:
-                    result = _refuse_awaitable(function(connection, *arguments), self._store.database.path)
-                    text = encode(result, path=f"output of step {record.name!r}")
+                    result = context.run(function, connection, *arguments)
+                    result = _refuse_awaitable(result, self._store.database.path)
+                    text, value = _write_down(result, record.name, annotation)
             except _FAILURES as error:
-                if not self._store.database.in_transaction:  # SQLite rolled all of it back: the disk is full
+                if self._store.database.is_trouble(error):
                     raise
-                failure.append(error)
+                outcome.append(error)
                 self._record(record, StepStatus.FAILED, error=describe(error))
             else:
+                outcome.append(value)
                 self._record(record, StepStatus.COMPLETED, output=text)
 
         try:
@@ -371,9 +415,9 @@ class Execution:
         finally:
             current_step.reset(token)
         recorded = self._records[record.name]
-        if failure:
-            raise _step_failed(recorded) from failure[0]
-        return decode(recorded.output or "null", annotation)
+        if recorded.status == StepStatus.FAILED:
+            raise _step_failed(recorded) from outcome[0]
+        return outcome[0]
 
     async def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once and replayed ever after."""
@@ -390,12 +434,12 @@ class Execution:
         if not isinstance(key, str) or not key:
             raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
         text = encode(value, path=f"event {key!r}")
-        if self.is_replaying:
-            return  # still on the way through what an earlier attempt recorded, and published
         await self._has_lease()
 
         def write() -> None:
             self._store.runs.fence(self.claim)
+            if self._store.steps.stored_value(self.claim.run_id, key) == text:
+                return  # a replay publishes what is published already
             self._store.steps.set_value(self.claim.run_id, key, text, readable(value), self._clock.now())
 
         await self._commit(write)
@@ -414,7 +458,8 @@ class Execution:
         self._unvisited.discard(key)
         if found is None:
             self._last_position += 1
-            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, 1))
+            attempt = self._earlier_attempts.get(key, 0) + 1
+            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, attempt))
         if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
@@ -504,7 +549,7 @@ class Execution:
             self.abandon()
             self._services.on_storage_trouble(self.claim, trouble)
         finally:
-            self._in_flight -= 1
+            self._land()
         self.check()
 
     async def _let_the_loop_turn(self) -> None:
@@ -520,6 +565,19 @@ class Execution:
         """What the step that asks is called, among all steps of all runs."""
         step = current_step.get()
         return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
+
+
+def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:
+    """The text of a step's result, and what it will read as from now on.
+
+    :raises SerializationError: when there is no such text, or it does not read as the annotation says.
+    """
+    path = f"output of step {name!r}"
+    text = encode(result, path=path)
+    try:
+        return text, decode(text, annotation)
+    except (TypeError, ValueError) as error:
+        raise SerializationError(path, f"it does not fit the function's return annotation: {error}") from error
 
 
 def _replay(record: StepRecord, annotation: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -61,10 +62,14 @@ class Reports:
     def progress(self, current: float, total: float | None, message: str | None) -> None:
         """Keep the latest progress; write at most one frame in 100 ms, and the last one always."""
         self._execution.check()
-        if self._execution.is_replaying and current_step.get() is None:
-            return
-        self._progress = {"current": current, "total": total, "message": message}
+        self._progress = {
+            "current": _finite("current", current),
+            "total": None if total is None else _finite("total", total),
+            "message": None if message is None else str(message),
+        }
         wait = self._progress_at + PROGRESS_SECONDS - self._clock.monotonic()
+        if self._execution.is_replaying and current_step.get() is None:
+            wait = max(wait, PROGRESS_SECONDS)  # what an earlier attempt told passes by at once, and is not told again
         if wait <= 0:
             self._execution.announce()
             self.write_progress()
@@ -86,3 +91,12 @@ class Reports:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _finite(name: str, value: float) -> float:
+    """:raises TypeError, ValueError: when it is not a finite number."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"ctx.progress: {name} is a number, not {value!r}; convert it with float().")
+    if not math.isfinite(value):
+        raise ValueError(f"ctx.progress: {name} is a finite number, not {value!r}; leave out what is not known.")
+    return value

@@ -23,8 +23,25 @@ BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
 
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
-_WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE, sqlite3.SQLITE_DROP_TABLE})
-_TRANSACTION_CONTROL = frozenset({sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT})
+_HARMLESS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+_FORBIDDEN = frozenset(
+    {sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
+)
+_READING_PRAGMAS = frozenset({"table_info", "table_xinfo", "index_list", "index_info", "foreign_key_list"})
+_TROUBLE = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
 
 # The comments make these texts the engine's own: a transaction function that says "COMMIT" is prepared, and refused,
 # by itself instead of being served our statement from the connection's cache.
@@ -34,6 +51,9 @@ _ROLLBACK = "ROLLBACK /* durable-web */"
 _SAVEPOINT = "SAVEPOINT durable_step"
 _RELEASE = "RELEASE durable_step"
 _ROLLBACK_TO = "ROLLBACK TO durable_step"
+_PART = "SAVEPOINT durable_part"
+_RELEASE_PART = "RELEASE durable_part"
+_ROLLBACK_PART = "ROLLBACK TO durable_part"
 
 
 class Database:
@@ -88,12 +108,33 @@ class Database:
                 raise
 
     @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Inside a transaction: roll back only what is written here when anything is raised."""
+        self.connection.execute(_PART)
+        try:
+            yield
+        except BaseException:
+            if self.connection.in_transaction:  # SQLite itself rolls back all of it when the disk is full
+                self.connection.execute(_ROLLBACK_PART)
+                self.connection.execute(_RELEASE_PART)
+            raise
+        self.connection.execute(_RELEASE_PART)
+
+    def is_trouble(self, error: BaseException) -> bool:
+        """Whether an error means that the storage itself is in trouble, and not what was done with it."""
+        if isinstance(error, sqlite3.Error):
+            return not self.connection.in_transaction or getattr(error, "sqlite_errorcode", 0) & 0xFF in _TROUBLE
+        return isinstance(error, StorageError) and not isinstance(error, TransactionError)
+
+    @contextmanager
     def guarded_savepoint(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection to foreign code inside the open transaction; roll back only its part when it raises.
 
-        Inside, transaction control and writes to the engine's own tables are refused.
+        Inside, transaction control, attaching databases, changing pragmas and whatever would change the engine's own
+        tables are refused.
         """
         self.connection.execute(_SAVEPOINT)
+        factories = self.connection.row_factory, self.connection.text_factory
         self._guarded = True
         try:
             yield self.connection
@@ -106,19 +147,27 @@ class Database:
                 raise TransactionError(
                     self.path,
                     "A function given to ctx.transaction tried to begin, commit or roll back a transaction (`with "
-                    "connection:` and executescript do so too), or to write to a durable_ table. The engine commits "
-                    "your rows together with the checkpoint: just execute your statements.",
+                    "connection:` and executescript do so too), to attach a database, to change a pragma, or to change "
+                    "a durable_ table. The engine commits your rows together with the checkpoint: just execute your "
+                    "statements.",
                 ) from error
             raise
         else:
             self._guarded = False
             self.connection.execute(_RELEASE)
+        finally:
+            self.connection.row_factory, self.connection.text_factory = factories
 
     def _authorize(self, action: int, first: str | None, second: str | None, database: object, trigger: object) -> int:
         if not self._guarded:
             return sqlite3.SQLITE_OK
-        own_table = action in _WRITES and (first or "").lower().startswith("durable_")
-        return sqlite3.SQLITE_DENY if own_table or action in _TRANSACTION_CONTROL else sqlite3.SQLITE_OK
+        if action in _HARMLESS:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA:
+            is_reading = second is None or (first or "").lower() in _READING_PRAGMAS
+            return sqlite3.SQLITE_OK if is_reading else sqlite3.SQLITE_DENY
+        is_ours = any((name or "").lower().startswith("durable_") for name in (first, second))
+        return sqlite3.SQLITE_DENY if is_ours or action in _FORBIDDEN else sqlite3.SQLITE_OK
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -140,6 +189,12 @@ class Database:
             return DatabaseReadOnlyError(self.path)
         if code == sqlite3.SQLITE_NOTADB:
             return NotADatabaseError(self.path)
+        if code in _TROUBLE:
+            return StorageError(
+                self.path,
+                f"The storage failed ({error}). What was committed before is kept. If it happens again, check the "
+                "disk, or copy the database and run PRAGMA integrity_check on the copy.",
+            )
         return None
 
     def _user_version(self) -> int:

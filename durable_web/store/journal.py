@@ -64,6 +64,14 @@ class Journal:
         if self.is_listening:
             self.facts.append(Fact(type, run_id, ts, fields))
 
+    def mark(self) -> tuple[int, int]:
+        """A place to go back to."""
+        return len(self.frames), len(self.facts)
+
+    def forget_since(self, mark: tuple[int, int]) -> None:
+        """Forget what was collected after a mark: it was rolled back."""
+        del self.frames[mark[0] :], self.facts[mark[1] :]
+
     def take(self) -> tuple[list[StoredFrame], list[Fact]]:
         """What was collected; nothing is left."""
         taken = self.frames, self.facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model import RunFilter
+from ..model import RunFilter, to_milliseconds
 
 TIMES = (
     "lease_expires_at",
@@ -112,7 +112,7 @@ UPDATE durable_runs
        started_at = COALESCE(started_at, :now),
        updated_at = :now
  WHERE id = (SELECT candidate.id
-               FROM durable_runs AS candidate
+               FROM durable_runs AS candidate INDEXED BY durable_runs_to_claim
               WHERE candidate.status = 'pending' AND candidate.due = 1
                 AND (candidate.concurrency_key IS NULL
                      OR NOT EXISTS (SELECT 1
@@ -122,7 +122,7 @@ UPDATE durable_runs
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
-RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at
+RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline
 """
 CLAIM = _CLAIM.format(condition="")
 
@@ -200,13 +200,13 @@ SELECT MIN(due)
 """
 
 MAKE_DUE = """
-UPDATE durable_runs
+UPDATE durable_runs INDEXED BY durable_runs_scheduled
    SET due = 1
  WHERE status = 'pending' AND due = 0 AND run_at <= :now
 """
 
 WAKE = """
-UPDATE durable_runs
+UPDATE durable_runs INDEXED BY durable_runs_waiting
    SET status = 'pending',
        ready_at = wake_at,
        wake_at = NULL,
@@ -227,7 +227,7 @@ RETURNING attempt
 
 OVERDUE = """
 SELECT id
-  FROM durable_runs
+  FROM durable_runs INDEXED BY durable_runs_deadlines
  WHERE deadline IS NOT NULL AND deadline <= :now AND status IN ('pending', 'leased', 'waiting')
  ORDER BY deadline
 """
@@ -260,7 +260,7 @@ RETURNING attempt
 REOPEN = """
 UPDATE durable_runs
    SET status = 'pending',
-       due = 1,
+       due = run_at IS NULL OR run_at <= :now,
        input = COALESCE(:input, input),
        error = NULL,
        failed_step = NULL,
@@ -380,6 +380,21 @@ UPDATE durable_steps
  WHERE run_id = :run_id AND status = 'running'
 """
 
+KEEP_LAST_FAILURES = """
+INSERT OR REPLACE INTO durable_attempts (run_id, name, attempt, error, started_at, completed_at)
+SELECT run_id, name, attempt, error, started_at, completed_at
+  FROM durable_steps
+ WHERE run_id = :run_id AND status = 'failed'
+"""
+
+EARLIER_ATTEMPTS = """
+SELECT name, MAX(attempt)
+  FROM durable_attempts
+ WHERE run_id = :run_id
+   AND name NOT IN (SELECT name FROM durable_steps WHERE run_id = :run_id)
+ GROUP BY name
+"""
+
 FORGET_UNSETTLED_STEPS = """
 DELETE FROM durable_steps
  WHERE run_id = :run_id AND status <> 'completed'
@@ -486,7 +501,7 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
     ):
         if moment is not None:
             conditions.append(f"created_at {comparison} :{name}")
-            parameters[name] = moment
+            parameters[name] = to_milliseconds(moment)
     if wanted.search:
         conditions.append("(id = :search OR instr(lower(job || ' ' || input || ' ' || labels), lower(:search)))")
         parameters["search"] = wanted.search

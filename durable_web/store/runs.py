@@ -33,6 +33,7 @@ class Claim:
     recoveries: int
     generation: int
     lease_expires_at: int = 0
+    deadline: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

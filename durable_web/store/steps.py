@@ -112,6 +112,7 @@ class Steps:
 
     def forget_unsettled(self, run_id: str) -> None:
         """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
+        self._connection.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
         self._connection.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
 
     def delete(self, run_id: str) -> None:
@@ -155,10 +156,19 @@ class Steps:
         self._connection.execute(queries.SET_VALUE, {"run_id": run_id, "key": key, "value": value, "now": now})
         self._journal.append(run_id, now, "event", {"key": key, "value": readable})
 
+    def stored_value(self, run_id: str, key: str) -> str | None:
+        """The latest value that a run has published under a key, as the codec's text."""
+        row = self._connection.execute(queries.GET_VALUE, {"run_id": run_id, "key": key}).fetchone()
+        return None if row is None else row[0]
+
     def get_value(self, run_id: str, key: str, default: Any) -> Any:
         """The latest value that a run has published under a key."""
-        row = self._connection.execute(queries.GET_VALUE, {"run_id": run_id, "key": key}).fetchone()
-        return default if row is None else decode(row[0])
+        text = self.stored_value(run_id, key)
+        return default if text is None else decode(text)
+
+    def earlier_attempts(self, run_id: str) -> dict[str, int]:
+        """The number of the last attempt at each step that has no record any more, because its run was retried."""
+        return dict(self._connection.execute(queries.EARLIER_ATTEMPTS, {"run_id": run_id}).fetchall())
 
     def _tell(self, run_id: str, record: StepRecord, now: int) -> None:
         common = {"step_name": record.name, "step_index": record.position}

@@ -47,6 +47,17 @@ class Store:
         if frames or facts:
             self.on_commit(frames, facts)
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Inside a transaction: what is written here is rolled back alone when anything is raised."""
+        mark = self.journal.mark()
+        try:
+            with self.database.savepoint():
+                yield
+        except BaseException:
+            self.journal.forget_since(mark)
+            raise
+
     def data_version(self) -> int:
         """A number that changes when another process has committed to the file."""
         return self.database.connection.execute("PRAGMA data_version").fetchone()[0]
