@@ -36,8 +36,6 @@ REQUIRED = (
     "pyscript.js",
     "python-bridge.js",
     "durable_page.py",
-    "pyscript.js",
-    "python-bridge.js",
     "demo/index.html",
     "demo/pyodide.html",
     "demo/main.py",

@@ -97,7 +97,8 @@ class Context:
 
         ``function(connection, *arguments)`` gets the engine's ``sqlite3.Connection`` inside an open transaction, works
         on the application's own tables, and returns the step's result. It must be synchronous, and must neither
-        commit nor roll back nor write to tables that begin with ``durable_``. Raises what ``step`` raises.
+        commit nor roll back, change pragmas, nor touch what begins with ``durable_``; it is not retried by itself.
+        Raises what ``step`` raises.
         """
         return await self._execution.transaction(name, function, arguments)
 

@@ -26,6 +26,7 @@ FIRST_PROBE_SECONDS = 2.0
 LONGEST_PROBE_SECONDS = 60.0
 LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
+STUBBORN_SECONDS = 5.0  # for jobs that swallow their cancellation; what they still try is refused
 
 _EXECUTING = frozenset({RunStatus.LEASED})
 _PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING})
@@ -62,7 +63,7 @@ class Dispatcher:
         on_idle: Callable[[], None],
     ) -> None:
         self.commits = GroupCommit(store, clock, self._on_flush_failure)
-        self.settled = 0  # runs that ended their execution here
+        self.claimed = 0
         self._store = store
         self._registry = registry
         self._clock = clock
@@ -88,6 +89,7 @@ class Dispatcher:
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._claims_left: float = 0
         self._unreleased: list[Claim] = []
+        self._state = "running"
         self._probe_delay = FIRST_PROBE_SECONDS
         self._data_version = 0
         self._timers: dict[str, TimerHandle] = {}
@@ -138,7 +140,7 @@ class Dispatcher:
         for execution, _ in entries:
             execution.abandon()
         if entries:
-            await asyncio.wait([task for _, task in entries])
+            await asyncio.wait([task for _, task in entries], timeout=STUBBORN_SECONDS)
 
     def abandon(self, run_id: str, *, cancelled: bool = False) -> None:
         """Stop executing a run that is no longer ours; does nothing when it is not here."""
@@ -162,10 +164,11 @@ class Dispatcher:
                 claim = self._claim_next()
             except StorageError as trouble:
                 self._report_trouble(trouble, "claiming a run")
-                return
+                break
             if claim is None:
                 break
             self._claims_left -= 1
+            self.claimed += 1
             self._execute(claim)
         if not self.executing:
             self._on_idle()
@@ -200,7 +203,6 @@ class Dispatcher:
             job = self._registry[claim.job]
         except JobNotFound as error:
             Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
-            self.settled += 1
             return
         execution = Execution(self._services, claim, job)
         task = asyncio.get_running_loop().create_task(execution.run(Context(execution, self._files)))
@@ -211,7 +213,6 @@ class Dispatcher:
         for place in (self.executing, self.parked):
             if run_id in place and place[run_id][0] is execution:
                 del place[run_id]
-        self.settled += 1
         if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
             error = task.exception() or RuntimeError()
             self._events.report(error, "executing a run", self._clock.now(), run_id)
@@ -323,37 +324,45 @@ class Dispatcher:
 
     # --- trouble with the storage ------------------------------------------------------------------------------------
 
-    def _on_flush_failure(self, error: Exception) -> None:
-        """A group that nobody waited for, such as log lines, was not written."""
-        if not isinstance(error, StorageError):
-            raise error
-        self._report_trouble(error, "writing log lines")
+    def _on_flush_failure(self, error: BaseException) -> None:
+        """What nobody waited for, such as log lines, was not written."""
+        if isinstance(error, StorageError):
+            self._report_trouble(error, "writing log lines")
+        else:
+            self._events.report(error, "writing log lines", self._clock.now())
 
     def _on_storage_trouble(self, claim: Claim, trouble: StorageError) -> None:
         """A run had to be left because its commit failed: stop claiming, and try to give it back later."""
         self._unreleased.append(claim)
         self._report_trouble(trouble, "committing a step")
-        if len(self._unreleased) == 1:
-            self._set_timer("probe", self._probe_delay, self._try_again)
 
     def _report_trouble(self, trouble: StorageError, context: str) -> None:
+        """Tell of it, and try again later."""
         self._events.report(trouble, context, self._clock.now())
-        self._on_state("storage_full" if isinstance(trouble, StorageFullError) else "storage_error", str(trouble))
+        state = "storage_full" if isinstance(trouble, StorageFullError) else "storage_error"
+        if self._state == "running":
+            self._set_timer("probe", self._probe_delay, self._try_again)
+        if self._state != state:
+            self._state = state
+            self._on_state(state, str(trouble))
 
     def _try_again(self) -> None:
         """Write what could not be written; when it can be, go on."""
+        troubled, self._state = self._state, "running"
+        self._probe_delay = min(self._probe_delay * 2, LONGEST_PROBE_SECONDS)
         try:
             with self._store.transaction():
                 for claim in self._unreleased:
-                    self._store.runs.release(claim, self._clock.now(), reason="the storage was full")
+                    self._store.runs.release(claim, self._clock.now(), reason="the storage was in trouble")
+            self._unreleased.clear()
+            self.fill_slots()
         except StorageError:
-            self._probe_delay = min(self._probe_delay * 2, LONGEST_PROBE_SECONDS)
+            self._state = troubled
             self._set_timer("probe", self._probe_delay, self._try_again)
             return
-        self._unreleased.clear()
-        self._probe_delay = FIRST_PROBE_SECONDS
-        self._on_state("running", "")
-        self.fill_slots()
+        if self._state == "running":  # and claiming met no trouble either
+            self._probe_delay = FIRST_PROBE_SECONDS
+            self._on_state("running", "")
 
 
 async def _no_function(context: object, input: object) -> None:

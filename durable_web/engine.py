@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -41,7 +42,7 @@ class Engine:
 
     :param path: the database file, made when it is not there; its folder must exist.
     :param jobs: the jobs that this engine can execute.
-    :param max_concurrent_runs: how many runs may execute at a time.
+    :param max_concurrent_runs: how many runs may execute at a time; 0 for an engine that only triggers and watches.
     :param lease: seconds for which a claim on a run holds without being renewed.
     :param durability: ``"full"`` survives power loss; ``"normal"`` survives the death of any process, and is faster.
     :param preserve_steps: keep the steps of completed runs; without, they are deleted when their run completes.
@@ -76,6 +77,8 @@ class Engine:
     ) -> None:
         self.path = os.fspath(path)
         self._registry = Registry(list(jobs))
+        if max_concurrent_runs < 0 or lease <= 0 or max_recoveries < 0:
+            raise ValueError("An engine needs max_concurrent_runs >= 0, lease > 0 and max_recoveries >= 0.")
         self._limits = Limits(
             max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps
         )
@@ -145,6 +148,7 @@ class Engine:
     def _close(self) -> None:
         if self._purge_timer is not None:
             self._purge_timer.cancel()
+            self._purge_timer = None
         self._timeline.close()
         store, self._store = self._store, None
         if store is not None:
@@ -158,19 +162,18 @@ class Engine:
         await self.stop(drain=exception[0] is None)
 
     async def run_until_idle(self, max_runs: int | None = None) -> int:
-        """Execute what can be executed now, at most ``max_runs`` runs, and return how many ended their execution.
+        """Execute what can be executed now, at most ``max_runs`` runs, until it has ended or waits; returns how many.
 
         Runs that wait for a later time are not waited for. For engines started with ``claim=False``.
         """
         self._running_store()
-        before = self._dispatcher.settled
+        before = self._dispatcher.claimed
         self._idle.clear()
         self._dispatcher.claim(float("inf") if max_runs is None else max_runs)
         if not self._dispatcher.is_idle:
             await self._idle.wait()
-        if not self._is_claiming:
-            self._dispatcher.claim(0)
-        return self._dispatcher.settled - before
+        self._dispatcher.claim(float("inf") if self._is_claiming else 0)
+        return self._dispatcher.claimed - before
 
     async def run_one(self) -> bool:
         """Execute the run whose turn it is; ``False`` when there is none."""
@@ -356,7 +359,10 @@ class Engine:
     async def retry(self, run_id: str) -> Run:
         """Let a run that failed, died or was cancelled go on: completed steps are kept, the others are called again.
 
+        Attempts are counted anew; a deadline is forgotten, and a job's timeout counts from now.
+
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
+        :raises ConflictError: when another run of the job with its concurrency key is pending.
         """
         return self._reopen(run_id, None)
 
@@ -372,6 +378,11 @@ class Engine:
         store = self._running_store()
         with store.transaction():
             store.runs.reopen(run_id, self._clock.now(), input_text)
+            run = store.runs.get(run_id)
+            if run.concurrency_key is not None:
+                other = store.runs.find_by_concurrency_key(run.job, run.concurrency_key, ["pending"], besides=run_id)
+                if other is not None:
+                    raise ConflictError(run.job, run.concurrency_key, other)
             store.steps.forget_unsettled(run_id)
         self._dispatcher.fill_slots()
         return store.runs.get(run_id)
@@ -482,8 +493,12 @@ class Engine:
         return self._running_store().runs.identity(run_id)
 
     def _on_commit(self, frames: list[StoredFrame], facts: list[Fact]) -> None:
-        self._timeline.publish(frames)
-        self._events.publish(facts)
+        """Tell of what was committed; nothing that goes wrong here may look like a failed commit."""
+        try:
+            self._timeline.publish(frames)
+            self._events.publish(facts)
+        except Exception:
+            logging.getLogger("durable_web").exception("Telling of what was committed failed")
 
     def _on_idle(self) -> None:
         self._idle.set()

@@ -40,7 +40,7 @@ OPERATIONAL = frozenset(
 class Event:
     """Something that happened.
 
-    ``sequence`` counts this engine's events from 1. The fields that the type adds are in ``data``, and are attributes
+    ``sequence`` counts this engine's events from 1. The fields that the type adds are in ``fields``, and are attributes
     as well: ``run:trigger`` has input; ``run:coalesced`` skipped_input, skipped_labels; ``run:complete`` output,
     duration; ``run:fail`` error, failed_step_name; ``run:dead`` error; ``run:leased`` input, lease_owner,
     lease_expires_at; ``run:lease-renewed`` lease_expires_at; ``run:progress`` progress; ``step:start`` and
@@ -126,7 +126,7 @@ class Events:
         try:
             result = listener(event)
         except Exception as error:
-            self.on_error(error, event)
+            self._handle(error, event)
             return
         if inspect.isawaitable(result):
             task = asyncio.ensure_future(result)
@@ -137,7 +137,13 @@ class Events:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception):
+            self._handle(error, event)
+
+    def _handle(self, error: Exception, event: Event) -> None:
+        try:
             self.on_error(error, event)
+        except Exception as worse:
+            _log_failure(worse, event)
 
 
 def _log_failure(error: Exception, event: Event) -> None:

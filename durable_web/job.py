@@ -52,11 +52,17 @@ class Retry:
             return False
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
-        return self.retry_on(error)
+        try:
+            return self.retry_on(error)
+        except Exception:  # a predicate that fails decides nothing: the step's own failure is what counts
+            return False
 
     def delay(self, attempt: int) -> float:
         """Seconds between the failure of attempt number ``attempt`` and the next one."""
-        exact = min(self.backoff * self.factor ** (attempt - 1), self.max_delay)
+        try:
+            exact = min(self.backoff * self.factor ** (attempt - 1), self.max_delay)
+        except OverflowError:
+            exact = self.max_delay
         return exact * (1 + self.jitter * (2 * _RANDOM.random() - 1))
 
 

@@ -316,15 +316,32 @@ class StoredFrame:
 
 
 def to_wire(value: Any) -> Any:
-    """A run, a step, or a list of them, as JSON data for a page."""
-    if isinstance(value, list):
+    """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
+    if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {_camel_case(field.name): to_wire(getattr(value, field.name)) for field in fields}
-    if isinstance(value, datetime):
-        return int(value.timestamp() * 1000)
-    return readable(value)
+    if not isinstance(value, (Run, Step, Attempt, ErrorInfo, Progress)):
+        return readable(value)
+    told = {}
+    for name in (part.name for part in dataclasses.fields(value)):
+        item = getattr(value, name)
+        told[_camel_case(name)] = to_milliseconds(item) if name in _OWN_TIMES else to_wire(item)
+    return told
+
+
+_OWN_TIMES = frozenset(
+    {
+        "created_at",
+        "ready_at",
+        "started_at",
+        "completed_at",
+        "updated_at",
+        "run_at",
+        "wake_at",
+        "retry_at",
+        "deadline",
+        "lease_expires_at",
+    }
+)
 
 
 def _camel_case(name: str) -> str:

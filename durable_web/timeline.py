@@ -87,6 +87,7 @@ class Timeline:
                 if frames is None:
                     frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
                     ended = ended or not (frames or self._store.runs.exists(run_id))
+                    await asyncio.sleep(0)  # a long history leaves room for other work between its pages
                 if frames:
                     seq = frames[-1].seq
                     yield frames

@@ -56,6 +56,12 @@ class Trigger:
             raise ValueError(f'coalesce is "skip" or "active", not {self.coalesce!r}.')
         if self.coalesce is not None and self.concurrency_key is None:
             raise ValueError("coalesce needs a concurrency_key: it says which runs are the same.")
+        for name in ("idempotency_key", "concurrency_key"):
+            key = getattr(self, name)
+            if key is not None and (not isinstance(key, str) or not key):
+                raise ValueError(f"{name} is a non-empty string, not {key!r}.")
+        if type(self.priority) is not int:
+            raise ValueError(f"priority is a whole number, not {self.priority!r}.")
         for key, value in self.labels.items():
             if not isinstance(key, str) or not _LABEL_KEY.fullmatch(key):
                 raise ValueError(f"The label key {key!r} is not made of letters, digits and . _ / - alone.")

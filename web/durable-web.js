@@ -111,7 +111,7 @@ export async function connect(name, { jobs, durability = "full", onstatus }) {
  * A connection to one database; `connect` makes it. Its events are CustomEvents:
  *
  *     "status"   detail: StatusDetail
- *     "engine"   detail: {state: "running" | "storage_full", message?}
+ *     "engine"   detail: {state: "running" | "storage_full" | "storage_error", message?}
  *     "error"    detail: a DurableError that no call was waiting for
  */
 export class Durable extends EventTarget {

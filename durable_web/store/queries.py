@@ -98,6 +98,7 @@ SELECT id
   FROM durable_runs
  WHERE concurrency_key = :key AND status = :status AND job = :job
    AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+   AND id <> :besides
  ORDER BY id
  LIMIT 1
 """

@@ -90,10 +90,14 @@ class Runs:
         """The id of the run of ``job`` that was triggered with that key, in whatever state it is."""
         return self._value(queries.FIND_BY_IDEMPOTENCY_KEY, {"job": job, "key": key})
 
-    def find_by_concurrency_key(self, job: str, key: str, statuses: Iterable[str]) -> str | None:
-        """The id of a run of ``job`` with that key in the first of ``statuses`` in which there is one."""
+    def find_by_concurrency_key(self, job: str, key: str, statuses: Iterable[str], besides: str = "") -> str | None:
+        """The id of a run of ``job`` with that key in the first of ``statuses`` in which there is one.
+
+        :param besides: the id of a run that is not meant.
+        """
         for status in statuses:
-            found = self._value(queries.FIND_BY_CONCURRENCY_KEY, {"job": job, "key": key, "status": status})
+            wanted = {"job": job, "key": key, "status": status, "besides": besides}
+            found = self._value(queries.FIND_BY_CONCURRENCY_KEY, wanted)
             if found is not None:
                 return found
         return None

@@ -12,16 +12,19 @@ import zipfile
 
 import pytest
 
-from chromium import launch
+from chromium import TIMEOUT_MS, launch
 
 PAGES = {"micropython": "demo/index.html", "pyodide": "demo/pyodide.html"}
-WAIT_FOR = """([selector, pattern]) => new Promise(resolve => {
-  const matches = () => new RegExp(pattern).test(document.querySelector(selector).textContent);
+WAIT_FOR = """([selector, pattern, timeout]) => new Promise((resolve, reject) => {
+  const text = () => document.querySelector(selector).textContent;
+  const matches = () => new RegExp(pattern).test(text());
   if (matches()) return resolve();
   const observer = new MutationObserver(() => {
     if (matches()) { observer.disconnect(); resolve(); }
   });
   observer.observe(document.documentElement, {subtree: true, childList: true, characterData: true});
+  const alert = () => [...document.querySelectorAll("[role=alert]")].map(element => element.innerText).join(" ");
+  setTimeout(() => reject(new Error(`${selector} is "${text()}", not ${pattern}; alerts: ${alert()}`)), timeout);
 })"""
 LIST_FILES = """async () => {
   let folder = await navigator.storage.getDirectory();
@@ -60,7 +63,7 @@ class Demo:
 
     def wait_for(self, selector, pattern):
         """Wait until the text of an element matches."""
-        self.page.evaluate(WAIT_FOR, [selector, pattern])
+        self.page.evaluate(WAIT_FOR, [selector, pattern, TIMEOUT_MS])
 
     def choose(self, name, content):
         """Choose a file, as if from the disk."""

@@ -244,7 +244,12 @@ class World:
                 await self.retry_run(run_id)
 
     async def retry_run(self, run_id: str) -> None:
-        await self.engine.retry(run_id)
+        try:
+            await self.engine.retry(run_id)
+        except ConflictError as conflict:
+            other, own = await self.engine.get_run(conflict.run_id), await self.engine.get_run(run_id)
+            assert (other.status, other.concurrency_key) == (RunStatus.PENDING, own.concurrency_key)
+            return
         run = self.runs[run_id]
         run.deadline = False
         run.broken.clear()
