@@ -153,7 +153,7 @@ def test_a_reload_in_the_middle_follows_the_import_again(demo, large):
     demo.wait_for("#survived", "^Survived 1 interruption: ")
     demo.wait_for("#figures", "80,000")
     demo.show_choice()
-    assert "large.csv" in demo.text("#history-list li:first-child")
+    demo.wait_for("#history-list", "^large.csv")
     assert demo.page.locator("#saved").is_hidden()
 
 
@@ -214,7 +214,7 @@ def test_markup_in_names_and_values_is_text(demo):
     assert demo.text("#run-title") == f"{markup}.csv"
     assert demo.page.locator("#preview tbody tr > *").all_inner_texts() == [markup, "😀 <script>alert(2)</script>"]
     demo.show_choice()
-    assert f"{markup}.csv" in demo.text("#history-list")
+    demo.wait_for("#history-list", re.escape(f"{markup}.csv"))
     assert demo.page.locator("main img, main script").count() == 0
 
 

@@ -1,0 +1,369 @@
+"""When something goes wrong, it goes wrong for whom it concerns, and nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+
+import pytest
+from watching import finish, on_a_desk_only
+
+from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
+from durable_web.testing import MockClock, settle
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("it has no words")
+
+
+async def together(ctx: Context, gate: asyncio.Event) -> None:
+    """Two branches, so that the run's commits join a group."""
+    await asyncio.gather(*(ctx.step(name, gate.wait) for name in ("one", "two")))
+
+
+@on_a_desk_only("another connection would need shared memory")
+async def test_a_group_that_cannot_begin_wakes_everybody_and_the_runs_go_on_later(running, database_path):
+    clock = MockClock()
+    gate = asyncio.Event()
+    states: list[str] = []
+
+    @job("group")
+    async def group(ctx: Context, _: None) -> str:
+        await together(ctx, gate)
+        return "done"
+
+    options = {"exclusive": False, "clock": clock, "on_state": lambda state, message: states.append(state)}
+    async with running(group, **options) as engine:
+        runs = [await engine.trigger("group") for _ in range(2)]
+        await settle()
+        engine._store.database.connection.execute("PRAGMA busy_timeout = 1")
+        foreign = sqlite3.connect(database_path, isolation_level=None)
+        foreign.execute("BEGIN IMMEDIATE")
+        gate.set()
+        await settle()
+        assert states == ["storage_error"]
+        foreign.execute("ROLLBACK")
+        foreign.close()
+        await clock.advance(5)
+        assert [(await finish(engine, run)).output for run in runs] == ["done"] * 2
+    assert states[-1] == "running"
+
+
+async def test_a_claim_that_failed_is_tried_again(running, monkeypatch):
+    clock = MockClock()
+    states: list[str] = []
+
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        return value
+
+    async with running(echo, clock=clock, on_state=lambda state, message: states.append(state)) as engine:
+        runs = engine._store.runs
+        claim = runs.claim
+
+        def fail(*arguments: object) -> None:
+            raise StorageError("path", "the disk is busy")
+
+        monkeypatch.setattr(runs, "claim", fail)
+        run = await engine.trigger("echo", 7)
+        assert states == ["storage_error"]
+        monkeypatch.setattr(runs, "claim", claim)
+        await clock.advance(3)
+        assert (await engine.get_run(run.id)).output == 7
+    assert states == ["storage_error", "running"]
+
+
+async def test_an_io_error_never_reaches_the_job_and_never_loses_the_checkpoint(running, monkeypatch):
+    clock = MockClock()
+    caught: list[Exception] = []
+
+    @job("careless")
+    async def careless(ctx: Context, _: None) -> str:
+        try:
+            return await ctx.step("step", lambda: "result")
+        except Exception as error:
+            caught.append(error)
+            return "went on without a checkpoint"
+
+    async with running(careless, clock=clock) as engine:
+        steps = engine._store.steps
+        record = steps.record
+
+        def fail(*arguments: object) -> None:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+
+        monkeypatch.setattr(steps, "record", fail)
+        run = await engine.trigger("careless")
+        await settle()
+        monkeypatch.setattr(steps, "record", record)
+        await clock.advance(5)
+        run = await engine.get_run(run.id)
+        assert [step.status for step in await engine.get_steps(run.id)] == ["completed"]
+    assert (run.output, caught) == ("result", [])
+
+
+async def test_a_write_that_fails_fails_alone(running):
+    gate = asyncio.Event()
+
+    def insert_and_leave(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE half (value)")
+        raise asyncio.CancelledError
+
+    @job("innocent")
+    async def innocent(ctx: Context, _: None) -> str:
+        await together(ctx, gate)
+        return "unharmed"
+
+    @job("guilty")
+    async def guilty(ctx: Context, _: None) -> None:
+        await gate.wait()
+        await ctx.transaction("leave", insert_and_leave)
+
+    async with running(innocent, guilty) as engine:
+        runs = [await engine.trigger(name) for name in ("innocent", "guilty", "innocent")]
+        await settle()
+        gate.set()
+        ended = [await finish(engine, run) for run in runs]
+        tables = engine._store.database.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'half'")
+        assert tables.fetchall() == []
+    assert [run.status for run in ended] == ["completed", "failed", "completed"]
+
+
+async def test_an_error_without_words_is_still_recorded(running):
+    def fail() -> None:
+        raise Unspeakable
+
+    @job("unspeakable")
+    async def unspeakable(ctx: Context, _: None) -> None:
+        await ctx.step("fail", fail)
+
+    async with running(unspeakable) as engine:
+        run = await finish(engine, await engine.trigger("unspeakable"))
+    assert run.status == RunStatus.FAILED
+    assert "Unspeakable" in run.error.message
+
+
+@pytest.mark.parametrize("current", [Decimal(1), "1", float("nan"), float("inf"), None])
+async def test_progress_that_is_no_number_is_refused_where_it_is_reported(running, current):
+    @job("report")
+    async def report(ctx: Context, _: None) -> None:
+        ctx.progress(current)
+
+    async with running(report) as engine:
+        run = await finish(engine, await engine.trigger("report"))
+    assert run.error.type in ("TypeError", "ValueError")
+    assert "ctx.progress" in run.error.message
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+
+
+def wrong_colour() -> Colour:
+    return "green"  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [wrong_colour, lambda: {Point(1)}, lambda: {Point(1): 2}],
+    ids=["enum", "set", "key"],
+)
+async def test_a_result_that_would_not_read_back_fails_its_step_and_nothing_else(running, function):
+    @job("unreadable")
+    async def unreadable(ctx: Context, _: None) -> str:
+        with pytest.raises(StepFailed, match="SerializationError"):
+            await ctx.step("make", function)
+        return "went on"
+
+    async with running(unreadable) as engine:
+        run = await finish(engine, await engine.trigger("unreadable"))
+        assert [item.id for item in await engine.list_runs()] == [run.id]
+    assert run.output == "went on"
+
+
+async def test_an_error_handler_that_fails_itself_disturbs_nobody(running):
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("in the handler")
+
+    @job("step")
+    async def step(ctx: Context, _: None) -> str:
+        return await ctx.step("step", lambda: "fine")
+
+    async with running(step) as engine:
+        engine.on_error(fail)
+        engine.on("step:complete", fail)
+        assert (await finish(engine, await engine.trigger("step"))).output == "fine"
+
+
+async def test_transaction_functions_run_in_the_context_of_their_own_step(running):
+    references: dict[str, str] = {}
+
+    @job("refer")
+    async def refer(ctx: Context, _: None) -> None:
+        def note(connection: sqlite3.Connection, name: str) -> None:
+            references[name] = ctx.step_ref
+
+        async with asyncio.TaskGroup() as group:
+            for name in ("a", "b", "c"):
+                group.create_task(ctx.transaction(name, note, name))
+
+    async with running(refer) as engine:
+        run = await finish(engine, await engine.trigger("refer"))
+    assert references == {name: f"{run.id}/{name}" for name in ("a", "b", "c")}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PRAGMA user_version = 99",
+        "ATTACH ':memory:' AS other",
+        "DROP INDEX durable_runs_by_job",
+        "CREATE TABLE durable_mine (value)",
+        "CREATE TRIGGER mine AFTER INSERT ON durable_frames BEGIN SELECT 1; END",
+    ],
+)
+async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_database(running, statement):
+    def harm(connection: sqlite3.Connection) -> None:
+        connection.row_factory = sqlite3.Row
+        connection.execute(statement)
+
+    @job("harm")
+    async def harm_job(ctx: Context, _: None) -> str:
+        with pytest.raises(StepFailed, match="TransactionError"):
+            await ctx.transaction("harm", harm)
+        return await ctx.step("after", lambda: "as before")
+
+    async with running(harm_job) as engine:
+        assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
+    async with running(harm_job) as engine:
+        assert len(await engine.list_runs()) == 1
+
+
+async def test_a_run_parks_also_when_the_branch_that_kept_it_busy_ends_after_the_wait_began(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    def fail() -> None:
+        raise ConnectionError
+
+    @job("branches")
+    async def branches(ctx: Context, _: None) -> None:
+        await asyncio.gather(ctx.step("flaky", fail, retry=Retry(backoff=3600)), ctx.step("busy", gate.wait))
+
+    async with running(branches, clock=clock) as engine:
+        run = await engine.trigger("branches")
+        await clock.advance(1)
+        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        gate.set()
+        await settle()
+        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+
+
+async def test_every_step_under_way_is_told_to_stop_when_the_run_is_cancelled_or_fails(running):
+    clock = MockClock()
+    stopped: list[str] = []
+
+    async def linger(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.append(name)
+
+    def fail() -> None:
+        raise ValueError
+
+    @job("tasks")
+    async def tasks(ctx: Context, mode: str) -> None:
+        lingering = asyncio.create_task(ctx.step("linger", linger, mode))
+        await asyncio.sleep(0)
+        if mode == "fail":
+            await ctx.step("fail", fail)
+        await asyncio.wait([lingering])
+
+    async with running(tasks, clock=clock) as engine:
+        cancelled, failed = [await engine.trigger("tasks", mode) for mode in ("cancel", "fail")]
+        await clock.advance(1)
+        await engine.cancel(cancelled.id)
+        await settle()
+        assert sorted(stopped) == ["cancel", "fail"]
+        for run in (cancelled, failed):
+            assert [s.name for s in await engine.get_steps(run.id) if s.status == "running"] == []
+
+
+async def test_an_exclusive_engine_that_slept_beyond_its_leases_still_owns_its_runs(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    @job("sleep")
+    async def sleep(ctx: Context, _: None) -> int:
+        await ctx.step("wait", gate.wait)
+        return ctx.attempt
+
+    async with running(sleep, clock=clock, lease=30) as engine:
+        run = await engine.trigger("sleep")
+        await settle()
+        clock._elapsed += 100_000  # the lid was closed: time went on, timers did not
+        await clock.advance(60)
+        gate.set()
+        assert (await finish(engine, run)).output == 1
+
+
+async def test_runs_are_found_by_when_they_were_created(running):
+    clock = MockClock()
+    start = datetime.fromtimestamp(clock.now() / 1000, UTC)
+
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        return value
+
+    async with running(echo, clock=clock) as engine:
+        for number in range(3):
+            await finish(engine, await engine.trigger("echo", number))
+            await clock.advance(60)
+        middle = start + timedelta(seconds=30)
+        assert [run.input for run in await engine.list_runs(created_before=middle)] == [0]
+        assert [run.input for run in await engine.list_runs(created_after=middle, order="oldest")] == [1, 2]
+        assert len(await engine.delete_runs(created_before=middle)) == 1
+        with pytest.raises(ValueError, match="no time zone"):
+            await engine.list_runs(created_after=datetime(2030, 1, 1))  # noqa: DTZ001
+
+
+async def test_an_event_that_was_not_published_before_the_crash_is_published_by_the_replay(running):
+    from durable_web.testing import crash
+
+    reached = asyncio.Event()
+
+    @job("publish")
+    async def publish(ctx: Context, _: None) -> None:
+        async def other() -> None:
+            await ctx.step("other", lambda: None)
+            if ctx.attempt == 1:
+                reached.set()
+                await asyncio.Event().wait()
+
+        async def publisher() -> None:
+            if ctx.attempt == 1:
+                await asyncio.Event().wait()
+            await ctx.set_event("stage", "published")
+
+        await asyncio.gather(publisher(), other())
+
+    async with running(publish) as engine:
+        run = await engine.trigger("publish")
+        await reached.wait()
+        await crash(engine)
+    async with running(publish) as engine:
+        await finish(engine, run)
+        assert await engine.get_event(run.id, "stage") == "published"
