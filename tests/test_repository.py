@@ -10,7 +10,7 @@ import pytest
 from environment import ROOT, pinned_packages
 from packages import WEB
 
-MACHINE_PATH = re.compile(r"/(?:work|farm|root|tmp/[a-z]|home/[a-z]|Users/[a-zA-Z])[/\w]")
+MACHINE_PATH = re.compile(r"/(?:work|farm|root)/|/(?:tmp/[a-z]|home/[a-z]|Users/[a-zA-Z])[/\w]")
 REGISTRY_HOST = re.compile(r"registry[.]npmjs|pypi[.]org|pythonhosted[.]org|deb[.]debian", re.IGNORECASE)
 
 

@@ -34,11 +34,10 @@ class Demo:
     def __init__(self):
         self._durable = None
         self._watch = None
-        self._run = None
         self._result = None
         self._choose = ChooseView(self._begin, self._begin_saved, self._forget)
         self._downloads = Downloads()
-        self._shown = 0
+        self._visit = 0
         listen(find("reload"), "click", lambda event: window.location.reload())
         listen(find("cancel"), "click", lambda event: start(self._cancel(_run_in_address())))
         listen(find("chart-column"), "change", lambda event: self._result.draw_chart())
@@ -98,94 +97,103 @@ class Demo:
         """Show what the address asks for."""
         if self._durable is None or self._durable.status != "ready":
             return
-        self._leave()
+        visit = self._leave()
         run_id = _run_in_address()
-        if run_id is None:
-            await self._show_choice()
-            return
-        try:
-            await self._show_run(await self._durable.get_run(run_id))
-        except DurableError as error:
-            if error.code != "RunNotFound":
-                raise
-            notices.tell(error)
-            await self._show_choice()
+        run = None if run_id is None else await self._find_run(run_id)
+        if visit == self._visit:
+            await (self._show_choice(visit) if run is None else self._show_run(run, visit))
 
     def _leave(self):
-        """Stop following the run that is shown, and forget what was said about it."""
-        self._shown += 1
+        """Stop following the run that is shown; what was begun for it sees by the visit's number that it is over."""
+        self._visit += 1
         if self._watch is not None:
             self._watch.close()
             self._watch = None
         document.title = TITLE
+        window.scrollTo(0, 0)
+        return self._visit
 
-    async def _show_choice(self):
-        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
-        await self._show_saved(runs)
-        self._choose.show_runs(runs)
-        self._choose.enable(True, "")
+    async def _find_run(self, run_id):
+        try:
+            return await self._durable.get_run(run_id)
+        except DurableError as error:
+            if error.code != "RunNotFound":
+                raise
+            notices.tell(error)
+            return None
+
+    async def _show_choice(self, visit):
         show("run-view", False)
         show("choose-view")
+        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
+        saved = await self._saved_files(runs)
+        if visit != self._visit:
+            return
+        self._choose.show_runs(runs)
+        self._choose.show_saved(saved)
+        self._choose.enable(True, "")
         for run in runs:
             if run.status in ACTIVE:
-                start(self._show_choice_after(run, self._shown))
+                start(self._show_choice_after(run, visit))
 
-    async def _show_choice_after(self, run, shown):
+    async def _show_choice_after(self, run, visit):
         """List the imports anew when this one has ended, if they are still shown then."""
         async for _ in self._durable.watch(run.id):
             pass
-        if shown == self._shown:
-            await self._show_choice()
+        if visit == self._visit:
+            await self._show_choice(visit)
 
-    async def _show_saved(self, runs):
+    async def _saved_files(self, runs):
+        """The files that are neither imported nor being imported, each with what the person calls it."""
         active = await self._durable.list_runs(job="import-csv", status=ACTIVE)
         in_use = [run.input["path"] for run in active]
         names = {run.input["path"]: run.input.get("name") for run in runs}
         files = await self._durable.list_files()
         saved = [file for file in files if file.path not in in_use and not file.name.startswith(TEMPORARY)]
-        self._choose.show_saved([(file, names.get(file.path) or file.name.partition("-")[2]) for file in saved])
+        return [(file, names.get(file.path) or file.name.partition("-")[2]) for file in saved]
 
-    async def _show_run(self, run):
+    async def _show_run(self, run, visit):
         show("choose-view", False)
         show("run-view")
         show("result", False)
         view = RunView(run)
-        window.scrollTo(0, 0)
         find("run-title").focus()
         if run.status in TERMINAL:
-            await self._show_end(run)
-        await self._follow(run, view)
+            await self._show_end(run, visit)
+        if visit == self._visit:
+            await self._follow(run, view, visit)
 
-    async def _follow(self, run, view):
+    async def _follow(self, run, view, visit):
         watch = self._watch = self._durable.watch(run.id)
         was_active = run.status in ACTIVE
         try:
-            while self._watch is watch:
+            while visit == self._visit:
                 view.take(await watch.next_batch())
                 await next_frame()
-                if self._watch is watch:
+                if visit == self._visit:
                     view.render()
                     document.title = f"{view.percent()} {view.name}" if was_active else view.name
         except StopAsyncIteration:
             pass
-        if self._watch is watch and was_active:
+        if visit == self._visit and was_active:
             run = await self._durable.get_run(run.id)
             write("announcement", f"The import of {view.name} has ended: {run.status}.")
-            await self._show_end(run)
+            await self._show_end(run, visit)
 
-    async def _show_end(self, run):
+    async def _show_end(self, run, visit):
         """Show what a run that has ended came to."""
-        self._run = run
-        document.title = run.input.get("name") or TITLE
         file = await self._saved_file(run)
+        if file is not None and run.status == "completed":
+            await self._durable.delete_file(file.name)
+        if visit != self._visit:
+            return
+        document.title = run.input.get("name") or TITLE
         if run.status == "completed":
             show("result")
             self._result = ResultView(run.output)
             self._downloads.offer(self._durable, run)
-            if file is not None:
-                await self._durable.delete_file(file.name)
-        elif run.status in ("failed", "dead"):
-            notices.tell_run_failed(run, None if file is None else self._again(run, file))
+        else:
+            notices.tell_run_ended(run, None if file is None else self._again(run, file))
 
     # --- what a person asks for ---------------------------------------------------------------------------------------
 
@@ -197,12 +205,12 @@ class Demo:
         except DurableError:
             self._choose.enable(True, "")
             raise
-        await self._begin_saved(file, name)
+        await self._begin_saved(file, name, self._choose.encoding())
 
-    async def _begin_saved(self, file, name):
+    async def _begin_saved(self, file, name, encoding):
         notices.clear()
         try:
-            request = {"path": file.path, "name": name, "encoding": self._choose.encoding()}
+            request = {"path": file.path, "name": name, "encoding": encoding}
             run = await self._durable.trigger("import-csv", request)
         finally:
             self._choose.enable(True, "")
@@ -211,7 +219,7 @@ class Demo:
     async def _forget(self, file):
         notices.clear()
         await self._durable.delete_file(file.name)
-        await self._show_choice()
+        await self._show_choice(self._visit)
 
     async def _cancel(self, run_id):
         try:
@@ -234,11 +242,8 @@ class Demo:
         select.value = run.input.get("encoding") or "utf-8"
         button = make("button", {"type": "button", "class": "button"}, "Import again")
 
-        def again(event):
-            find("encoding").value = select.value
-            start(self._begin_saved(file, run.input.get("name")))
-
-        listen(button, "click", again)
+        name = run.input.get("name")
+        listen(button, "click", lambda event: start(self._begin_saved(file, name, select.value)))
         label = make("label", {"for": "encoding-again"}, "Encoding")
         return make("p", {"class": "field"}, label, select, button)
 

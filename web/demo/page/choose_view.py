@@ -12,8 +12,8 @@ PRIVATE = "The file stays on this device. Nothing is uploaded."
 
 
 class ChooseView:
-    """Calls ``begin(blob, name)`` for a file to import, ``begin_saved(file, name)`` for one that is saved already, and
-    ``forget(file)`` for one that is to be deleted; all three are asynchronous.
+    """Calls ``begin(blob, name)`` for a file to import, ``begin_saved(file, name, encoding)`` for one that is saved
+    already, and ``forget(file)`` for one that is to be deleted; all three are asynchronous.
     """
 
     def __init__(self, begin, begin_saved, forget):
@@ -78,12 +78,12 @@ class ChooseView:
             start(_refuse("Drop one file at a time: each import is of one file."))
 
     def _on_sample(self, event):
-        start(self._fetch_sample(event.currentTarget.getAttribute("data-sample")))
+        start(self._begin_sample(event.currentTarget.getAttribute("data-sample")))
 
-    async def _fetch_sample(self, name):
+    async def _begin_sample(self, name):
         self.show_saving(name)
         try:
-            blob = await _fetch(f"./data/{name}")
+            blob = await _fetch_sample(name)
         except DurableError:
             self.enable(True, "")
             raise
@@ -94,7 +94,7 @@ class ChooseView:
         forget = make("button", {"type": "button", "class": "button button-secondary button-small"}, "Delete")
         for button, word in ((begin, "Import"), (forget, "Delete")):
             button.setAttribute("aria-label", f"{word} {name}")
-        listen(begin, "click", lambda event: start(self._begin_saved(file, name)))
+        listen(begin, "click", lambda event: start(self._begin_saved(file, name, self.encoding())))
         listen(forget, "click", lambda event: start(self._forget(file)))
         buttons = make("span", {"class": "buttons"}, begin, forget)
         return make("li", {"class": "row"}, _row_text(name, size(file.size)), buttons)
@@ -104,15 +104,17 @@ async def _refuse(message):
     raise DurableError("Refused", message)
 
 
-async def _fetch(url):
-    """A file of this site, as a Blob."""
+async def _fetch_sample(name):
+    """A sample of this site, as a Blob."""
     try:
-        response = await js.fetch(url)
+        response = await js.fetch(f"./data/{name}")
         blob = await response.blob()
-    except Exception as error:
-        raise DurableError("FetchError", f"{url} could not be fetched ({error}). Is the network there?") from None
+    except Exception:
+        message = f"The sample {name} could not be fetched. See whether the network is there, and try again."
+        raise DurableError("FetchError", message) from None
     if not response.ok:
-        raise DurableError("FetchError", f"{url} could not be fetched: the server answered {response.status}.")
+        message = f"The sample {name} could not be fetched: the server answered {response.status}."
+        raise DurableError("FetchError", message)
     return blob
 
 

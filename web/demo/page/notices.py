@@ -16,6 +16,12 @@ TITLES = {
     "PageError": "This page has a defect",
 }
 
+ENDINGS = {
+    "failed": "This file could not be imported",
+    "cancelled": "The import was cancelled",
+    "dead": "The import was given up",
+}
+
 
 def start(work):
     """Run a coroutine to its end; what it raises is told in the alert."""
@@ -54,21 +60,23 @@ def clear():
     find("alert").replaceChildren()
 
 
-def tell_run_failed(run, again):
-    """Show in place of its result why an import failed; ``again`` is a button to try once more, or None."""
+def tell_run_ended(run, again):
+    """Show in place of its result why an import has none; ``again`` is a button to try once more, or None."""
     error = run.error
+    kind = "info" if run.status == "cancelled" else "error"
+    reason = error.message if error else "It stopped at its last committed step."
     notice = make(
         "div",
-        {"class": "notice notice-error"},
-        make("h2", None, "The import was given up" if run.status == "dead" else "This file could not be imported"),
-        make("p", {"class": "prewrap"}, error.message if error else "No reason was recorded."),
+        {"class": f"notice notice-{kind}"},
+        make("h2", None, ENDINGS[run.status]),
+        make("p", {"class": "prewrap"}, reason),
     )
-    if error and error.traceback and error.type not in ("FatalError", "StepFailed"):
+    if error and getattr(error, "traceback", "") and error.type not in ("FatalError", "StepFailed"):
         notice.append(_details(error.traceback))
     if again is not None:
         notice.append(again)
     notice.append(make("p", None, make("a", {"href": "#all"}, "Choose another file")))
-    find("run-failed").replaceChildren(notice)
+    find("run-ended").replaceChildren(notice)
 
 
 def tell_start_failed(error):

@@ -42,7 +42,7 @@ class RunView:
         self.name = name
         write("run-title", name)
         self._started = moment(run.created_at)
-        for id in ("passes", "steps", "log", "run-failed"):
+        for id in ("passes", "steps", "log", "run-ended"):
             find(id).replaceChildren()
         find("passes").append(*[self._passes[key].element for key in self._order])
         self.render()

@@ -41,7 +41,7 @@ def compact(value):
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if limit <= abs(value) < limit * 1e5:
             return f"{value / (1000 if unit == 'k' else limit):.4g}{unit}"
-    return f"{value:.3g}" if abs(value) >= 1e15 or 0 < abs(value) < 1 else number(value)
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 1e4 else f"{value:.4g}"
 
 
 def count(amount, one, many=None):
