@@ -26,6 +26,10 @@ class _Pending:
     error: BaseException | None = None  # of this write alone; nothing of it was written
 
 
+class _Alone(Exception):
+    """Rolls back a transaction whose only write failed by itself."""
+
+
 class GroupCommit:
     """Gathers writes into transactions of one store."""
 
@@ -84,17 +88,40 @@ class GroupCommit:
         if not self._pending:
             return
         group: list[_Pending] = []
+        is_alone = len(self._pending) == 1
         try:
             with self._store.transaction():
                 while self._pending:  # a write may itself cause log lines
-                    item = self._pending.popleft()
-                    group.append(item)
-                    self._perform(item)
+                    group.append(self._pending.popleft())
+                    self._perform(group[-1], is_alone=is_alone and len(group) == 1)
+        except _Alone:
+            self._finish(group)
+            self.flush()
         except BaseException as error:
             group += self._pending
             self._pending.clear()
             _settle(group, error)
             raise
+        else:
+            self._finish(group)
+
+    def _perform(self, item: _Pending, *, is_alone: bool) -> None:
+        """Write one item; when it fails, it fails alone, unless the storage itself is in trouble."""
+        try:
+            if is_alone:  # the transaction is as good as a savepoint, and a step on its own is the common case
+                item.write()
+            else:
+                with self._store.part():
+                    item.write()
+        except BaseException as error:
+            if self._store.database.is_trouble(error):
+                raise
+            item.error = error
+            if is_alone:
+                raise _Alone from None
+
+    def _finish(self, group: list[_Pending]) -> None:
+        """Tell those who waited, and of those failures that nobody waited for."""
         _settle(group, None)
         for item in group:
             if item.committed is None and item.error is not None and not isinstance(item.error, LeaseLost):
@@ -104,16 +131,6 @@ class GroupCommit:
         """Forget what is pending: the engine has ended, and whoever waits for it is being cancelled."""
         self._disarm()
         self._pending.clear()
-
-    def _perform(self, item: _Pending) -> None:
-        """Write one item; when it fails, it fails alone, unless the storage itself is in trouble."""
-        try:
-            with self._store.part():
-                item.write()
-        except BaseException as error:
-            if self._store.database.is_trouble(error):
-                raise
-            item.error = error
 
     def _flush_unwaited(self) -> None:
         try:

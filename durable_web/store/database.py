@@ -123,7 +123,7 @@ class Database:
     def is_trouble(self, error: BaseException) -> bool:
         """Whether an error means that the storage itself is in trouble, and not what was done with it."""
         if isinstance(error, sqlite3.Error):
-            return not self.connection.in_transaction or getattr(error, "sqlite_errorcode", 0) & 0xFF in _TROUBLE
+            return getattr(error, "sqlite_errorcode", 0) & 0xFF in _TROUBLE
         return isinstance(error, StorageError) and not isinstance(error, TransactionError)
 
     @contextmanager
