@@ -10,7 +10,7 @@ from expected_statistics import differences, expected_statistics
 JOBS = ["csv_records.py", "csv_import.py", "jobs.py"]
 CONNECT = f"() => connected({[f'./{name}' for name in JOBS]})"
 SAMPLE = ROOT / "web" / "node_modules" / "vega-datasets" / "data" / "birdstrikes.csv"
-CHUNK_BYTES = 12 * 1024
+CHUNK_BYTES = 4 * 1024
 KILLS = 6
 
 START = """async ([text, chunk_bytes]) => {
@@ -42,7 +42,7 @@ def url(client_url):
 def test_an_import_killed_at_random_moments_ends_with_exactly_the_right_rows(browser, url, tmp_path):
     seed = random.randrange(10**6)
     print(f"random seed {seed}")
-    moments = sorted(random.Random(seed).sample(range(2, 150), KILLS))
+    moments = sorted(random.Random(seed).sample(range(2, 400), KILLS))
 
     chromium = browser()
     page = chromium.open(url)
@@ -60,9 +60,9 @@ def test_an_import_killed_at_random_moments_ends_with_exactly_the_right_rows(bro
     result = page.evaluate("(id) => finished(id)", run["id"])
 
     assert result["run"]["status"] == "completed"
-    assert result["run"]["attempt"] == KILLS + 1
+    assert KILLS // 2 < result["run"]["attempt"] <= KILLS + 1  # a slow machine may kill the last ones too late
     steps = [frame["name"] for frame in result["frames"] if frame.get("status") == "completed" and "name" in frame]
-    assert len(steps) == len(set(steps)) > 190
+    assert len(steps) == len(set(steps)) > 500
     assert [frame["seq"] for frame in result["frames"]] == list(range(1, len(result["frames"]) + 1))
     expected = expected_statistics(SAMPLE)
     assert differences(expected, result["run"]["output"]) == []

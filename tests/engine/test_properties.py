@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from watching import IN_PYODIDE
+from watching import on_a_desk_only
 
 from durable_web import ConflictError, Context, Engine, Retry, RunStatus, StepFailed, job
 from durable_web.errors import RunNotActive, RunNotFound, RunNotTerminal
@@ -453,7 +453,7 @@ RETRIED = (
 HISTORIES = st.lists(st.tuples(OPERATIONS, TURNS), min_size=20, max_size=60)
 
 
-@pytest.mark.skipif(IN_PYODIDE, reason="hypothesis makes many databases, and OPFS storage is one per test")
+@on_a_desk_only("hypothesis makes many databases, and OPFS storage is one per test")
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(HISTORIES)
 @example([(RETRIED, 100), (("fail", {"which": 0}), 100), (("cancel_and_retry", {"which": 0}), 0)])  # parked, retried

@@ -1,12 +1,13 @@
 """The demo page: choose a CSV file, watch its import survive whatever happens to the tab, look at the result.
 
 There are two views, told apart by the address: `#run=<id>` shows one import, anything else the choice of a file and the
-recent imports. A reload therefore shows what was there before; and a page that is opened anew while an import is under
-way shows that one. Nothing else is remembered here: all that is shown comes from the database.
+recent imports. A reload therefore shows what was there before; and a page that is opened anew shows the import that was
+under way when it was opened. Nothing else is remembered here: all that is shown comes from the database.
 """
 
 import sys
 
+import js
 import notices
 from choose_view import ChooseView
 from downloads import TEMPORARY, Downloads
@@ -46,19 +47,21 @@ class Demo:
 
     async def run(self):
         """Connect, wait for the turn of this tab, and show what there is."""
+        opened = js.Date.now()
         try:
             self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
             await self._durable.when_ready()
         except DurableError as error:
             notices.tell_start_failed(error)
             return
-        await self._clear_away()
         self._hear_status("ready", "", None)
-        active = await self._durable.list_runs(job="import-csv", status=ACTIVE)
-        if active and not _run_in_address():
-            window.location.hash = f"#run={active[0].id}"  # and on with the event of that
+        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
+        under_way = [run.id for run in runs if run.status in ACTIVE or (run.completed_at or 0) > opened]
+        if under_way and not _run_in_address():
+            window.location.hash = f"#run={under_way[0]}"  # and on with the event of that
         else:
-            await self._route()
+            start(self._route())
+        await self._clear_away()
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
