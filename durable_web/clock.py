@@ -31,6 +31,9 @@ class Clock(Protocol):
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
         """Call ``callback`` on the running event loop after ``delay`` seconds."""
 
+    async def turn(self) -> None:
+        """Let everything else go first that is ready, messages from outside included."""
+
 
 class SystemClock:
     """The computer's clock and the event loop's timers."""
@@ -43,3 +46,6 @@ class SystemClock:
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
         return asyncio.get_running_loop().call_later(delay, callback)
+
+    async def turn(self) -> None:
+        await asyncio.sleep(0)

@@ -30,7 +30,7 @@ from .model import RunStatus, StepStatus
 from .reports import Reports, current_step
 from .store import Claim, LeaseLost, StepRecord, Store
 
-TURN_SECONDS = 0.01  # how long quick steps may keep the event loop from turning
+TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
 PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
 STEP = "step"
 TRANSACTION = "transaction"
@@ -554,7 +554,7 @@ class Execution:
 
     async def _let_the_loop_turn(self) -> None:
         if time.perf_counter() - self._last_turn > TURN_SECONDS:
-            await asyncio.sleep(0)
+            await self._clock.turn()
             self._last_turn = time.perf_counter()
 
     def time(self) -> datetime:

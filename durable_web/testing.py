@@ -49,6 +49,9 @@ class MockClock:
         heapq.heappush(self._timers, (self._elapsed + max(delay, 0.0), next(self._order), timer))
         return timer
 
+    async def turn(self) -> None:
+        await asyncio.sleep(0)
+
     async def advance(self, seconds: float) -> None:
         """Move on by ``seconds``, firing what comes due in order, and let the tasks that it wakes come to rest."""
         until = self._elapsed + seconds

@@ -129,6 +129,28 @@ async def flaky(ctx, fails):
     assert told["conflict"]["code"] == "RunNotTerminal"
 
 
+def test_a_call_is_answered_while_a_job_makes_quick_steps_without_end(connect):
+    page = connect("""
+from durable_web import job
+
+@job("endless")
+async def endless(ctx, _):
+    number = 0
+    while True:
+        number += 1
+        await ctx.step(f"step {number}", int)
+""")
+    assert (
+        page.evaluate("""async () => {
+        const run = await durable.trigger("endless");
+        for await (const { kind } of durable.runs.watch(run.id)) if (kind === "step_status") break;
+        await durable.runs.cancel(run.id);
+        return (await durable.runs.get(run.id)).status;
+    }""")
+        == "cancelled"
+    )
+
+
 def test_mistakes_in_calls_are_told_by_code_and_in_words(connect):
     page = connect(ECHO)
 

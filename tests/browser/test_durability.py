@@ -6,6 +6,7 @@ from playwright.sync_api import Page
 from chromium import Chromium
 
 JOBS = """
+import asyncio
 from durable_web import job
 
 def insert(connection, number):
@@ -20,10 +21,12 @@ def check(connection):
     return connection.execute("PRAGMA integrity_check").fetchone()[0]
 
 @job("import")
-async def import_rows(ctx, count):
-    for number in range(count):
+async def import_rows(ctx, wanted):
+    for number in range(wanted["count"]):
         await ctx.transaction(f"row {number}", insert, number)
-        ctx.progress(number + 1, count)
+        ctx.progress(number + 1, wanted["count"])
+        if number == wanted["stop"] and ctx.attempt == 1:
+            await asyncio.Event().wait()  # until the tab dies
     return {"rows": await ctx.transaction("rows", numbers), "check": await ctx.transaction("check", check)}
 
 @job("steps")
@@ -33,6 +36,7 @@ async def steps(ctx, count):
 """
 
 ROWS = 300
+STOP = 75
 
 
 @pytest.fixture
@@ -46,17 +50,16 @@ def open_client(chromium: Chromium, url: str) -> Page:
     return page
 
 
-def start_import(page: Page, stop_after: int) -> int:
-    """Start the import, and return the number of a committed row as soon as `stop_after` or more are."""
-    return page.evaluate(
+def start_import(page: Page) -> None:
+    """Start the import, and return as soon as the row is committed at which it stops."""
+    page.evaluate(
         """async ([count, stop]) => {
-            const run = await durable.trigger("import", count);
-            for await (const frame of durable.runs.watch(run.id)) {
-                const { kind, status, index } = frame;
-                if (kind === "step_status" && status === "completed" && index >= stop) return index;
+            const run = await durable.trigger("import", { count, stop });
+            for await (const { kind, status, index } of durable.runs.watch(run.id)) {
+                if (kind === "step_status" && status === "completed" && index === stop) return;
             }
         }""",
-        [ROWS, stop_after],
+        [ROWS, STOP],
     )
 
 
@@ -88,7 +91,7 @@ def kill_browser(chromium: Chromium, page: Page) -> None:
 def test_an_interrupted_import_goes_on_from_its_last_committed_row(browser, url, die):
     chromium = browser()
     page = open_client(chromium, url)
-    committed = start_import(page, stop_after=ROWS // 4)
+    start_import(page)
     survivor = die(chromium, page) or browser()
 
     ran_again: list[str] = []
@@ -98,7 +101,7 @@ def test_an_interrupted_import_goes_on_from_its_last_committed_row(browser, url,
     assert result["run"]["status"] == "completed"
     assert result["run"]["attempt"] == 2
     assert result["run"]["output"] == {"rows": list(range(ROWS)), "check": "ok"}
-    assert not {f"inserting {number}" for number in range(committed + 1)} & set(ran_again)
+    assert not {f"inserting {number}" for number in range(STOP + 1)} & set(ran_again)
     assert f"inserting {ROWS - 1}" in ran_again
     assert [frame["seq"] for frame in result["frames"]] == list(range(1, len(result["frames"]) + 1))
 
