@@ -505,12 +505,12 @@ def start_worker(script: Path, path: str) -> subprocess.Popen[str]:
 
 
 def kill_after(process: subprocess.Popen[str], lines: int) -> None:
-    """Kill a worker when it has told of so many runs more; it must not have come to its end before."""
+    """Kill a worker when it has told of so many runs more, or has come to its end."""
     for _ in range(lines):
         process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode in (-signal.SIGKILL, 0)  # 0: the other one did the rest, and it was done before the kill
 
 
 def assert_timelines_are_gapless(frames: list[tuple[str, int, str, str]]) -> None:
