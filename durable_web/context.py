@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any, Literal, NoReturn
 from uuid import UUID
 
 from .executor import Execution
+from .fan_out import fan_out
 from .files import Files
-from .job import Retry
+from .job import Job, Retry
+from .triggers import Trigger
 
 
 class Log:
@@ -39,6 +42,40 @@ class Log:
     def error(self, message: str, **fields: Any) -> None:
         """Something that went wrong."""
         self._execution.reports.log("error", message, fields)
+
+
+class Webhook:
+    """A place for somebody outside to call back to; made by ``ctx.webhook``.
+
+    Attributes: ``token``, and ``url``, what the engine's ``webhook_url`` makes of it (``None`` without one).
+    """
+
+    def __init__(self, execution: Execution, name: str, token: str, url: str | None) -> None:
+        self.token = token
+        self.url = url
+        self._execution = execution
+        self._name = name
+
+    async def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """What was delivered: ``engine.deliver_webhook(token, body)``; it may have been delivered already.
+
+        :raises WebhookTimeout: when nothing was within ``timeout`` seconds of the wait's first beginning.
+        """
+        return await self._execution.waiting.webhook_body(self._name, _optional_seconds(timeout))
+
+
+class Update:
+    """An update that was accepted; made by ``ctx.on_update``. Attributes: ``name`` and ``argument``."""
+
+    def __init__(self, execution: Execution, name: str, message_id: str, argument: Any) -> None:
+        self.name = name
+        self.argument = argument
+        self._execution = execution
+        self._message_id = message_id
+
+    async def answer(self, value: Any = None) -> None:
+        """Give the sender its answer; the first one counts."""
+        await self._execution.waiting.answer(self.name, self._message_id, value)
 
 
 class Context:
@@ -77,7 +114,13 @@ class Context:
         self._execution.check()
 
     async def step(
-        self, name: str, function: Callable[..., Any], /, *arguments: Any, retry: Retry | None = None
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        retry: Retry | None = None,
+        compensate: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Call ``function(*arguments)`` once and for all, and return its result.
 
@@ -87,10 +130,14 @@ class Context:
 
         ``retry`` says whether a failure is followed by another attempt; by default what the job says.
 
+        ``compensate`` undoes the step: when the run fails, or is cancelled with ``compensate=True``, it is called with
+        the step's result, after those of the steps that completed later, as a durable step ``compensate:<name>`` with
+        the same ``retry``. One that fails is recorded, and does not keep the others from being undone.
+
         :raises StepFailed: when the function raised, now or when it was recorded, or its result cannot be stored.
         :raises NonDeterminismError: when ``name`` is recorded as another kind of operation.
         """
-        return await self._execution.step(name, function, arguments, retry)
+        return await self._execution.step(name, function, arguments, retry, compensate)
 
     async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
         """A step whose rows and whose checkpoint are one commit.
@@ -118,6 +165,144 @@ class Context:
         """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``."""
         await self._execution.publish(key, value)
 
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    async def sleep(self, name: str, duration: float | timedelta) -> None:
+        """Wait for ``duration`` (seconds, or a ``timedelta``), across restarts, and without a slot.
+
+        The time when it is over is fixed when the wait first begins.
+        """
+        await self._execution.waiting.sleep(name, _seconds(duration))
+
+    async def sleep_until(self, name: str, when: datetime) -> None:
+        """Wait until a moment, an aware ``datetime``; one that has passed is not waited for.
+
+        :raises ValueError: when it has no time zone.
+        """
+        await self._execution.waiting.sleep_until(name, when)
+
+    async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, type: Any = None) -> Any:
+        """The payload of the next signal of that name (``engine.signal``), first in, first out.
+
+        One that was sent before is waiting already. ``type`` is a class as which the payload is read; to have it
+        checked when it is sent, declare it in ``@job(signals={name: type})``.
+
+        :raises SignalTimeout: when none came within ``timeout`` seconds of the wait's first beginning.
+        """
+        declared = self._execution.job.signals.get(name, Any) if type is None else type
+        return await self._execution.waiting.signal(name, _optional_seconds(timeout), declared)
+
+    async def wait_for_event(
+        self, topic: str, match: dict[str, Any] | None = None, timeout: float | timedelta | None = None
+    ) -> Any:
+        """The payload of the next event that is published on ``topic`` (``engine.publish``) while the run waits.
+
+        With ``match``, the next one whose payload has these keys with equal values, at every depth.
+
+        :raises EventTimeout: when none came within ``timeout`` seconds of the wait's first beginning.
+        """
+        return await self._execution.waiting.event(topic, match, _optional_seconds(timeout))
+
+    async def webhook(self, name: str) -> Webhook:
+        """A token that cannot be guessed, for somebody outside to call back with: ``engine.deliver_webhook``.
+
+        >>> hook = await ctx.webhook("payment")
+        >>> await ctx.step("ask for payment", ask, hook.url)
+        >>> body = await hook.wait(timeout=3600)
+        """
+        recorded, token = await self._execution.waiting.webhook(name)
+        build_url = self._execution.webhook_url
+        return Webhook(self._execution, recorded, token, None if build_url is None else build_url(token))
+
+    async def on_update(
+        self,
+        name: str,
+        validator: Callable[[Any], Any] | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Update:
+        """The next update of that name (``engine.update``), to be answered.
+
+        ``validator(argument)`` is synchronous, and refuses an update by raising, or by returning ``False``: the sender
+        is given the reason, the run never sees it, and goes on waiting.
+
+        :raises UpdateTimeout: when none was accepted within ``timeout`` seconds of the wait's first beginning.
+        """
+        seconds = _optional_seconds(timeout)
+        message_id, argument = await self._execution.waiting.update(name, validator, seconds)
+        return Update(self._execution, name, message_id, argument)
+
+    async def breakpoint(self, label: str) -> None:
+        """Wait until a person lets the run go on: ``engine.resume(run_id)``."""
+        await self._execution.waiting.breakpoint(label)
+
+    # --- other runs --------------------------------------------------------------------------------------------------
+
+    async def run_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> Any:
+        """Start a child run, wait for its end, and return its output.
+
+        The options are ``labels``, ``priority``, ``run_at`` and ``deadline``, as in ``engine.trigger``. Its id is
+        always the same for the same run and name. When this run is cancelled, so is the child; and so it is when the
+        body waits for it no longer.
+
+        :raises ChildFailed: when the child failed, died, was cancelled or ran out of time.
+        """
+        return await self._execution.waiting.child(name, Trigger(job, input, **_child_options(options)))
+
+    async def start_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> str:
+        """Start a run without waiting for it, and return its id; the options are those of ``run_job``.
+
+        When this run is cancelled while the other is active, that one is cancelled too.
+        """
+        return await self._execution.waiting.start(name, Trigger(job, input, **_child_options(options)))
+
+    async def map(
+        self,
+        name: str,
+        job: Job | str,
+        inputs: Iterable[Any],
+        *,
+        max_concurrent: int | None = None,
+        mode: Literal["all", "fail_fast"] = "all",
+        **options: Any,
+    ) -> list[Any]:
+        """A child run for each input, ``name[0]``, ``name[1]`` ...: their outputs, in the order of the inputs.
+
+        :param max_concurrent: how many children are started at a time; by default all at once.
+        :param mode: ``"all"`` waits for every child; ``"fail_fast"`` cancels the others when one has failed.
+        :raises ExceptionGroup: of a ``ChildFailed`` for each child that did not complete.
+        :raises ValueError: when ``mode`` or ``max_concurrent`` is none.
+        """
+        if mode not in ("all", "fail_fast"):
+            raise ValueError(f'mode is "all" or "fail_fast", not {mode!r}.')
+        if max_concurrent is not None and max_concurrent < 1:
+            raise ValueError(f"max_concurrent is at least 1, not {max_concurrent!r}.")
+        children = [
+            functools.partial(self.run_job, f"{name}[{index}]", job, item, **options)
+            for index, item in enumerate(inputs)
+        ]
+        return await fan_out(name, children, max_concurrent, fail_fast=mode == "fail_fast")
+
+    def continue_as_new(self, input: Any = None) -> NoReturn:
+        """End this run, and start a fresh one of the same job with another input, in one transaction.
+
+        Labels, priority and concurrency key are carried over. Whoever waits for this run gets the last one's result.
+        It does not return.
+        """
+        self._execution.continue_as_new(input)
+
+    async def patched(self, change_id: str) -> bool:
+        """Whether the run came to this place after the code was changed: the new way is for these alone.
+
+        ``True`` for new runs, ``False`` for runs that were past this place when the code was changed; the same in every
+        later execution.
+
+        >>> if await ctx.patched("send mail by the new provider"):
+        ...     await ctx.step("send by new provider", send_new)
+        ... else:
+        ...     await ctx.step("send", send)
+        """
+        return await self._execution.patched(change_id)
+
     @property
     def step_ref(self) -> str:
         """``<run id>/<step name>`` of the step that asks: the same on every attempt, and so an idempotency key towards
@@ -130,3 +315,19 @@ class Context:
         The latest value is kept on the run; at most one frame in 100 ms is written, the last one always.
         """
         self._execution.reports.progress(current, total, message)
+
+
+def _seconds(duration: float | timedelta) -> float:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
+
+
+def _optional_seconds(duration: float | timedelta | None) -> float | None:
+    return None if duration is None else _seconds(duration)
+
+
+def _child_options(options: dict[str, Any]) -> dict[str, Any]:
+    """:raises TypeError: when an option is not for child runs."""
+    unknown = options.keys() - {"labels", "priority", "run_at", "deadline"}
+    if unknown:
+        raise TypeError(f"A child run takes labels, priority, run_at and deadline, not {', '.join(sorted(unknown))}.")
+    return options

@@ -7,10 +7,12 @@ lead to a claim. Only where other processes may write to the same file is the fi
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .clock import Clock, TimerHandle
+from .codec import decode, encode
 from .commits import GroupCommit
 from .context import Context
 from .errors import JobNotFound, StorageError, StorageFullError
@@ -21,6 +23,7 @@ from .job import Job, Registry
 from .model import RunStatus
 from .store import Claim, Store
 from .timeline import Timeline
+from .triggers import Trigger
 
 FIRST_PROBE_SECONDS = 2.0
 LONGEST_PROBE_SECONDS = 60.0
@@ -28,7 +31,8 @@ LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
 STUBBORN_SECONDS = 5.0  # for jobs that swallow their cancellation; what they still try is refused
 
-_EXECUTING = frozenset({RunStatus.LEASED})
+_EXECUTING = frozenset({RunStatus.LEASED, RunStatus.CANCELLING})
+_CANCELLED = frozenset({RunStatus.CANCELLED, RunStatus.CANCELLING})
 _PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING})
 
 OnState = Callable[[str, str], None]
@@ -44,6 +48,7 @@ class Limits:
     lease: int  # milliseconds
     exclusive: bool
     preserve_steps: bool
+    dead_letter: Job | None = None
 
 
 class Dispatcher:
@@ -58,9 +63,11 @@ class Dispatcher:
         timeline: Timeline,
         events: Events,
         limits: Limits,
-        owner: str,
+        new_id: Callable[[], str],
+        webhook_url: Callable[[str], str] | None,
         on_state: OnState,
         on_idle: Callable[[], None],
+        on_neighbour: Callable[[], None],
     ) -> None:
         self.commits = GroupCommit(store, clock, self._on_flush_failure)
         self.claimed = 0
@@ -71,9 +78,10 @@ class Dispatcher:
         self._timeline = timeline
         self._events = events
         self._limits = limits
-        self._owner = owner
+        self._owner = new_id()
         self._on_state = on_state
         self._on_idle = on_idle
+        self._on_neighbour = on_neighbour
         self._services = Services(
             store,
             self.commits,
@@ -83,6 +91,10 @@ class Dispatcher:
             is_alone=lambda: len(self.executing) <= 1,
             on_parked=self._on_parked,
             on_wanted=self._on_wanted,
+            on_timer=self.look_at_the_time,
+            registry=registry,
+            webhook_url=webhook_url,
+            new_id=new_id,
             on_storage_trouble=self._on_storage_trouble,
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
@@ -92,6 +104,7 @@ class Dispatcher:
         self._state = "running"
         self._probe_delay = FIRST_PROBE_SECONDS
         self._data_version = 0
+        self._filling: asyncio.Handle | None = None
         self._timers: dict[str, TimerHandle] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -100,6 +113,7 @@ class Dispatcher:
         """Take back what a dead engine left, and begin to watch the time; claims nothing yet."""
         with self._store.transaction():
             self._recover(everything=self._limits.exclusive)
+            self.unblock()
         self._beat()
         self.look_at_the_time()
         if not self._limits.exclusive:
@@ -136,6 +150,8 @@ class Dispatcher:
         entries = [*self.executing.values(), *self.parked.values()] if entries is None else entries
         for timer in self._timers.values():
             timer.cancel()
+        if self._filling is not None:
+            self._filling.cancel()
         self.commits.discard()
         for execution, _ in entries:
             execution.abandon()
@@ -157,6 +173,9 @@ class Dispatcher:
 
     def fill_slots(self) -> None:
         """Claim pending runs as long as there are free slots."""
+        if self._filling is not None:
+            self._filling.cancel()
+            self._filling = None
         while self._claims_left > 0 and not self._unreleased:
             if len(self.executing) >= self._limits.max_concurrent_runs:
                 return
@@ -200,14 +219,49 @@ class Dispatcher:
             if stale is not None:
                 stale[0].abandon()
         try:
-            job = self._registry[claim.job]
+            job = self._registry.find(claim.job, claim.version)
         except JobNotFound as error:
             Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
+            return
+        if job is None:
+            self._block(claim)
             return
         execution = Execution(self._services, claim, job)
         task = asyncio.get_running_loop().create_task(execution.run(Context(execution, self._files)))
         self.executing[claim.run_id] = execution, task
         task.add_done_callback(lambda done: self._on_executed(claim.run_id, execution, done))
+
+    def _block(self, claim: Claim) -> None:
+        """Let a run wait whose version of the job is not here: it never goes on under another one."""
+        reason = f"blocked: version {claim.version!r} of job {claim.job!r} is not registered"
+        try:
+            with self._store.transaction():
+                self._store.runs.block(claim, self._clock.now(), reason)
+        except StorageError as trouble:
+            self._on_storage_trouble(claim, trouble)
+
+    def unblock(self) -> None:
+        """Inside a transaction: let the runs go on that waited for a version of a job that is registered now."""
+        for job in self._registry:
+            self._store.runs.unblock(job.name, job.version, self._clock.now())
+
+    def look_at(self, run_ids: set[str]) -> None:
+        """Something has happened to these runs, or there may be new ones: let them know, and fill the slots."""
+        for run_id in run_ids:
+            for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
+                if run_id in place:
+                    self._look_at(place[run_id][0], statuses)
+        if self._filling is None:
+            self._filling = asyncio.get_running_loop().call_soon(self.fill_slots)
+
+    def _look_at(self, execution: Execution, statuses: frozenset[RunStatus]) -> None:
+        """Leave a run that is no longer ours; else let its branches go on whose waits have ended."""
+        standing = self._store.runs.standing(execution.claim.run_id)
+        if standing is None or standing[0] not in statuses or standing[1] != execution.claim.generation:
+            execution.abandon(cancelled=standing is not None and standing[0] in _CANCELLED)
+            return
+        (execution.parking.pause if standing[2] else execution.parking.unpause)()
+        execution.look_at_waits()
 
     def _on_executed(self, run_id: str, execution: Execution, task: asyncio.Task[None]) -> None:
         for place in (self.executing, self.parked):
@@ -267,6 +321,7 @@ class Dispatcher:
                 self._store.steps.cancel_running(run_id, now)
                 self._store.runs.expire(run_id, now)
             self._store.runs.wake_due(now)
+            self._store.waits.settle_due(now)
         return overdue
 
     def _beat(self) -> None:
@@ -295,7 +350,23 @@ class Dispatcher:
             execution.abandon()
 
     def _recover(self, *, everything: bool) -> None:
-        self._store.runs.recover(self._clock.now(), everything=everything, max_recoveries=self._limits.max_recoveries)
+        now = self._clock.now()
+        dead = self._store.runs.recover(now, everything=everything, max_recoveries=self._limits.max_recoveries)
+        for run_id, job, input_text, error in dead:
+            self._send_to_dead_letters(run_id, job, input_text, error, now)
+
+    def _send_to_dead_letters(self, run_id: str, job: str, input_text: str, error: dict[str, str], now: int) -> None:
+        """Start the run that handles a dead one, where there is such a job; once for each."""
+        handler = self._registry.dead_letter_of(job) or self._limits.dead_letter
+        if handler is None or job == handler.name:
+            return
+        letter = {"run_id": run_id, "job": job, "input": decode(input_text), "error": error}
+        trigger = Trigger(handler, letter, idempotency_key=f"dlq:{run_id}")
+        if self._store.runs.find_by_idempotency_key(handler.name, f"dlq:{run_id}") is not None:
+            return
+        made = trigger.new_run(self._services.new_id(), handler, encode(letter))
+        self._store.runs.insert(dataclasses.replace(made, dead_letter_of=run_id), now)
+        self._store.runs.link_dead_letter(run_id, made.id)
 
     def _look_at_neighbours(self) -> None:
         """Notice what another process has committed to the file."""
@@ -305,17 +376,16 @@ class Dispatcher:
             return
         self._data_version = version
         self._timeline.look_again()
+        self._on_neighbour()
         self._leave_what_is_no_longer_ours()
         self.look_at_the_time()
         self.fill_slots()
 
     def _leave_what_is_no_longer_ours(self) -> None:
-        """Tell the steps of runs that another process has cancelled, taken over or ended to stop."""
+        """Tell the runs that another process has cancelled, taken over, paused, or sent something to."""
         for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
-            for run_id, (execution, _) in list(place.items()):
-                standing = self._store.runs.standing(run_id)
-                if standing is None or standing[0] not in statuses or standing[1] != execution.claim.generation:
-                    execution.abandon(cancelled=standing is not None and standing[0] == RunStatus.CANCELLED)
+            for execution, _ in list(place.values()):
+                self._look_at(execution, statuses)
 
     def _set_timer(self, name: str, delay: float, callback: Callable[[], None]) -> None:
         if name in self._timers:

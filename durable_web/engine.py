@@ -18,15 +18,27 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from .clock import Clock, SystemClock, TimerHandle
+from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits, OnState
-from .errors import ConflictError, DurableWebError, StorageError
+from .errors import ConflictError, DurableWebError, RunNotActive, StorageError
 from .events import ErrorHandler, Events, Listener
 from .files import Files, LocalFiles
 from .identifiers import IdentifierFactory
 from .job import Job, Registry
-from .model import Frame, LogFrame, Progress, Run, RunFilter, RunStatus, Step, StoredFrame, to_milliseconds
+from .model import (
+    Frame,
+    LogFrame,
+    Progress,
+    ProgressFrame,
+    Run,
+    RunFilter,
+    RunStatus,
+    Step,
+    StoredFrame,
+    to_milliseconds,
+)
 from .store import Database, Durability, Fact, Store
-from .timeline import Timeline
+from .timeline import Timeline, ends_run
 from .triggers import Trigger
 
 PURGE_SECONDS = 60.0
@@ -54,6 +66,9 @@ class Engine:
         left behind is then taken back at once instead of when its lease runs out.
     :param clock: where the time comes from.
     :param files: where ``ctx.files`` makes files; by default in the folder ``<path>.files``.
+    :param dead_letter: the job of which a run is started when a run of a job that has none of its own is dead; its
+        input is ``{"run_id", "job", "input", "error"}``.
+    :param webhook_url: makes the address under which a token of ``ctx.webhook`` is called.
     :param on_state: called with ``"running"``, ``"storage_full"`` or ``"storage_error"`` and a message when that
         changes.
     """
@@ -73,15 +88,20 @@ class Engine:
         exclusive: bool = False,
         clock: Clock | None = None,
         files: Files | None = None,
+        dead_letter: Job | None = None,
+        webhook_url: Callable[[str], str] | None = None,
         on_state: OnState = lambda state, message: None,
     ) -> None:
         self.path = os.fspath(path)
         self._registry = Registry(list(jobs))
+        if dead_letter is not None:
+            self._registry.add(dead_letter)
         if max_concurrent_runs < 0 or lease <= 0 or max_recoveries < 0:
             raise ValueError("An engine needs max_concurrent_runs >= 0, lease > 0 and max_recoveries >= 0.")
         self._limits = Limits(
-            max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps
+            max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps, dead_letter
         )
+        self._webhook_url = webhook_url
         self._durability: Durability = durability
         self._retention = None if retain_runs is None else _duration(retain_runs)
         self._clock = clock or SystemClock()
@@ -106,6 +126,7 @@ class Engine:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
         store = Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
         store.on_commit = self._on_commit
+        store.on_change = self._on_change
         store.journal.is_listening = self._events.is_listening
         self._timeline = Timeline(store)
         self._dispatcher = Dispatcher(
@@ -116,10 +137,13 @@ class Engine:
             self._timeline,
             self._events,
             self._limits,
-            owner=self._identifiers.new(self._clock.now()),
+            new_id=self._new_id,
+            webhook_url=self._webhook_url,
             on_state=self._on_state,
             on_idle=self._on_idle,
+            on_neighbour=lambda: self._delivery.look_again(),
         )
+        self._delivery = Delivery(store, self._registry, self._clock, self._new_id)
         self._store = store
         try:
             self._dispatcher.start()
@@ -150,6 +174,7 @@ class Engine:
             self._purge_timer.cancel()
             self._purge_timer = None
         self._timeline.close()
+        self._delivery.close()
         store, self._store = self._store, None
         if store is not None:
             store.close()
@@ -188,6 +213,9 @@ class Engine:
         """
         for item in jobs:
             self._registry.add(item)
+        if self._store is not None:
+            with self._store.transaction():
+                self._dispatcher.unblock()
 
     async def trigger(self, job: Job | str, input: Any = None, **options: Any) -> Run:
         """Make a run of ``job`` for ``input``; it begins as soon as it is its turn.
@@ -208,14 +236,17 @@ class Engine:
         """
         store = self._running_store()
         checked = [(trigger, *trigger.check(self._registry)) for trigger in triggers]
-        now = self._clock.now()
         with store.transaction():
-            made = [self._make(store, *each, now) for each in checked]
+            runs = self._make_all(store, checked)
         if any(trigger.run_at is not None or trigger.deadline is not None for trigger, _, _ in checked):
             self._dispatcher.look_at_the_time()
-        runs = [dataclasses.replace(store.runs.get(run_id), disposition=how) for run_id, how in made]
         self._dispatcher.fill_slots()
         return runs
+
+    def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:
+        now = self._clock.now()
+        made = [self._make(store, *each, now) for each in checked]
+        return [dataclasses.replace(store.runs.get(run_id), disposition=how) for run_id, how in made]
 
     def _make(self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int) -> tuple[str, str]:
         """Insert the run, or find the one that stands for it: its id and the disposition."""
@@ -232,7 +263,7 @@ class Engine:
                 skipped = {"skipped_input": trigger.input, "skipped_labels": trigger.labels}
                 store.journal.tell("run:coalesced", found, now, **skipped)
                 return found, "coalesced"
-        run_id = self._identifiers.new(now)
+        run_id = self._new_id()
         store.runs.insert(trigger.new_run(run_id, job, input_text), now)
         return run_id, "created"
 
@@ -244,7 +275,7 @@ class Engine:
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogFrame], None] | None = None,
     ) -> Run:
-        """Wait until a run has ended, and return it.
+        """Wait until a run has ended, and return it; of one that has continued as new, the last one.
 
         :param timeout: seconds to wait at most; the run itself goes on.
         :param on_progress, on_log: called with what the run tells meanwhile, from its beginning.
@@ -252,12 +283,16 @@ class Engine:
         :raises RunNotFound: when there is no such run.
         """
         async with asyncio.timeout(timeout):
-            async for frame in self.watch(run_id):
-                if frame.kind == "progress" and on_progress is not None:
-                    on_progress(Progress(frame.current, frame.total, frame.message))  # type: ignore[attr-defined]
-                elif isinstance(frame, LogFrame) and on_log is not None:
-                    on_log(frame)
-        return await self.get_run(run_id)
+            while True:
+                async for frame in self.watch(run_id):
+                    if isinstance(frame, ProgressFrame) and on_progress is not None:
+                        on_progress(Progress(frame.current, frame.total, frame.message))
+                    elif isinstance(frame, LogFrame) and on_log is not None:
+                        on_log(frame)
+                run = await self.get_run(run_id)
+                if run.continued_as is None:
+                    return run
+                run_id = run.continued_as
 
     async def trigger_and_wait(
         self,
@@ -342,18 +377,19 @@ class Engine:
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
-    async def cancel(self, run_id: str) -> Run:
-        """Cancel an active run. The status is committed first; then the job gets ``asyncio.CancelledError``.
+    async def cancel(self, run_id: str, compensate: bool = False) -> Run:
+        """Cancel an active run and the runs it has started. The status is committed first; then the job gets
+        ``asyncio.CancelledError``.
 
+        :param compensate: undo the completed steps that have a compensation; the run is ``cancelling`` until that is
+            done. This returns at once.
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
         store = self._running_store()
         self._dispatcher.commits.flush()
-        now = self._clock.now()
         with store.transaction():
-            store.steps.cancel_running(run_id, now)
-            store.runs.cancel(run_id, now)
-        self._dispatcher.abandon(run_id, cancelled=True)
+            if not (compensate and store.runs.get(run_id).status == RunStatus.CANCELLING):
+                store.family.cancel(run_id, self._clock.now(), compensate=compensate)
         return store.runs.get(run_id)
 
     async def retry(self, run_id: str) -> Run:
@@ -461,6 +497,100 @@ class Engine:
                     done.append(run.id)
         return done
 
+    # --- from outside ------------------------------------------------------------------------------------------------
+
+    async def signal(self, run_id: str, name: str, payload: Any = None, signal_id: str | None = None) -> bool:
+        """Send a signal to a run; it is kept until ``ctx.wait_for_signal`` takes it, first in, first out.
+
+        :param signal_id: a second signal of that id is not delivered.
+        :returns: ``False`` when one of that id was delivered before.
+        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
+        :raises InvalidInput, SerializationError: when the payload does not fit its declared type, or cannot be stored.
+        """
+        with self._running_store().transaction():
+            return self._delivery.signal(run_id, name, payload, signal_id)
+
+    async def trigger_with_signal(
+        self, job: Job | str, input: Any, name: str, payload: Any = None, signal_id: str | None = None, **options: Any
+    ) -> Run:
+        """``trigger`` a run, or find the one that stands for it, and send it a signal, in one transaction.
+
+        Raises what these two raise; then neither has happened.
+        """
+        store = self._running_store()
+        trigger = Trigger(job, input, **options)
+        checked = (trigger, *trigger.check(self._registry))
+        with store.transaction():
+            (run,) = self._make_all(store, [checked])
+            self._delivery.signal(run.id, name, payload, signal_id)
+        return run
+
+    async def publish(self, topic: str, payload: Any = None, event_id: str | None = None) -> list[str]:
+        """Let an event reach every run that waits for it (``ctx.wait_for_event``), and start the jobs with
+        ``on_event=topic``, in one transaction; returns the ids of these runs.
+
+        :param event_id: a second event of that id reaches nobody.
+        :raises InvalidInput, SerializationError: when the payload does not fit the input of a job that it starts, or
+            cannot be stored.
+        """
+        with self._running_store().transaction():
+            return self._delivery.publish(topic, payload, event_id)
+
+    async def deliver_webhook(self, token: str, body: Any = None) -> bool:
+        """Deliver what was sent to a webhook of ``ctx.webhook``; ``False`` when it was delivered before.
+
+        :raises WebhookNotFound: when the token is wrong, or its run has ended.
+        :raises SerializationError: when the body cannot be stored.
+        """
+        with self._running_store().transaction():
+            return self._delivery.webhook(token, body)
+
+    async def update(
+        self,
+        run_id: str,
+        name: str,
+        argument: Any = None,
+        *,
+        update_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Send an update to a run, and wait for its answer (``ctx.on_update``, ``Update.answer``).
+
+        :param update_id: a second update of that id is not sent; its answer is that of the first.
+        :param timeout: seconds to wait for the answer; the update itself stays sent.
+        :raises UpdateRejected: when the run does not accept it, or ends without answering.
+        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
+        :raises TimeoutError: when there is no answer by then.
+        """
+        with self._running_store().transaction():
+            message_id = self._delivery.update(run_id, name, argument, update_id)
+        async with asyncio.timeout(timeout):
+            return await self._delivery.answer(run_id, name, message_id)
+
+    async def pause(self, run_id: str) -> Run:
+        """Let a run start no further step until it is resumed; the step under way is finished.
+
+        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended or is being compensated.
+        """
+        store = self._running_store()
+        with store.transaction():
+            store.runs.pause(run_id, self._clock.now())
+        return store.runs.get(run_id)
+
+    async def resume(self, run_id: str) -> Run:
+        """Let a run go on that is paused, or stands at a breakpoint; does nothing to another one.
+
+        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
+        """
+        store = self._running_store()
+        with store.transaction():
+            run = store.runs.get(run_id)
+            if not run.is_active:
+                raise RunNotActive(run_id, run.status.value, "resumed")
+            store.runs.unpause(run_id, self._clock.now())
+            store.waits.resume_breakpoints(run_id, self._clock.now())
+        return store.runs.get(run_id)
+
     # --- events ------------------------------------------------------------------------------------------------------
 
     def on(self, type: str, listener: Listener) -> None:
@@ -496,9 +626,17 @@ class Engine:
         """Tell of what was committed; nothing that goes wrong here may look like a failed commit."""
         try:
             self._timeline.publish(frames)
+            self._delivery.look_again({frame.run_id for frame in frames if ends_run(frame)})
             self._events.publish(facts)
         except Exception:
             logging.getLogger("durable_web").exception("Telling of what was committed failed")
+
+    def _on_change(self, run_ids: set[str]) -> None:
+        self._dispatcher.look_at(run_ids)
+        self._delivery.look_again(run_ids)
+
+    def _new_id(self) -> str:
+        return self._identifiers.new(self._clock.now())
 
     def _on_idle(self) -> None:
         self._idle.set()

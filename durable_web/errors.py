@@ -15,6 +15,11 @@ attributes, and a message that says what happened, why, and what to do::
     ├── SerializationError          a value cannot be written down faithfully
     ├── NonDeterminismError         the code no longer matches the run's history
     ├── StepFailed                  a step ended without a result
+    ├── ChildFailed                 a run that was waited for did not complete
+    ├── WaitTimeout                 (also a TimeoutError) what was waited for did not come in time
+    │   ├── SignalTimeout, EventTimeout, WebhookTimeout, UpdateTimeout
+    ├── UpdateRejected              an update was not accepted, or its run ended without answering
+    ├── WebhookNotFound             no run waits for that token
     ├── FatalError                  raise it yourself to fail a run at once
     └── StorageError                something is wrong with the database
         ├── StorageFullError        disk or browser quota exhausted
@@ -159,6 +164,62 @@ class StepFailed(DurableWebError):
         self.error_message = error_message
         self.error_traceback = error_traceback
         super().__init__(f"Step {step!r} failed: {error_type}: {error_message}")
+
+
+class ChildFailed(DurableWebError):
+    """A child run failed, died, timed out or was cancelled; replays raise the same.
+
+    Attributes: ``step``, the name under which it was started; ``run_id``, the child's; ``error_type`` and
+    ``error_message`` of what ended it (``"Cancelled"`` when it was cancelled).
+    """
+
+    def __init__(self, step: str, run_id: str, error_type: str, error_message: str) -> None:
+        self.step = step
+        self.run_id = run_id
+        self.error_type = error_type
+        self.error_message = error_message
+        super().__init__(f"Child run {step!r} ({run_id}) did not complete: {error_type}: {error_message}")
+
+
+class WaitTimeout(DurableWebError, TimeoutError):
+    """What a run waited for did not come in time; replays raise the same. Attribute: ``name``, that of the wait."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"What {name!r} waited for did not come in time.")
+
+
+class SignalTimeout(WaitTimeout):
+    """No signal came in time."""
+
+
+class EventTimeout(WaitTimeout):
+    """No event that matches was published in time."""
+
+
+class WebhookTimeout(WaitTimeout):
+    """The webhook was not called in time."""
+
+
+class UpdateTimeout(WaitTimeout):
+    """No update that is acceptable came in time."""
+
+
+class UpdateRejected(DurableWebError):
+    """An update was not accepted, or will not be answered. Attributes: ``run_id``, ``name``, ``reason``."""
+
+    def __init__(self, run_id: str, name: str, reason: str) -> None:
+        self.run_id = run_id
+        self.name = name
+        self.reason = reason
+        super().__init__(f"Run {run_id} did not accept the update {name!r}: {reason}")
+
+
+class WebhookNotFound(DurableWebError):
+    """No run waits for that token: it is wrong, or its run has ended."""
+
+    def __init__(self) -> None:
+        super().__init__("No run waits for this webhook: the token is wrong, or its run has ended.")
 
 
 class FatalError(DurableWebError):

@@ -18,26 +18,37 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
-from .clock import Clock, TimerHandle
+from .clock import Clock
 from .codec import decode, encode, readable, return_annotation
 from .commits import GroupCommit
+from .compensation import COMPENSATION, Compensation, Undo
 from .errors import NonDeterminismError, SerializationError, StepFailed, StorageError, TransactionError, describe
 from .files import Files
-from .job import Job, Retry
+from .job import Job, Registry, Retry
 from .model import RunStatus, StepStatus
+from .parking import Parking
 from .reports import Reports, current_step
-from .store import Claim, LeaseLost, StepRecord, Store
+from .store import Claim, LeaseLost, NewRun, StepRecord, Store
+from .triggers import Trigger
+from .waiting import WAITS, Waiting
 
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
-PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
 STEP = "step"
 TRANSACTION = "transaction"
 VALUE = "value"
+PATCH = "patch"
 
 _ORDINAL = re.compile(r"#\d+$")
 _FAILURES = (Exception, KeyboardInterrupt, SystemExit)
+
+
+class ContinueAsNew(BaseException):
+    """Leaves a job body that goes on as another run. Not an ``Exception``: a body must not catch it."""
+
+    def __init__(self, successor: NewRun) -> None:
+        self.successor = successor
 
 
 class Unwind(BaseException):
@@ -56,13 +67,11 @@ class Services:
     is_alone: Callable[[], bool]  # whether this is the only run executing
     on_parked: Callable[[Execution], None]
     on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
+    on_timer: Callable[[], None]  # there is a new time at which a wait is over
+    registry: Registry
+    webhook_url: Callable[[str], str] | None
+    new_id: Callable[[], str]
     on_storage_trouble: Callable[[Claim, StorageError], None]
-
-
-@dataclass(slots=True)
-class _Wait:
-    until: int
-    over: asyncio.Future[None]
 
 
 class Execution:
@@ -71,7 +80,8 @@ class Execution:
     def __init__(self, services: Services, claim: Claim, job: Job) -> None:
         self.claim = claim
         self.cancelled = False
-        self._job = job
+        self.job = job
+        self.webhook_url = services.webhook_url
         self._store = services.store
         self._commits = services.commits
         self._services = services
@@ -85,15 +95,14 @@ class Execution:
         self._recoveries = claim.recoveries
         self._abandoned = False
         self._broken: NonDeterminismError | None = None
-        self._in_flight = 0
-        self._waits: list[_Wait] = []
-        self._wake_timer: TimerHandle | None = None
-        self._held: list[Callable[[], None]] = []
-        self._resumed: asyncio.Event | None = None  # set again when a parked run has its lease back
+        self._patches: dict[str, bool] = {}
         self._unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
         self._tasks: list[asyncio.Task[Any] | None] = []  # of the steps under way
         self._last_turn = time.perf_counter()
+        self.parking = Parking(self, services)
+        self.waiting = Waiting(self, services)
+        self.compensation = Compensation(self, services)
         self.reports = Reports(self, services)
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -103,27 +112,42 @@ class Execution:
         if self._abandoned:
             return
         self._task = asyncio.current_task()
+        failure: BaseException | None = None
+        text = ""
         try:
-            input_value = self._job.validate_input(decode(self.claim.input, self._job.input_type))
-            output = self._job.validate_output(await self._job.function(context, input_value))
-            text = encode(output, path=f"output of job {self._job.name!r}")
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit, Unwind) as error:
-            await self._fail(self._broken or error)
-            return
-        if self._broken is not None:
-            await self._fail(self._broken)
-        else:
-            await self._end(RunStatus.COMPLETED, output=text)
+            input_value = self.job.validate_input(decode(self.claim.input, self.job.input_type))
+            output = self.job.validate_output(await self.job.function(context, input_value))
+            text = encode(output, path=f"output of job {self.job.name!r}")
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit, Unwind, ContinueAsNew) as error:
+            failure = error
+        try:
+            await self._end(self._broken or failure, text)
+        except (Unwind, asyncio.CancelledError):
+            pass  # the run was taken away while it was being compensated
 
-    async def _fail(self, error: BaseException) -> None:
-        failed_step = error.step if isinstance(error, StepFailed) else None
-        await self._end(RunStatus.FAILED, error=_describe_failure(error), failed_step=failed_step)
-
-    async def _end(self, status: RunStatus, **outcome: Any) -> None:
-        if self._resumed is not None and not self._abandoned:
-            await self._has_lease()
+    async def _end(self, failure: BaseException | None, output: str) -> None:
+        """Settle the run as it came out, after compensating what has to be."""
         if not self._abandoned:
-            self._settle(status, **outcome)
+            await self.parking.has_lease()
+        if self._abandoned:
+            return
+        if self.claim.ending is not None:
+            await self.compensation.run()
+            self._settle(RunStatus(self.claim.ending), error=self.claim.error, failed_step=self.claim.failed_step)
+        elif isinstance(failure, ContinueAsNew):
+            self._settle(RunStatus.COMPLETED, successor=failure.successor)
+        elif failure is None:
+            self._settle(RunStatus.COMPLETED, output=output)
+        else:
+            await self._fail(failure)
+
+    async def _fail(self, failure: BaseException) -> None:
+        error = _describe_failure(failure)
+        failed_step = failure.step if isinstance(failure, StepFailed) else None
+        if self._broken is None and self.compensation.is_needed:
+            await self.compensation.begin(error, failed_step)
+            await self.compensation.run()
+        self._settle(RunStatus.FAILED, error=error, failed_step=failed_step)
 
     def fail(self, error: Exception) -> None:
         """Settle the run as failed without executing it."""
@@ -136,6 +160,7 @@ class Execution:
         output: str | None = None,
         error: dict[str, str] | None = None,
         failed_step: str | None = None,
+        successor: NewRun | None = None,
     ) -> None:
         self.reports.write_progress()
 
@@ -144,7 +169,17 @@ class Execution:
             if any(record.status == StepStatus.RUNNING for record in self._records.values()):
                 self._store.runs.fence(self.claim)
                 self._store.steps.cancel_running(self.claim.run_id, now)
-            self._store.runs.settle(self.claim, status, now, output=output, error=error, failed_step=failed_step)
+            self._store.runs.settle(
+                self.claim,
+                status,
+                now,
+                output=output,
+                error=error,
+                failed_step=failed_step,
+                continued_as=None if successor is None else successor.id,
+            )
+            if successor is not None:
+                self._store.runs.insert(successor, now)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
 
@@ -163,10 +198,7 @@ class Execution:
         self._abandoned = True
         self.cancelled = self.cancelled or cancelled
         self.reports.stop()
-        if self._wake_timer is not None:
-            self._wake_timer.cancel()
-        if self._resumed is not None:
-            self._resumed.set()
+        self.parking.stop()
         self._cancel_tasks()
 
     def _cancel_tasks(self) -> None:
@@ -181,111 +213,75 @@ class Execution:
         if self._abandoned:
             raise Unwind(self.claim.run_id)
 
-    # --- waiting -----------------------------------------------------------------------------------------------------
-
-    async def _wait_until(self, moment: int) -> None:
-        """Wait in memory; when every branch of the run waits long enough, the run is parked and its slot is free."""
-        if moment <= self._clock.now():
-            return
-        wait = _Wait(moment, asyncio.get_running_loop().create_future())
-        self._waits.append(wait)
-        self._in_flight -= 1
-        self._arm()
-        asyncio.get_running_loop().call_soon(self._park_if_idle)
-        try:
-            await wait.over
-        finally:
-            self._in_flight += 1
-            if wait in self._waits:
-                self._waits.remove(wait)
-        await self._has_lease()
-
-    def _arm(self) -> None:
-        if self._wake_timer is not None:
-            self._wake_timer.cancel()
-        self._wake_timer = None
-        if self._waits and self._resumed is None:
-            until = min(wait.until for wait in self._waits)
-            self._wake_timer = self._clock.call_later((until - self._clock.now()) / 1000, self._end_waits)
-
-    def _end_waits(self) -> None:
-        now = self._clock.now()
-        for wait in self._waits:
-            if wait.until <= now and not wait.over.done():
-                wait.over.set_result(None)
-        self._waits = [wait for wait in self._waits if not wait.over.done()]
-        self._arm()
-
-    def _land(self) -> None:
-        """One branch fewer is in flight; if the others all wait, the run can be parked."""
-        self._in_flight -= 1
-        if self._waits and not self._in_flight and not self._abandoned:
-            asyncio.get_running_loop().call_soon(self._park_if_idle)
-
-    def _park_if_idle(self) -> None:
-        if self._abandoned or self._resumed is not None or self._in_flight or not self._waits:
-            return
-        until = min(wait.until for wait in self._waits)
-        if until - self._clock.now() < PARK_SECONDS * 1000:
-            return
-        self.reports.write_progress()
-        try:
-            self._commits.commit_now(
-                lambda: self._store.runs.park(self.claim, self._clock.now(), until, "a step waits to be tried again")
-            )
-        except LeaseLost:
-            self.abandon()
-            return
-        except StorageError as trouble:
-            self.abandon()
-            self._services.on_storage_trouble(self.claim, trouble)
-            return
-        self._resumed = asyncio.Event()
-        self._arm()
-        self._services.on_parked(self)
+    @property
+    def may_park(self) -> bool:
+        """Whether the run may give its lease up while it waits; one that is compensated keeps it."""
+        return not self._abandoned and not self.compensation.is_running
 
     def is_resumed_by(self, claim: Claim) -> bool:
         """Whether nobody has executed, or retried, the run since it was parked here."""
-        return not self._abandoned and claim.generation == self.claim.generation + 1
+        return not self._abandoned and claim.generation == self.claim.generation + 1 and claim.ending is None
 
     def resume(self, claim: Claim) -> None:
         """Go on after parking, under a new claim."""
         self.claim = claim
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None:
-            resumed.set()
-        held, self._held = self._held, []
-        for write in held:
-            self._commits.later(write)
-        self._end_waits()
+        self.parking.unpause()
+        self.look_at_waits()
+        self.parking.resume()
 
-    async def _has_lease(self) -> None:
-        """Return once the run is leased; a parked one asks to be woken before its time."""
-        resumed = self._resumed
-        if resumed is not None:
-            self._services.on_wanted(self)
-            await resumed.wait()
-        self.check()
+    def look_at_waits(self) -> None:
+        """Let the branches go on whose durable wait somebody has ended, or may have."""
+        self.parking.notice(self._has_ended)
+
+    def _has_ended(self, name: str) -> bool:
+        record = self._store.steps.find(self.claim.run_id, name)
+        if record is None or record.status == StepStatus.CANCELLED:
+            return False
+        self._records[name] = record
+        return record.is_settled or self._store.messages.next(self.claim.run_id, record.topic or "") is not None
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
     async def step(
-        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], retry: Retry | None
+        self,
+        name: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        retry: Retry | None,
+        undo: Undo | None = None,
     ) -> Any:
         """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
-        record = self._enter(name, STEP)
+        record = self.enter(self.name(name), STEP)
+        retry = retry or self.job.retry
+        result = await self.attempt(record, function, arguments, retry, has_undo=undo is not None)
+        if undo is not None:
+            self.compensation.add(self._records[record.name], undo, result, retry)
+        return result
+
+    async def attempt(
+        self,
+        record: StepRecord,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        retry: Retry,
+        *,
+        has_undo: bool = False,
+    ) -> Any:
+        """The outcome under ``record``: as it is there, or of attempts made now."""
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        await self._has_lease()
-        self._in_flight += 1
+        if has_undo:
+            record = self._records[record.name] = self._unannounced = dataclasses.replace(record, undo=1)
+        self.parking.in_flight += 1
         task = asyncio.current_task()
         self._tasks.append(task)
         try:
-            return await self._attempts(record, function, arguments, retry or self._job.retry, annotation)
+            await self.parking.may_begin()
+            return await self._attempts(record, function, arguments, retry, annotation)
         finally:
             self._tasks.remove(task)
-            self._land()
+            self.parking.land()
 
     async def _attempts(
         self,
@@ -311,9 +307,10 @@ class Execution:
     async def _wait_for_attempt(self, record: StepRecord) -> StepRecord:
         """Wait until the next attempt is due, and begin it."""
         try:
-            await self._wait_until(record.retry_at or 0)
+            await self.parking.wait_until(record.retry_at or 0, f"the next attempt at {record.name!r}")
+            await self.parking.may_begin()
         except asyncio.CancelledError:
-            self._interrupt(dataclasses.replace(record, retry_at=None))
+            self.interrupt(dataclasses.replace(record, retry_at=None))
             raise
         return self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
 
@@ -341,7 +338,7 @@ class Execution:
         except _FAILURES as error:
             return "", None, error
         except asyncio.CancelledError:
-            self._interrupt(record)
+            self.interrupt(record)
             raise
         finally:
             current_step.reset(token)
@@ -377,17 +374,17 @@ class Execution:
             self._store.runs.fence(self.claim)
             self._store.steps.record_attempt(self.claim.run_id, waiting, described, self._clock.now())
 
-        await self._commit(write)
+        await self.commit(write)
         self._records[record.name] = waiting
         return waiting
 
     async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """The outcome of calling ``function(connection, *arguments)`` in the transaction of the checkpoint."""
-        record = self._enter(name, TRANSACTION)
+        record = self.enter(self.name(name), TRANSACTION)
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        await self._has_lease()
+        await self.may_begin()
         token = current_step.set(record)
         self._ending.add(record.name)
         context = contextvars.copy_context()  # a group may be committed from within another run's step
@@ -411,7 +408,7 @@ class Execution:
                 self._record(record, StepStatus.COMPLETED, output=text)
 
         try:
-            await self._commit(write)
+            await self.commit(write)
         finally:
             current_step.reset(token)
         recorded = self._records[record.name]
@@ -421,20 +418,57 @@ class Execution:
 
     async def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once and replayed ever after."""
-        record = self._enter(name, VALUE)
+        record = self.enter(self.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        await self._has_lease()
+        await self.may_begin()
         text = encode(make(), path=f"value {record.name!r}")
         await self._commit_step(record, StepStatus.COMPLETED, output=text)
         return decode(text)
+
+    async def patched(self, change_id: str) -> bool:
+        """Whether the run came here for the first time after the code was changed."""
+        if change_id not in self._patches:
+            was_past = self.is_replaying
+            record = self.enter(f"patch:{change_id}", PATCH)
+            if not record.is_settled:
+                await self.may_begin()
+                await self._commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
+            self._patches[change_id] = decode(self._records[record.name].output or "null")
+        return self._patches[change_id]
+
+    def continue_as_new(self, input: Any) -> NoReturn:
+        """Leave the body; the run ends, and a fresh one starts."""
+        self.check()
+        if self.is_unwinding:
+            raise Unwind(self.claim.run_id)
+        run = self._store.runs.get(self.claim.run_id)
+        trigger = Trigger(run.job, input, labels=run.labels, priority=run.priority)
+        job, text = trigger.check(self._services.registry)
+        raise ContinueAsNew(
+            dataclasses.replace(
+                trigger.new_run(self._services.new_id(), job, text),
+                concurrency_key=run.concurrency_key,
+                parent_run_id=run.parent_run_id,
+                parent_step=run.parent_step,
+                continued_from=run.id,
+            )
+        )
+
+    async def may_begin(self) -> None:
+        """Return once the run is not paused, and leased."""
+        self.parking.in_flight += 1
+        try:
+            await self.parking.may_begin()
+        finally:
+            self.parking.land()
 
     async def publish(self, key: str, value: Any) -> None:
         """Publish a value of the run under a key, for others to read live."""
         if not isinstance(key, str) or not key:
             raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
         text = encode(value, path=f"event {key!r}")
-        await self._has_lease()
+        await self.parking.has_lease()
 
         def write() -> None:
             self._store.runs.fence(self.claim)
@@ -442,20 +476,45 @@ class Execution:
                 return  # a replay publishes what is published already
             self._store.steps.set_value(self.claim.run_id, key, text, readable(value), self._clock.now())
 
-        await self._commit(write)
+        await self.commit(write)
 
-    def _enter(self, name: str, kind: str) -> StepRecord:
-        """The record under which this call of ``name`` goes: the one that is there, or a new running one."""
-        self.check()
+    def name(self, name: str) -> str:
+        """The name under which this call of ``name`` is recorded: that of the second one is ``name#2``."""
         if not isinstance(name, str) or not name or _ORDINAL.search(name):
             raise ValueError(
                 f"A step's name is a non-empty string that does not end in '#' and a number, not {name!r}: "
                 "the second step of one name is recorded as name#2."
             )
         ordinal = self._ordinals[name] = self._ordinals.get(name, 0) + 1
-        key = name if ordinal == 1 else f"{name}#{ordinal}"
+        return name if ordinal == 1 else f"{name}#{ordinal}"
+
+    def record(self, key: str) -> StepRecord:
+        """What is recorded under a key that has been entered."""
+        return self._records[key]
+
+    def reload(self, key: str) -> StepRecord:
+        """The same, as it now is in the store."""
+        found = self._store.steps.find(self.claim.run_id, key)
+        if found is not None:
+            self._records[key] = found
+        return self._records[key]
+
+    @property
+    def is_unwinding(self) -> bool:
+        """Whether the body is only replayed to find out how its completed steps are undone."""
+        return self.claim.ending is not None or self.compensation.is_running
+
+    def enter(self, key: str, kind: str) -> StepRecord:
+        """The record of that key: the one that is there, or a new running one.
+
+        :raises NonDeterminismError: when it is recorded as another kind of operation.
+        :raises Unwind: when the run is no longer ours, or is to be compensated and has come to what it has not done.
+        """
+        self.check()
         found = self._records.get(key)
         self._unvisited.discard(key)
+        if self.is_unwinding and (found is None or not found.is_settled) and kind != COMPENSATION:
+            raise Unwind(self.claim.run_id)
         if found is None:
             self._last_position += 1
             attempt = self._earlier_attempts.get(key, 0) + 1
@@ -464,6 +523,8 @@ class Execution:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
         if found.is_settled or found.retry_at is not None:
+            return found
+        if kind in WAITS and found.status == StepStatus.RUNNING:
             return found
         was_called_off = found.status == StepStatus.CANCELLED
         return self._begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
@@ -481,10 +542,10 @@ class Execution:
             self._store.runs.fence(self.claim)
             write()
 
-        if self._resumed is None:
-            self._commits.later(fenced)
+        if self.parking.is_parked:
+            self.parking.hold(fenced)
         else:
-            self._held.append(fenced)
+            self._commits.later(fenced)
 
     @property
     def is_replaying(self) -> bool:
@@ -510,7 +571,7 @@ class Execution:
             self._store.runs.fence(self.claim)
             self._record(record, status, **outcome)
 
-        await self._commit(write)
+        await self.commit(write)
 
     def _record(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         now = self._clock.now()
@@ -521,20 +582,28 @@ class Execution:
         self._store.steps.record(self.claim.run_id, finished, now)
         self._records[record.name] = finished
 
-    def _interrupt(self, record: StepRecord) -> None:
+    def interrupt(self, record: StepRecord) -> None:
         """The body itself called the step off, by a timeout say: it is cancelled, and a replay would run it again."""
         if self._abandoned:
             return
-        cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, completed_at=self._clock.now())
+        now = self._clock.now()
+        cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, topic=None, completed_at=now)
         self._records[record.name] = cancelled
-        self.ride_along(lambda: self._store.steps.record(self.claim.run_id, cancelled, self._clock.now()))
 
-    async def _commit(self, write: Callable[[], None]) -> None:
+        def write() -> None:
+            if record.kind not in WAITS:
+                self._store.steps.record(self.claim.run_id, cancelled, now)
+            else:
+                self._store.waits.call_off(self.claim.run_id, cancelled, now)
+
+        self.ride_along(write)
+
+    async def commit(self, write: Callable[[], None]) -> None:
         """Commit at once when nobody could share the commit, else together with the others of this turn."""
         self.check()
         self._unannounced = None
-        is_alone = self._services.is_alone() and self._in_flight <= 1 and asyncio.current_task() is self._task
-        self._in_flight += 1  # a run is not parked while it commits
+        is_alone = self._services.is_alone() and self.parking.in_flight <= 1 and asyncio.current_task() is self._task
+        self.parking.in_flight += 1  # a run is not parked while it commits
         try:
             if is_alone:
                 self._commits.commit_now(write)
@@ -549,7 +618,7 @@ class Execution:
             self.abandon()
             self._services.on_storage_trouble(self.claim, trouble)
         finally:
-            self._land()
+            self.parking.land()
         self.check()
 
     async def _let_the_loop_turn(self) -> None:

@@ -8,6 +8,7 @@ triggered in one burst keep their order. The randomness comes from the operating
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -24,4 +25,17 @@ class IdentifierFactory:
         """A new id for the time ``milliseconds`` since 1970-01-01 UTC; greater than every id made before here."""
         fresh = (milliseconds << _RANDOM_BITS) | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
         self._last = fresh if fresh >> _RANDOM_BITS > self._last >> _RANDOM_BITS else self._last + 1
-        return "".join(_ALPHABET[(self._last >> shift) & 31] for shift in range(125, -1, -5))
+        return _text(self._last)
+
+
+def derive(parent: str, name: str) -> str:
+    """The id of the run that the run ``parent`` starts under ``name``: always the same, and sorting beside its parent.
+
+    The time is the parent's, and what is random otherwise is a SHA-256 of both.
+    """
+    digest = hashlib.sha256(f"{parent}/{name}".encode()).digest()[: _RANDOM_BITS // 8]
+    return parent[:-16] + _text(int.from_bytes(digest, "big"))[-16:]
+
+
+def _text(number: int) -> str:
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))

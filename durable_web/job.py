@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,9 @@ class Job:
     retry: Retry = NO_RETRY
     timeout: float | None = None
     max_concurrent: int | None = None
+    dead_letter: Job | str | None = None
+    on_event: tuple[str, ...] = ()
+    signals: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Awaitable[Any]:
         return self.function(*arguments, **keywords)
@@ -100,6 +103,13 @@ class Job:
         :raises InvalidInput: when it does not fit.
         """
         return self._validate(value, self.output_type, "output")
+
+    def validate_signal(self, name: str, value: Any) -> Any:
+        """The payload of a signal as its declared type has it.
+
+        :raises InvalidInput: when it does not fit.
+        """
+        return self._validate(value, self.signals.get(name, Any), f"signal {name!r}")
 
     def _validate(self, value: Any, type_: Any, what: str) -> Any:
         try:
@@ -119,16 +129,24 @@ def job(
     retry: Retry | None = None,
     timeout: float | None = None,
     max_concurrent: int | None = None,
+    dead_letter: Job | str | None = None,
+    on_event: str | Iterable[str] = (),
+    signals: Mapping[str, Any] | None = None,
 ) -> Callable[[JobFunction], Job]:
     """Make a job of an ``async def`` that takes a ``Context`` and the run's input.
 
     :param name: how runs find their code, also after a restart and a new release: keep it for ever.
-    :param version: noted on every run that is triggered.
+    :param version: a run goes on under the version it started with; where that is no longer registered, it waits.
+        Several versions may be registered, the one to be triggered last.
     :param input, output: types of the input and the output; by default those of the annotations. Dataclasses, enums
         and pydantic models are constructed, a pydantic ``TypeAdapter`` validates, other types pass through.
     :param retry: for the steps that say nothing else; by default a failed step is not tried again.
     :param timeout: seconds from a run's first execution to its deadline.
     :param max_concurrent: how many runs of this job may execute at a time, in all engines on one file.
+    :param dead_letter: the job, or its name, of which a run is started when one of this job is dead; its input is
+        ``{"run_id", "job", "input", "error"}``.
+    :param on_event: topics; ``engine.publish`` on one of them starts a run, with the payload as its input.
+    :param signals: types of the payloads of signals, by the signal's name; checked when one is sent.
     :raises TypeError: when it is not an ``async def`` of two parameters, or ``name`` is not a non-empty string.
     """
     if not isinstance(name, str) or not name:
@@ -138,7 +156,19 @@ def job(
         _check_signature(name, function)
         input_type = _input_annotation(function) if input is None else input
         output_type = return_annotation(function) if output is None else output
-        return Job(name, function, version, input_type, output_type, retry or NO_RETRY, timeout, max_concurrent)
+        return Job(
+            name,
+            function,
+            version,
+            input_type,
+            output_type,
+            retry or NO_RETRY,
+            timeout,
+            max_concurrent,
+            dead_letter,
+            (on_event,) if isinstance(on_event, str) else tuple(on_event),
+            dict(signals or {}),
+        )
 
     return decorate
 
@@ -161,7 +191,8 @@ class Registry:
     """The jobs that an engine knows, by name."""
 
     def __init__(self, jobs: list[Job]) -> None:
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Job] = {}  # the version that was registered last
+        self._versions: dict[tuple[str, str | None], Job] = {}
         for item in jobs:
             self.add(item)
 
@@ -173,13 +204,38 @@ class Registry:
         """
         if not isinstance(item, Job):
             raise TypeError(f'{item!r} is not a job: decorate the function with @job("name").')
-        if self._jobs.setdefault(item.name, item) != item:
+        if self._versions.setdefault((item.name, item.version), item) != item:
             raise DuplicateJobError(item.name)
+        self._jobs[item.name] = item
+        if isinstance(item.dead_letter, Job) and item.dead_letter.name not in self._jobs:
+            self.add(item.dead_letter)
 
     def saturated(self, count_executing: Callable[[str], int]) -> list[str]:
         """The jobs of which no further run may execute now."""
         limited = [item for item in self._jobs.values() if item.max_concurrent is not None]
         return [item.name for item in limited if count_executing(item.name) >= (item.max_concurrent or 0)]
+
+    def find(self, name: str, version: str | None) -> Job | None:
+        """That version of a job; ``None`` when only others are registered.
+
+        :raises JobNotFound: when there is no such job at all.
+        """
+        return self._versions.get((name, version)) if self[name] else None
+
+    def dead_letter_of(self, name: str) -> Job | None:
+        """The job that handles dead runs of another one."""
+        found = self._jobs.get(name)
+        return None if found is None or found.dead_letter is None else self._named(found.dead_letter)
+
+    def _named(self, job: Job | str) -> Job | None:
+        return job if isinstance(job, Job) else self._jobs.get(job)
+
+    def started_by(self, topic: str) -> list[Job]:
+        """The jobs that an event on a topic starts."""
+        return [item for item in self._jobs.values() if topic in item.on_event]
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._versions.values())
 
     def __getitem__(self, name: str) -> Job:
         try:

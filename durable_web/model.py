@@ -80,7 +80,11 @@ class Run:
     ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of the engine that it was
     executing on since a step was last committed. ``generation`` rises with every claim and retry; ``lease_owner`` and
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
-    have been claimed. ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
+    have been claimed. A ``paused`` run starts no further step; ``waiting_reason`` says for what a waiting one waits.
+    ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's
+    ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the runs of
+    ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
+    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
     ``"coalesced"``.
     """
 
@@ -102,6 +106,15 @@ class Run:
     generation: int
     lease_owner: str | None
     lease_expires_at: datetime | None
+    paused: bool
+    waiting_reason: str | None
+    ending: str | None
+    parent_run_id: str | None
+    parent_step: str | None
+    continued_from: str | None
+    continued_as: str | None
+    dead_letter_of: str | None
+    dead_letter_id: str | None
     run_at: datetime | None
     wake_at: datetime | None
     deadline: datetime | None
@@ -186,7 +199,8 @@ class Step:
     """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0.
 
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
-    one is due, while the step waits for it.
+    one is due, while the step waits for it. A durable wait is a step of another ``kind`` (``"sleep"``, ``"signal"``
+    ...): ``wake_at`` is when it is over or times out, ``waiting_for`` says in words what it waits for, while it does.
     """
 
     name: str
@@ -198,6 +212,8 @@ class Step:
     error: ErrorInfo | None
     failed_attempts: tuple[Attempt, ...]
     retry_at: datetime | None
+    wake_at: datetime | None
+    waiting_for: str | None
     started_at: datetime
     completed_at: datetime | None
 
@@ -227,7 +243,9 @@ class RunStatusFrame(Frame):
 class StepStatusFrame(Frame):
     """A step began (and was still running at the next commit) or ended; ``duration`` in seconds.
 
-    A frame with ``retry_at`` tells of an attempt that failed and will be followed by another one then.
+    A frame with ``retry_at`` tells of an attempt that failed and will be followed by another one then. ``type`` is the
+    kind of operation: ``"step"``, ``"transaction"``, ``"sleep"``, ``"signal"`` ...; ``wake_at`` is when a wait that
+    has begun is over, or times out.
     """
 
     name: str
@@ -237,6 +255,8 @@ class StepStatusFrame(Frame):
     duration: float | None = None
     error: ErrorInfo | None = None
     retry_at: datetime | None = None
+    type: str = "step"
+    wake_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +330,7 @@ class StoredFrame:
         elif self.kind == "step_status":
             fields["status"] = StepStatus(fields["status"])
             fields["retry_at"] = from_milliseconds(fields.pop("retryAt", None))
+            fields["wake_at"] = from_milliseconds(fields.pop("wakeAt", None))
         return FRAME_TYPES[self.kind](
             self.id, self.seq, datetime.fromtimestamp(self.ts / 1000, UTC), self.run_id, self.kind, **fields
         )

@@ -18,7 +18,7 @@ from ..errors import (
     TransactionError,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
 

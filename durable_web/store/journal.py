@@ -33,6 +33,8 @@ class Journal:
     is_listening: bool = False  # whether anybody wants events
     frames: list[StoredFrame] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)  # runs of which a wait has ended, or that were paused or resumed
+    has_claimable: bool = False  # whether a run was made that can be claimed, or can be claimed again
 
     def append(self, run_id: str, ts: int, kind: str, body: dict[str, Any]) -> None:
         """Append a frame to a run's timeline."""
@@ -77,6 +79,13 @@ class Journal:
         taken = self.frames, self.facts
         self.frames, self.facts = [], []
         return taken
+
+    def take_changed(self) -> set[str] | None:
+        """The runs to look at, or ``None`` when there is nothing that could be done now and not before."""
+        if not self.changed and not self.has_claimable:
+            return None
+        changed, self.changed, self.has_claimable = self.changed, set(), False
+        return changed
 
 
 def without_traceback(error: dict[str, str]) -> dict[str, str]:

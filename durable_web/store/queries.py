@@ -36,6 +36,15 @@ _STORED_COLUMNS = (
     "recoveries",
     "generation",
     "lease_owner",
+    "paused",
+    "waiting_reason",
+    "ending",
+    "parent_run_id",
+    "parent_step",
+    "continued_from",
+    "continued_as",
+    "dead_letter_of",
+    "dead_letter_id",
     *TIMES,
 )
 RUN_COLUMNS = (*_STORED_COLUMNS, "current_step", "completed_steps")
@@ -70,16 +79,18 @@ SELECT job, labels
 """
 
 RUN_STANDING = """
-SELECT status, generation
+SELECT status, generation, paused
   FROM durable_runs
  WHERE id = :id
 """
 
 INSERT_RUN = """
 INSERT INTO durable_runs (id, job, version, status, input, labels, idempotency_key, concurrency_key, priority, due,
-                          run_at, deadline, created_at, ready_at, updated_at)
+                          run_at, deadline, parent_run_id, parent_step, continued_from, dead_letter_of,
+                          created_at, ready_at, updated_at)
 VALUES (:id, :job, :version, 'pending', :input, :labels, :idempotency_key, :concurrency_key, :priority, :due,
-        :run_at, :deadline, :now, :ready_at, :now)
+        :run_at, :deadline, :parent_run_id, :parent_step, :continued_from, :dead_letter_of,
+        :now, :ready_at, :now)
 """
 
 INSERT_LABEL = """
@@ -105,7 +116,8 @@ SELECT id
 
 _CLAIM = """
 UPDATE durable_runs
-   SET status = 'leased',
+   SET status = CASE status WHEN 'pending' THEN 'leased' ELSE status END,
+       due = status = 'pending',
        attempt = attempt + 1,
        generation = generation + 1,
        lease_owner = :owner,
@@ -114,16 +126,18 @@ UPDATE durable_runs
        updated_at = :now
  WHERE id = (SELECT candidate.id
                FROM durable_runs AS candidate INDEXED BY durable_runs_to_claim
-              WHERE candidate.status = 'pending' AND candidate.due = 1
+              WHERE candidate.status IN ('pending', 'cancelling') AND candidate.due = 1
                 AND (candidate.concurrency_key IS NULL
                      OR NOT EXISTS (SELECT 1
                                       FROM durable_runs AS other
                                      WHERE other.concurrency_key = candidate.concurrency_key
-                                       AND other.status IN ('leased', 'cancelling')))
+                                       AND other.status IN ('leased', 'cancelling')
+                                       AND (candidate.status = 'pending' OR other.lease_owner IS NOT NULL)))
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
-RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline
+RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline, ending, error,
+          failed_step
 """
 CLAIM = _CLAIM.format(condition="")
 
@@ -136,13 +150,13 @@ SELECT COALESCE(SUM(runs), 0)
 FENCE = """
 SELECT 1
   FROM durable_runs
- WHERE id = :id AND generation = :generation AND status = 'leased'
+ WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
 """
 
 RENEW = """
 UPDATE durable_runs
    SET lease_expires_at = :expires
- WHERE id = :id AND generation = :generation AND status = 'leased' AND lease_expires_at > :now
+ WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling') AND lease_expires_at > :now
 """
 
 LIMIT_DURATION = """
@@ -155,6 +169,7 @@ PARK = """
 UPDATE durable_runs
    SET status = 'waiting',
        wake_at = :wake_at,
+       waiting_reason = :reason,
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
@@ -167,29 +182,119 @@ UPDATE durable_runs
        output = :output,
        error = :error,
        failed_step = :failed_step,
+       ending = NULL,
+       continued_as = :continued_as,
        lease_owner = NULL,
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status = 'leased'
-RETURNING started_at
+ WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+RETURNING started_at, parent_run_id, parent_step
 """
 
 RELEASE = """
 UPDATE durable_runs
-   SET status = 'pending',
+   SET status = CASE status WHEN 'leased' THEN 'pending' ELSE status END,
+       due = NOT paused OR status = 'cancelling',
        ready_at = :now,
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
+ WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+RETURNING status
+"""
+
+BLOCK = """
+UPDATE durable_runs
+   SET status = 'waiting',
+       blocked = 1,
+       waiting_reason = :reason,
+       lease_owner = NULL,
+       lease_expires_at = NULL,
+       updated_at = :now
  WHERE id = :id AND generation = :generation AND status = 'leased'
+"""
+
+UNBLOCK = """
+UPDATE durable_runs INDEXED BY durable_runs_blocked
+   SET status = 'pending',
+       blocked = 0,
+       due = NOT paused,
+       waiting_reason = NULL,
+       ready_at = :now,
+       updated_at = :now
+ WHERE blocked = 1 AND job = :job AND version IS :version AND status = 'waiting'
+RETURNING id, attempt
+"""
+
+PAUSE = """
+UPDATE durable_runs
+   SET paused = 1,
+       due = CASE status WHEN 'pending' THEN 0 ELSE due END,
+       updated_at = :now
+ WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
+RETURNING status, attempt
+"""
+
+UNPAUSE = """
+UPDATE durable_runs
+   SET paused = 0,
+       due = CASE status WHEN 'pending' THEN run_at IS NULL OR run_at <= :now ELSE due END,
+       updated_at = :now
+ WHERE id = :id AND paused = 1
+RETURNING status, attempt
+"""
+
+COMPENSATE = """
+UPDATE durable_runs
+   SET status = 'cancelling',
+       ending = :ending,
+       error = :error,
+       failed_step = :failed_step,
+       due = 0,
+       updated_at = :now
+ WHERE id = :id AND generation = :generation AND status = 'leased'
+"""
+
+BEGIN_COMPENSATION = """
+UPDATE durable_runs
+   SET status = 'cancelling',
+       ending = :ending,
+       error = :error,
+       due = 1,
+       blocked = 0,
+       generation = generation + 1,
+       wake_at = NULL,
+       waiting_reason = NULL,
+       lease_owner = NULL,
+       lease_expires_at = NULL,
+       ready_at = :now,
+       updated_at = :now
+ WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
+   AND EXISTS (SELECT 1
+                 FROM durable_steps
+                WHERE run_id = :id AND undo = 1 AND status = 'completed')
+RETURNING attempt
+"""
+
+ACTIVE_CHILDREN = """
+SELECT id, parent_step
+  FROM durable_runs
+ WHERE parent_run_id = :id AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+ ORDER BY id
+"""
+
+LINK_DEAD_LETTER = """
+UPDATE durable_runs
+   SET dead_letter_id = :dead_letter_id
+ WHERE id = :id
 """
 
 NEXT_DUE = """
 SELECT MIN(due)
   FROM (SELECT MIN(run_at) AS due
           FROM durable_runs
-         WHERE status = 'pending' AND due = 0
+         WHERE status = 'pending' AND due = 0 AND paused = 0
          UNION ALL
         SELECT MIN(wake_at)
           FROM durable_runs
@@ -197,18 +302,24 @@ SELECT MIN(due)
          UNION ALL
         SELECT MIN(deadline)
           FROM durable_runs
-         WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting'))
+         WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting')
+         UNION ALL
+        SELECT MIN(wake_at)
+          FROM durable_steps
+         WHERE status = 'running' AND wake_at IS NOT NULL)
 """
 
 MAKE_DUE = """
 UPDATE durable_runs INDEXED BY durable_runs_scheduled
    SET due = 1
- WHERE status = 'pending' AND due = 0 AND run_at <= :now
+ WHERE status = 'pending' AND due = 0 AND paused = 0 AND run_at <= :now
 """
 
 WAKE = """
 UPDATE durable_runs INDEXED BY durable_runs_waiting
    SET status = 'pending',
+       due = NOT paused,
+       waiting_reason = NULL,
        ready_at = wake_at,
        wake_at = NULL,
        updated_at = :now
@@ -219,10 +330,12 @@ RETURNING id, attempt
 WAKE_ONE = """
 UPDATE durable_runs
    SET status = 'pending',
+       due = NOT paused,
+       waiting_reason = NULL,
        ready_at = :now,
        wake_at = NULL,
        updated_at = :now
- WHERE id = :id AND status = 'waiting'
+ WHERE id = :id AND status = 'waiting' AND blocked = 0
 RETURNING attempt
 """
 
@@ -237,31 +350,38 @@ EXPIRE = """
 UPDATE durable_runs
    SET status = 'failed',
        error = :error,
+       ending = NULL,
+       blocked = 0,
        wake_at = NULL,
+       waiting_reason = NULL,
        lease_owner = NULL,
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
  WHERE id = :id
-RETURNING attempt
+RETURNING attempt, parent_run_id, parent_step
 """
 
 CANCEL = """
 UPDATE durable_runs
    SET status = 'cancelled',
+       ending = NULL,
+       blocked = 0,
        wake_at = NULL,
+       waiting_reason = NULL,
        lease_owner = NULL,
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
  WHERE id = :id AND status IN ('pending', 'leased', 'waiting', 'cancelling')
-RETURNING attempt
+RETURNING attempt, parent_run_id, parent_step
 """
 
 REOPEN = """
 UPDATE durable_runs
    SET status = 'pending',
        due = run_at IS NULL OR run_at <= :now,
+       paused = 0,
        input = COALESCE(:input, input),
        error = NULL,
        failed_step = NULL,
@@ -278,31 +398,35 @@ RETURNING attempt
 ORPHANS = """
 SELECT id, attempt, recoveries
   FROM durable_runs
- WHERE status = 'leased' AND lease_expires_at < :expired_before
+ WHERE status IN ('leased', 'cancelling') AND lease_expires_at < :expired_before
  ORDER BY id
 """
 
 TAKE_BACK = """
 UPDATE durable_runs
-   SET status = 'pending',
+   SET status = CASE status WHEN 'leased' THEN 'pending' ELSE status END,
+       due = NOT paused OR status = 'cancelling',
        recoveries = recoveries + 1,
        ready_at = :now,
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
  WHERE id = :id
+RETURNING status
 """
 
 BURY = """
 UPDATE durable_runs
    SET status = 'dead',
        recoveries = recoveries + 1,
+       ending = NULL,
        error = :error,
        lease_owner = NULL,
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
  WHERE id = :id
+RETURNING job, input, parent_run_id, parent_step
 """
 
 RESET_RECOVERIES = """
@@ -333,6 +457,7 @@ DELETE FROM durable_frames
     *DELETE_STEPS,
     "DELETE FROM durable_values WHERE run_id = :run_id",
     "DELETE FROM durable_labels WHERE run_id = :run_id",
+    "DELETE FROM durable_messages WHERE run_id = :run_id",
     "DELETE FROM durable_runs WHERE id = :run_id",
 )
 
@@ -344,10 +469,26 @@ UPDATE durable_runs
 """
 
 STEPS = """
-SELECT name, kind, status, position, attempt, output, error, retry_at, started_at, completed_at
+SELECT name, kind, status, position, attempt, output, error, retry_at, wake_at, topic, detail, undo, started_at,
+       completed_at
   FROM durable_steps
  WHERE run_id = :run_id
  ORDER BY position
+"""
+
+STEP = """
+SELECT name, kind, status, position, attempt, output, error, retry_at, wake_at, topic, detail, undo, started_at,
+       completed_at
+  FROM durable_steps
+ WHERE run_id = :run_id AND name = :name
+"""
+
+TO_COMPENSATE = """
+SELECT name, kind, status, position, attempt, output, error, retry_at, wake_at, topic, detail, undo, started_at,
+       completed_at
+  FROM durable_steps
+ WHERE run_id = :run_id AND undo = 1 AND status = 'completed'
+ ORDER BY completed_at DESC, position DESC
 """
 
 ATTEMPTS = """
@@ -377,6 +518,7 @@ CANCEL_STEPS = """
 UPDATE durable_steps
    SET status = 'cancelled',
        retry_at = NULL,
+       topic = NULL,
        completed_at = :now
  WHERE run_id = :run_id AND status = 'running'
 """
@@ -402,22 +544,28 @@ DELETE FROM durable_steps
 """
 
 COPY_STEPS = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, started_at, completed_at)
-SELECT :run_id, name, kind, status, position, attempt, output, error, started_at, completed_at
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, undo, started_at,
+                           completed_at)
+SELECT :run_id, name, kind, status, position, attempt, output, error, undo, started_at, completed_at
   FROM durable_steps
  WHERE run_id = :source_run_id AND position < :position AND status = 'completed'
 """
 
 RECORD_STEP = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, retry_at, started_at,
-                           completed_at)
-VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :retry_at, :started_at, :completed_at)
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, retry_at, wake_at, topic,
+                           detail, undo, started_at, completed_at)
+VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :retry_at, :wake_at, :topic,
+        :detail, :undo, :started_at, :completed_at)
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
        output = excluded.output,
        error = excluded.error,
        retry_at = excluded.retry_at,
+       wake_at = excluded.wake_at,
+       topic = excluded.topic,
+       detail = excluded.detail,
+       undo = excluded.undo,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
 """
@@ -464,7 +612,9 @@ def claim(saturated: list[str]) -> tuple[str, dict[str, Any]]:
     if not saturated:
         return CLAIM, {}
     names, parameters = _many("saturated", saturated)
-    return _CLAIM.format(condition=f"AND candidate.job NOT IN ({names})"), parameters
+    return _CLAIM.format(
+        condition=f"AND (candidate.status = 'cancelling' OR candidate.job NOT IN ({names}))"
+    ), parameters
 
 
 def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: int) -> tuple[str, dict[str, Any]]:

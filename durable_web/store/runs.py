@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ class Claim:
     generation: int
     lease_expires_at: int = 0
     deadline: int | None = None
+    ending: str | None = None  # what a run that is to be compensated then ends as
+    error: dict[str, str] | None = None  # why it failed
+    failed_step: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,28 @@ class NewRun:
     priority: int = 0
     run_at: int | None = None
     deadline: int | None = None
+    parent_run_id: str | None = None
+    parent_step: str | None = None
+    continued_from: str | None = None
+    dead_letter_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that has just ended, for whoever waits for it; ``output`` is the codec's text."""
+
+    run_id: str
+    parent_run_id: str | None
+    parent_step: str | None
+    status: RunStatus
+    output: str | None = None
+    error: dict[str, str] | None = None
 
 
 class Runs:
-    """The verbs on runs."""
+    """The verbs on runs. ``on_end`` is called, in the transaction, with every run that ends."""
+
+    on_end: Callable[[Ended, int], None] = staticmethod(lambda ended, now: None)
 
     def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
         self._connection = connection
@@ -76,6 +97,10 @@ class Runs:
             "due": is_due,
             "run_at": run.run_at,
             "deadline": run.deadline,
+            "parent_run_id": run.parent_run_id,
+            "parent_step": run.parent_step,
+            "continued_from": run.continued_from,
+            "dead_letter_of": run.dead_letter_of,
             "ready_at": now if is_due else run.run_at,
             "now": now,
         }
@@ -83,6 +108,7 @@ class Runs:
         labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
         self._connection.executemany(queries.INSERT_LABEL, labels)
         self._journal.append_status(run.id, now, RunStatus.PENDING, attempt=0)
+        self._journal.has_claimable = True
         if self._journal.is_listening:
             self._journal.tell("run:trigger", run.id, now, input=decode(run.input))
 
@@ -118,10 +144,10 @@ class Runs:
         """Whether there is such a run."""
         return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
 
-    def standing(self, run_id: str) -> tuple[RunStatus, int] | None:
-        """The status and the generation of a run; ``None`` when it is gone."""
+    def standing(self, run_id: str) -> tuple[RunStatus, int, bool] | None:
+        """The status and the generation of a run, and whether it is paused; ``None`` when it is gone."""
         row = self._connection.execute(queries.RUN_STANDING, {"id": run_id}).fetchone()
-        return None if row is None else (RunStatus(row[0]), row[1])
+        return None if row is None else (RunStatus(row[0]), row[1], bool(row[2]))
 
     def list(self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int) -> list[Run]:
         """Runs that pass the filter, from the one after the id ``after`` on."""
@@ -148,8 +174,10 @@ class Runs:
         row = self._connection.execute(text, {"owner": owner, "now": now, "expires": expires, **parameters}).fetchone()
         if row is None:
             return None
-        claim = Claim(*row)
-        self._journal.append_status(claim.run_id, now, RunStatus.LEASED, attempt=claim.attempt)
+        *values, ending, error, failed_step = row
+        claim = Claim(*values, ending, None if error is None else json.loads(error), failed_step)
+        status, reason = (RunStatus.LEASED, None) if ending is None else (RunStatus.CANCELLING, "it is compensated")
+        self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason)
         if self._journal.is_listening:
             fields = {"lease_owner": owner, "lease_expires_at": from_milliseconds(expires)}
             self._journal.tell("run:leased", claim.run_id, now, input=decode(claim.input), **fields)
@@ -183,12 +211,13 @@ class Runs:
         """Forget earlier deaths: the run has come further."""
         self._connection.execute(queries.RESET_RECOVERIES, _key(claim))
 
-    def park(self, claim: Claim, now: int, wake_at: int, reason: str) -> None:
-        """Let an executing run wait, without a lease, until ``wake_at``.
+    def park(self, claim: Claim, now: int, wake_at: int | None, reason: str) -> None:
+        """Let an executing run wait, without a lease, until ``wake_at`` or until one of its waits has ended.
 
         :raises LeaseLost: when it is no longer this engine's.
         """
-        if self._connection.execute(queries.PARK, {**_key(claim), "wake_at": wake_at, "now": now}).rowcount != 1:
+        values = {**_key(claim), "wake_at": wake_at, "reason": reason, "now": now}
+        if self._connection.execute(queries.PARK, values).rowcount != 1:
             raise LeaseLost(claim.run_id)
         self._journal.append_status(claim.run_id, now, RunStatus.WAITING, attempt=claim.attempt, reason=reason)
         self._journal.tell("run:waiting", claim.run_id, now)
@@ -202,8 +231,9 @@ class Runs:
         output: str | None,
         error: dict[str, str] | None,
         failed_step: str | None = None,
+        continued_as: str | None = None,
     ) -> None:
-        """End an executing run.
+        """End an executing run; with ``continued_as``, whoever waits for it now waits for that run.
 
         :raises LeaseLost: when it is no longer this engine's.
         """
@@ -213,15 +243,21 @@ class Runs:
             "output": output,
             "error": _json(error),
             "failed_step": failed_step,
+            "continued_as": continued_as,
             "now": now,
         }
         row = self._connection.execute(queries.SETTLE, values).fetchone()
         if row is None:
             raise LeaseLost(claim.run_id)
-        self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, error=error)
+        reason = None if continued_as is None else f"it goes on as {continued_as}"
+        self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
+        if continued_as is None:
+            self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error), now)
         if not self._journal.is_listening:
             return
-        if status == RunStatus.COMPLETED:
+        if status == RunStatus.CANCELLED:
+            self._journal.tell("run:cancel", claim.run_id, now)
+        elif status == RunStatus.COMPLETED:
             duration = (now - row[0]) / 1000
             self._journal.tell("run:complete", claim.run_id, now, output=decode(output or "null"), duration=duration)
         else:
@@ -230,8 +266,9 @@ class Runs:
 
     def release(self, claim: Claim, now: int, reason: str) -> None:
         """Give an executing run back, to be claimed again; does nothing when it is no longer this engine's."""
-        if self._connection.execute(queries.RELEASE, {**_key(claim), "now": now}).rowcount == 1:
-            self._journal.append_status(claim.run_id, now, RunStatus.PENDING, attempt=claim.attempt, reason=reason)
+        row = self._connection.execute(queries.RELEASE, {**_key(claim), "now": now}).fetchone()
+        if row is not None:
+            self._journal.append_status(claim.run_id, now, RunStatus(row[0]), attempt=claim.attempt, reason=reason)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -245,11 +282,49 @@ class Runs:
         for run_id, attempt in self._connection.execute(queries.WAKE, {"now": now}).fetchall():
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason="its wait is over")
 
-    def wake(self, run_id: str, now: int) -> None:
-        """Make a waiting run claimable before its time."""
+    def wake(self, run_id: str, now: int, reason: str = "it goes on early") -> None:
+        """Make a waiting run claimable; does nothing when it does not wait."""
         row = self._connection.execute(queries.WAKE_ONE, {"id": run_id, "now": now}).fetchone()
         if row is not None:
-            self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason="it goes on early")
+            self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason=reason)
+            self._journal.has_claimable = True
+
+    def block(self, claim: Claim, now: int, reason: str) -> None:
+        """Let a claimed run wait until its version of the job is registered."""
+        if self._connection.execute(queries.BLOCK, {**_key(claim), "reason": reason, "now": now}).rowcount == 1:
+            self._journal.append_status(claim.run_id, now, RunStatus.WAITING, attempt=claim.attempt, reason=reason)
+
+    def unblock(self, job: str, version: str | None, now: int) -> None:
+        """Let the runs go on that waited for this version of a job."""
+        for run_id, attempt in self._connection.execute(
+            queries.UNBLOCK, {"job": job, "version": version, "now": now}
+        ).fetchall():
+            reason = "its version of the job is registered"
+            self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason=reason)
+            self._journal.has_claimable = True
+
+    def pause(self, run_id: str, now: int) -> None:
+        """Let a run start no further step, until it is resumed.
+
+        :raises RunNotFound, RunNotActive: when there is no such run, or it has ended or is being compensated.
+        """
+        row = self._connection.execute(queries.PAUSE, {"id": run_id, "now": now}).fetchone()
+        if row is None:
+            raise RunNotActive(run_id, self.get(run_id).status.value, "paused")
+        self._journal.append_status(run_id, now, RunStatus(row[0]), attempt=row[1], reason="it is paused")
+        self._journal.changed.add(run_id)
+
+    def unpause(self, run_id: str, now: int) -> None:
+        """Let a paused run start steps again; does nothing when it is not paused."""
+        row = self._connection.execute(queries.UNPAUSE, {"id": run_id, "now": now}).fetchone()
+        if row is None:
+            return
+        if row[0] == RunStatus.WAITING:
+            self.wake(run_id, now, "it is resumed")
+        else:
+            self._journal.append_status(run_id, now, RunStatus(row[0]), attempt=row[1], reason="it is resumed")
+            self._journal.has_claimable = True
+        self._journal.changed.add(run_id)
 
     def overdue(self, now: int) -> list[str]:
         """The ids of the active runs whose deadline has passed."""
@@ -258,36 +333,74 @@ class Runs:
     def expire(self, run_id: str, now: int) -> None:
         """Fail an active run because its deadline has passed."""
         error = {"type": "DeadlineExceeded", "message": "The run's deadline passed before it ended.", "traceback": ""}
+        if self.begin_compensation(run_id, RunStatus.FAILED, now, error):
+            return
         row = self._connection.execute(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)}).fetchone()
         self._journal.append_status(run_id, now, RunStatus.FAILED, attempt=row[0], error=error)
+        self.on_end(Ended(run_id, row[1], row[2], RunStatus.FAILED, error=error), now)
         self._journal.tell("run:fail", run_id, now, error=ErrorInfo(**error), failed_step_name=None)
 
-    def recover(self, now: int, *, everything: bool, max_recoveries: int) -> None:
-        """Take back the runs whose engine has died.
+    def begin_compensation(self, run_id: str, ending: RunStatus, now: int, error: dict[str, str] | None = None) -> bool:
+        """Let an active run that has steps to compensate do so before it ends; ``False`` when it has none.
+
+        Whoever executes it has lost it; it is claimed anew for the compensation.
+        """
+        values = {"id": run_id, "ending": ending, "error": _json(error), "now": now}
+        row = self._connection.execute(queries.BEGIN_COMPENSATION, values).fetchone()
+        if row is None:
+            return False
+        reason = "it is to be compensated"
+        self._journal.append_status(run_id, now, RunStatus.CANCELLING, attempt=row[0], reason=reason, error=error)
+        self._journal.has_claimable = True
+        return True
+
+    def compensate(self, claim: Claim, now: int, error: dict[str, str], failed_step: str | None) -> None:
+        """Note that an executing run has failed, and is compensated before it ends.
+
+        :raises LeaseLost: when it is no longer this engine's.
+        """
+        values = {**_key(claim), "ending": RunStatus.FAILED, "error": _json(error), "failed_step": failed_step}
+        if self._connection.execute(queries.COMPENSATE, {**values, "now": now}).rowcount != 1:
+            raise LeaseLost(claim.run_id)
+        self._journal.append_status(
+            claim.run_id, now, RunStatus.CANCELLING, attempt=claim.attempt, reason="it is compensated", error=error
+        )
+
+    def recover(self, now: int, *, everything: bool, max_recoveries: int) -> list[tuple[str, str, str, dict[str, str]]]:
+        """Take back the runs whose engine has died; returns id, job, input and error of those that are dead now.
 
         :param everything: every leased run, because no other engine is alive; else those whose lease has expired.
         :param max_recoveries: a run that was taken back that often without committing a step is dead.
         """
         expired_before = _FOR_EVER if everything else now
         orphans = self._connection.execute(queries.ORPHANS, {"expired_before": expired_before}).fetchall()
+        dead = []
         for run_id, attempt, recoveries in orphans:
             if recoveries < max_recoveries:
-                self._connection.execute(queries.TAKE_BACK, {"id": run_id, "now": now})
+                (status,) = self._connection.execute(queries.TAKE_BACK, {"id": run_id, "now": now}).fetchone()
                 self._journal.append_status(
-                    run_id, now, RunStatus.PENDING, attempt=attempt, reason="its engine stopped"
+                    run_id, now, RunStatus(status), attempt=attempt, reason="its engine stopped"
                 )
             else:
-                self._bury(run_id, attempt, recoveries, now)
+                dead.append(self._bury(run_id, attempt, recoveries, now))
+        return dead
 
-    def _bury(self, run_id: str, attempt: int, recoveries: int, now: int) -> None:
+    def _bury(self, run_id: str, attempt: int, recoveries: int, now: int) -> tuple[str, str, str, dict[str, str]]:
         error = {
             "type": "CrashLoop",
             "message": f"The engine died {recoveries + 1} times on this run without completing another step.",
             "traceback": "",
         }
-        self._connection.execute(queries.BURY, {"id": run_id, "error": _json(error), "now": now})
+        values = {"id": run_id, "error": _json(error), "now": now}
+        job, input_text, *parent = self._connection.execute(queries.BURY, values).fetchone()
         self._journal.append_status(run_id, now, RunStatus.DEAD, attempt=attempt, error=error)
         self._journal.tell("run:dead", run_id, now, error=ErrorInfo(**error))
+        self.on_end(Ended(run_id, *parent, RunStatus.DEAD, error=error), now)
+        return run_id, job, input_text, error
+
+    def link_dead_letter(self, run_id: str, dead_letter_id: str) -> None:
+        """Note which run handles a dead one."""
+        self._connection.execute(queries.LINK_DEAD_LETTER, {"id": run_id, "dead_letter_id": dead_letter_id})
 
     # --- people ------------------------------------------------------------------------------------------------------
 
@@ -301,6 +414,15 @@ class Runs:
             raise RunNotActive(run_id, self.get(run_id).status.value, "cancelled")
         self._journal.append_status(run_id, now, RunStatus.CANCELLED, attempt=row[0])
         self._journal.tell("run:cancel", run_id, now)
+        self.on_end(Ended(run_id, row[1], row[2], RunStatus.CANCELLED), now)
+
+    def active_children(self, run_id: str, *, awaited: bool = False) -> list[str]:
+        """The ids of the runs that a run has started and that have not ended, the oldest first.
+
+        :param awaited: only of those whose end the run waits for.
+        """
+        rows = self._connection.execute(queries.ACTIVE_CHILDREN, {"id": run_id}).fetchall()
+        return [child_id for child_id, step in rows if step is not None or not awaited]
 
     def reopen(self, run_id: str, now: int, input_text: str | None) -> None:
         """Let a run that has failed, died or was cancelled go on; with ``input_text``, on another input.
@@ -311,6 +433,7 @@ class Runs:
         if row is None:
             raise RunNotTerminal(run_id, self.get(run_id).status.value, "retried")
         self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason="retried")
+        self._journal.has_claimable = True
 
     def delete(self, run_id: str, now: int) -> None:
         """Delete a run that has ended, and everything of it.
@@ -353,6 +476,7 @@ def _run(row: tuple[Any, ...]) -> Run:
     values["error"] = None if values["error"] is None else ErrorInfo(**json.loads(values["error"]))
     values["progress"] = None if values["progress"] is None else Progress(**json.loads(values["progress"]))
     values["labels"] = json.loads(values["labels"])
+    values["paused"] = bool(values["paused"])
     for name in queries.TIMES:
         values[name] = from_milliseconds(values[name])
     return Run(**values)

@@ -3,10 +3,17 @@
 -- durable_runs     A row is one run: one execution of a job for one input. Triggering inserts it as 'pending'; a claim
 --                  makes it 'leased' and raises its generation; settling makes it 'completed' or 'failed'; anybody may
 --                  cancel it. Whoever executes it writes only while the row is 'leased' under the same generation.
---                  A run that has to wait (for the next attempt at a step) is 'waiting', and 'pending' again when its
---                  `wake_at` has come. A pending run may be claimed once it is `due`.
+--                  A run all of whose branches wait is 'waiting', without a lease, and 'pending' again when one of
+--                  them may go on. A pending run may be claimed once it is `due`; a paused one is not. A run that has
+--                  failed, or was cancelled, and has steps to compensate is 'cancelling' until that is done, and ends
+--                  as its `ending` says.
 -- durable_steps    A row is one step of one run, keyed by the step's name: the checkpoint. Written by the engine that
 --                  executes the run: 'running' when a step takes long enough to be seen, else at once with its outcome.
+--                  A durable wait (sleep, signal, event, webhook, update, breakpoint, child) is a step of that kind. It
+--                  is 'running' from the moment it is waited for, and whoever ends the wait (the timer, engine.signal,
+--                  engine.publish, a child's end ...) writes its outcome, in the transaction of what ended it.
+-- durable_messages A row is a signal or an update that was sent to a run: 'pending' until a wait has taken it.
+-- durable_events   A row is the id of an event that was published, so that a repetition is noticed.
 -- durable_attempts A row is one failed attempt at a step that was, or may be, tried again.
 -- durable_labels   A row is one label of one run, for finding runs by label.
 -- durable_values   A row is the latest value that a run has published under a key (ctx.set_event).
@@ -38,9 +45,19 @@ CREATE TABLE durable_runs (
     priority         INTEGER NOT NULL DEFAULT 0,
     due              INTEGER NOT NULL DEFAULT 1,     -- 0 until run_at has come
     run_at           INTEGER,
-    wake_at          INTEGER,                        -- when a waiting run goes on
+    paused           INTEGER NOT NULL DEFAULT 0,     -- 1: starts no further step, and is not claimed
+    blocked          INTEGER NOT NULL DEFAULT 0,     -- 1: waits for its version of the job to be registered
+    waiting_reason   TEXT,                           -- for what a waiting run waits, in words
+    wake_at          INTEGER,                        -- when a waiting run's next attempt at a step is due
     deadline         INTEGER,
     attempt          INTEGER NOT NULL DEFAULT 0,     -- times the job body was begun
+    ending           TEXT,                           -- of a cancelling run: 'failed' or 'cancelled'
+    parent_run_id    TEXT,                           -- the run that started this one, and under which step
+    parent_step      TEXT,
+    continued_from   TEXT,                           -- ctx.continue_as_new: the run before, and the one after
+    continued_as     TEXT,
+    dead_letter_of   TEXT,                           -- the dead run that this one handles
+    dead_letter_id   TEXT,                           -- the run that handles this dead one
     recoveries       INTEGER NOT NULL DEFAULT 0,     -- deaths of its engine since a step was last committed
     generation       INTEGER NOT NULL DEFAULT 0,     -- rises with every claim and retry: fencing token
     lease_owner      TEXT,
@@ -54,8 +71,11 @@ CREATE TABLE durable_runs (
 
 CREATE INDEX durable_runs_by_status ON durable_runs (status, id);
 CREATE INDEX durable_runs_by_job    ON durable_runs (job, id);
-CREATE INDEX durable_runs_to_claim  ON durable_runs (priority DESC, id) WHERE status = 'pending' AND due = 1;
-CREATE INDEX durable_runs_scheduled ON durable_runs (run_at) WHERE status = 'pending' AND due = 0;
+CREATE INDEX durable_runs_to_claim  ON durable_runs (priority DESC, id)
+    WHERE status IN ('pending', 'cancelling') AND due = 1;
+CREATE INDEX durable_runs_scheduled ON durable_runs (run_at) WHERE status = 'pending' AND due = 0 AND paused = 0;
+CREATE INDEX durable_runs_blocked   ON durable_runs (job, version) WHERE blocked = 1;
+CREATE INDEX durable_runs_by_parent ON durable_runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
 CREATE INDEX durable_runs_waiting   ON durable_runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX durable_runs_deadlines ON durable_runs (deadline)
     WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting');
@@ -99,17 +119,24 @@ CREATE INDEX durable_labels_by_run ON durable_labels (run_id);
 CREATE TABLE durable_steps (
     run_id           TEXT    NOT NULL,
     name             TEXT    NOT NULL,
-    kind             TEXT    NOT NULL,               -- 'step', 'transaction' or 'value'
+    kind             TEXT    NOT NULL,               -- 'step', 'transaction', 'value', 'sleep', 'signal' ...
     status           TEXT    NOT NULL CHECK (status IN ('running', 'completed', 'failed', 'cancelled')),
     position         INTEGER NOT NULL,               -- order of first recording within the run, from 0
     attempt          INTEGER NOT NULL,
     output           TEXT,
     error            TEXT,
     retry_at         INTEGER,                        -- when the next attempt is due, while the step waits for it
+    wake_at          INTEGER,                        -- of a wait: when it is over, or times out
+    topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
+    detail           TEXT,                           -- of a wait: what else ends it, as the codec's text
+    undo             INTEGER NOT NULL DEFAULT 0,     -- 1: has a compensation
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_steps_due      ON durable_steps (wake_at) WHERE status = 'running' AND wake_at IS NOT NULL;
+CREATE INDEX durable_steps_by_topic ON durable_steps (topic) WHERE topic IS NOT NULL;
 
 CREATE TABLE durable_attempts (
     run_id           TEXT    NOT NULL,
@@ -127,6 +154,26 @@ CREATE TABLE durable_values (
     value            TEXT    NOT NULL,
     updated_at       INTEGER NOT NULL,
     PRIMARY KEY (run_id, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE durable_messages (
+    id               INTEGER PRIMARY KEY,            -- first in, first out
+    run_id           TEXT    NOT NULL,
+    topic            TEXT    NOT NULL,               -- 'signal:<name>' or 'update:<name>'
+    message_id       TEXT    NOT NULL,               -- the sender's, or made up: a repetition is noticed by it
+    payload          TEXT    NOT NULL,
+    status           TEXT    NOT NULL CHECK (status IN ('pending', 'taken', 'rejected', 'answered', 'failed')),
+    outcome          TEXT,                           -- of an update: the answer, or why there is none
+    sent_at          INTEGER NOT NULL
+) STRICT;
+
+CREATE UNIQUE INDEX durable_messages_by_id ON durable_messages (run_id, topic, message_id);
+CREATE INDEX durable_messages_pending ON durable_messages (run_id, topic, id) WHERE status = 'pending';
+
+CREATE TABLE durable_events (
+    id               TEXT    PRIMARY KEY,
+    topic            TEXT    NOT NULL,
+    published_at     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE durable_frames (

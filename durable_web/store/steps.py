@@ -26,6 +26,10 @@ class StepRecord:
     output: str | None = None
     error: dict[str, str] | None = None
     retry_at: int | None = None
+    wake_at: int | None = None
+    topic: str | None = None
+    detail: str | None = None
+    undo: int = 0
     started_at: int = 0
     completed_at: int | None = None
 
@@ -33,6 +37,27 @@ class StepRecord:
     def is_settled(self) -> bool:
         """Whether the outcome is recorded, so that a replay gives it back instead of calling the function."""
         return self.status in (StepStatus.COMPLETED, StepStatus.FAILED)
+
+    @property
+    def waiting_for(self) -> str | None:
+        """For what it waits, in words; ``None`` when it does not wait."""
+        if self.status != StepStatus.RUNNING:
+            return None
+        if self.retry_at is not None:
+            return f"the next attempt at {self.name!r}"
+        what = (self.topic or "").partition(":")[2]
+        return _WAITS[self.kind].format(name=self.name, what=what) if self.kind in _WAITS else None
+
+
+_WAITS = {
+    "sleep": "the end of sleep {name!r}",
+    "signal": "signal {what!r}",
+    "event": "an event on {what!r}",
+    "webhook": "webhook {name!r}",
+    "update": "update {what!r}",
+    "breakpoint": "breakpoint {name!r} to be resumed",
+    "child": "child run {name!r}",
+}
 
 
 class Steps:
@@ -46,6 +71,11 @@ class Steps:
         """What a run has recorded, by name, in the order of first recording."""
         rows = self._connection.execute(queries.STEPS, {"run_id": run_id})
         return {row[0]: _record(row) for row in rows}
+
+    def find(self, run_id: str, name: str) -> StepRecord | None:
+        """What a run has recorded under one name."""
+        row = self._connection.execute(queries.STEP, {"run_id": run_id, "name": name}).fetchone()
+        return None if row is None else _record(row)
 
     def get(self, run_id: str) -> list[Step]:
         """The steps of a run, in the order of first recording, with their failed attempts."""
@@ -68,16 +98,28 @@ class Steps:
                 "output": record.output,
                 "error": None if record.error is None else to_json(record.error),
                 "retry_at": record.retry_at,
+                "wake_at": record.wake_at,
+                "topic": record.topic,
+                "detail": record.detail,
+                "undo": record.undo,
                 "started_at": record.started_at,
                 "completed_at": record.completed_at,
             },
         )
+        self.tell_of(run_id, record, now)
+
+    def tell_of(self, run_id: str, record: StepRecord, now: int) -> None:
+        """Tell of a step's state: its frame and its event."""
         body: dict[str, Any] = {
             "name": record.name,
             "status": record.status,
             "attempt": record.attempt,
             "index": record.position,
         }
+        if record.kind != "step":
+            body["type"] = record.kind
+        if record.wake_at is not None and record.status == StepStatus.RUNNING:
+            body["wakeAt"] = record.wake_at
         if record.completed_at is not None:
             body["duration"] = (record.completed_at - record.started_at) / 1000
         if record.error is not None:
@@ -114,6 +156,10 @@ class Steps:
         """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
         self._connection.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
         self._connection.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
+
+    def to_compensate(self, run_id: str) -> list[StepRecord]:
+        """The completed steps of a run that have a compensation, the one that completed last first."""
+        return [_record(row) for row in self._connection.execute(queries.TO_COMPENSATE, {"run_id": run_id})]
 
     def delete(self, run_id: str) -> None:
         """Delete everything that a run has recorded in its steps; its timeline stays."""
@@ -189,8 +235,8 @@ def _error(error: dict[str, str] | None) -> ErrorInfo | None:
 
 
 def _record(row: tuple[Any, ...]) -> StepRecord:
-    *head, error, retry_at, started_at, completed_at = row
-    return StepRecord(*head, None if error is None else json.loads(error), retry_at, started_at, completed_at)
+    error = None if row[6] is None else json.loads(row[6])
+    return StepRecord(*row[:6], error, *row[7:])
 
 
 def _attempt(values: list[Any]) -> Attempt:
@@ -211,6 +257,8 @@ def _step(record: StepRecord, attempts: tuple[Attempt, ...]) -> Step:
         error=_error(record.error),
         failed_attempts=attempts,
         retry_at=from_milliseconds(record.retry_at),
+        wake_at=from_milliseconds(record.wake_at),
+        waiting_for=record.waiting_for,
         started_at=from_milliseconds(record.started_at),
         completed_at=from_milliseconds(record.completed_at),
     )

@@ -1,7 +1,7 @@
 """The store: one database, its transactions, and the verbs on runs, steps and frames.
 
 A verb that writes must be called inside ``with store.transaction():``; the frames and events that it causes reach
-``on_commit`` after the commit and never before it. Verbs of an executing run come after ``runs.fence``, which raises
+``on_commit`` after the commit and never before it, and ``on_change`` hears of runs that may go on. Verbs of an executing run come after ``runs.fence``, which raises
 ``LeaseLost`` before anything is written when the run is no longer this engine's.
 """
 
@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from ..model import StoredFrame
 from . import queries
 from .database import Database
+from .family import Family
 from .journal import Fact, Journal
+from .messages import Messages
 from .runs import Runs
 from .steps import Steps
+from .waits import Waits
 
 OnCommit = Callable[[list[StoredFrame], list[Fact]], None]
+OnChange = Callable[[set[str]], None]
 
 
 class Store:
@@ -27,8 +31,13 @@ class Store:
         self.database = database
         self.on_commit = on_commit
         self.journal = Journal(database.connection)
+        self.on_change: OnChange = lambda run_ids: None
         self.runs = Runs(database.connection, self.journal)
         self.steps = Steps(database.connection, self.journal)
+        self.waits = Waits(database.connection, self.journal, self.runs, self.steps)
+        self.family = Family(self.journal, self.runs, self.steps, self.waits)
+        self.runs.on_end = self.family.end
+        self.messages = Messages(database.connection)
 
     def close(self) -> None:
         """Close the database."""
@@ -42,10 +51,14 @@ class Store:
                 yield
         except BaseException:
             self.journal.take()
+            self.journal.take_changed()
             raise
         frames, facts = self.journal.take()
+        changed = self.journal.take_changed()
         if frames or facts:
             self.on_commit(frames, facts)
+        if changed is not None:
+            self.on_change(changed)
 
     @contextmanager
     def part(self) -> Iterator[None]:

@@ -1,0 +1,160 @@
+"""What reaches runs from outside: signals, events, webhooks, updates, pausing and resuming."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .clock import Clock
+from .codec import decode, encode
+from .errors import RunNotActive, UpdateRejected, WebhookNotFound
+from .job import Job, Registry
+from .model import StepStatus
+from .store import NewRun, Store
+from .triggers import Trigger
+
+
+class Delivery:
+    """Delivers to the runs of one store; each delivery is one transaction."""
+
+    def __init__(self, store: Store, registry: Registry, clock: Clock, new_id: Callable[[], str]) -> None:
+        self._store = store
+        self._registry = registry
+        self._clock = clock
+        self._new_id = new_id
+        self._answers: dict[tuple[str, str, str], asyncio.Future[None]] = {}
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+
+    def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> bool:
+        """Deliver a signal, inside a transaction; ``False`` when one of that id was delivered before."""
+        text = self._check_signal(run_id, name, payload)
+        now = self._clock.now()
+        topic = f"signal:{name}"
+        message_id = signal_id or self._new_id()
+        if not self._store.messages.send(run_id, topic, message_id, text, now):
+            return False
+        waiting = self._store.waits.find_in_run(run_id, topic)
+        if waiting is not None:
+            self._store.messages.mark(run_id, topic, message_id, "taken")
+            self._store.waits.settle(run_id, waiting, now, output=text, reason=f"signal {name!r} has come")
+        return True
+
+    def _check_signal(self, run_id: str, name: str, payload: Any) -> str:
+        run = self._store.runs.get(run_id)
+        if not run.is_active:
+            raise RunNotActive(run_id, run.status.value, "signalled")
+        if run.job in self._registry:
+            job = self._registry.find(run.job, run.version) or self._registry[run.job]
+            payload = job.validate_signal(name, payload)
+        return encode(payload, path=f"payload of signal {name!r}")
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def publish(self, topic: str, payload: Any, event_id: str | None) -> list[str]:
+        """Let an event reach whoever waits for it, and start the jobs that it starts; the ids of these runs.
+
+        Inside a transaction.
+        """
+        text = encode(payload, path=f"payload of event {topic!r}")
+        now = self._clock.now()
+        if event_id is not None and not self._store.messages.publish(event_id, topic, now):
+            return []
+        reached = []
+        for run_id, name, detail in self._store.waits.find(f"event:{topic}"):
+            if detail is None or includes(decode(text), decode(detail)):
+                reason = f"an event on {topic!r} has come"
+                self._store.waits.settle(run_id, name, now, output=text, reason=reason)
+                reached.append(run_id)
+        return list(dict.fromkeys(reached)) + [self._start(job, payload, now) for job in self._started_by(topic)]
+
+    def _started_by(self, topic: str) -> Iterable[Job]:
+        return self._registry.started_by(topic)
+
+    def _start(self, job: Job, payload: Any, now: int) -> str:
+        trigger = Trigger(job, payload)
+        made: NewRun = trigger.new_run(self._new_id(), *trigger.check(self._registry))
+        self._store.runs.insert(made, now)
+        return made.id
+
+    # --- webhooks ----------------------------------------------------------------------------------------------------
+
+    def webhook(self, token: str, body: Any) -> bool:
+        """Deliver the body of a webhook, inside a transaction; ``False`` when it was delivered before."""
+        topic = f"webhook:{token}"
+        found = self._store.waits.status(topic)
+        if found is None:
+            raise WebhookNotFound
+        run_id, name, status = found
+        if status == StepStatus.COMPLETED:
+            return False
+        text = encode(body, path="body of the webhook")
+        reason = f"webhook {name!r} was called"
+        if not self._store.waits.settle(run_id, name, self._clock.now(), output=text, reason=reason):
+            raise WebhookNotFound
+        return True
+
+    # --- updates -----------------------------------------------------------------------------------------------------
+
+    def update(self, run_id: str, name: str, argument: Any, update_id: str | None) -> str:
+        """Send an update, inside a transaction; its id. One that was sent before is not sent again."""
+        run = self._store.runs.get(run_id)
+        text = encode(argument, path=f"argument of update {name!r}")
+        message_id = update_id or os.urandom(16).hex()
+        topic = f"update:{name}"
+        if self._store.messages.outcome(run_id, topic, message_id) is not None:
+            return message_id
+        if not run.is_active:
+            raise RunNotActive(run_id, run.status.value, "updated")
+        now = self._clock.now()
+        self._store.messages.send(run_id, topic, message_id, text, now)
+        self._store.waits.poke(run_id, now, f"update {name!r} has come")
+        return message_id
+
+    async def answer(self, run_id: str, name: str, message_id: str) -> Any:
+        """What the run answers to an update.
+
+        :raises UpdateRejected: when it does not accept it, or ends without an answer.
+        """
+        key = run_id, name, message_id
+        while True:
+            found = self._store.messages.outcome(run_id, f"update:{name}", message_id)
+            status, outcome = ("gone", None) if found is None else found
+            if status == "answered":
+                return decode(outcome or "null")
+            if status == "rejected":
+                raise UpdateRejected(run_id, name, decode(outcome or "null"))
+            if found is None or not self._store.runs.get(run_id).is_active:
+                raise UpdateRejected(run_id, name, "the run ended without answering it")
+            changed = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
+            await asyncio.shield(changed)
+
+    def look_again(self, run_ids: set[str] | None = None) -> None:
+        """Let those who wait for an answer of these runs, or of any, look whether it has come."""
+        for key in list(self._answers):
+            if run_ids is None or key[0] in run_ids:
+                self._answers.pop(key).set_result(None)
+
+    def close(self) -> None:
+        """Give up whoever waits for an answer."""
+        for waiting in self._answers.values():
+            waiting.cancel()
+        self._answers.clear()
+
+
+def includes(whole: Any, part: Any) -> bool:
+    """Whether ``part`` is in ``whole``: of dictionaries every key with an equal value, of all else equality."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(key in whole and includes(whole[key], part[key]) for key in part)
+    return json_equal(whole, part)
+
+
+def json_equal(one: Any, other: Any) -> bool:
+    """Equality that tells ``True`` from ``1``."""
+    return type(one) is type(other) and one == other or _is_number(one) and _is_number(other) and one == other
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

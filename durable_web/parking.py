@@ -1,0 +1,195 @@
+"""Waiting inside a run: branches that wait in memory, and parking the run when all of them do.
+
+A branch waits for a time (the next attempt at a step), or for somebody to end a durable wait. When no branch is doing
+anything else, the run is parked: its slot, its lease and its concurrency key are free. It goes on under a new claim,
+in memory if it is still there, else by replaying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .clock import TimerHandle
+from .errors import StorageError
+from .store import LeaseLost
+
+if TYPE_CHECKING:
+    from .executor import Execution, Services
+
+PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
+NAMED_REASONS = 3
+
+
+@dataclass(slots=True)
+class _Wait:
+    reason: str
+    until: int | None  # milliseconds; None for a wait that no time ends
+    step: str | None  # the name of the durable wait that ends it, instead of the time
+    over: asyncio.Future[None]
+
+
+class Parking:
+    """Which branches of one execution wait, and whether the run is parked."""
+
+    def __init__(self, execution: Execution, services: Services) -> None:
+        self.in_flight = 0  # steps, commits and other work of branches that do not wait
+        self._execution = execution
+        self._services = services
+        self._clock = services.clock
+        self._waits: list[_Wait] = []
+        self._wake_timer: TimerHandle | None = None
+        self._resumed: asyncio.Event | None = None  # set again when a parked run has its lease back
+        self._held: list[Callable[[], None]] = []
+        self._paused: asyncio.Future[None] | None = None
+
+    # --- branches ----------------------------------------------------------------------------------------------------
+
+    async def wait_until(self, moment: int, reason: str) -> None:
+        """Wait until a time, in milliseconds; a branch that is in flight is not, meanwhile."""
+        if moment > self._clock.now():
+            await self._wait(_Wait(reason, moment, None, asyncio.get_running_loop().create_future()))
+
+    async def wait_for(self, step: str, until: int | None, reason: str) -> None:
+        """Wait until ``notice`` says that the durable wait ``step`` may have ended."""
+        await self._wait(_Wait(reason, until, step, asyncio.get_running_loop().create_future()))
+
+    async def _wait(self, wait: _Wait) -> None:
+        self._waits.append(wait)
+        self.in_flight -= 1
+        self._arm()
+        self.park_soon()
+        try:
+            await wait.over
+        finally:
+            self.in_flight += 1
+            if wait in self._waits:
+                self._waits.remove(wait)
+        await self.has_lease()
+
+    def land(self) -> None:
+        """One branch fewer is in flight; if the others all wait, the run can be parked."""
+        self.in_flight -= 1
+        if self._waits and not self.in_flight:
+            self.park_soon()
+
+    def notice(self, has_ended: Callable[[str], bool]) -> None:
+        """Let the branches go on whose durable wait has ended."""
+        for wait in list(self._waits):
+            if wait.step is not None and not wait.over.done() and has_ended(wait.step):
+                wait.over.set_result(None)
+        self._waits = [wait for wait in self._waits if not wait.over.done()]
+
+    def pause(self) -> None:
+        """Let no further step begin."""
+        if self._paused is None:
+            self._paused = asyncio.get_running_loop().create_future()
+
+    def unpause(self) -> None:
+        """Let steps begin again."""
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.set_result(None)
+
+    async def may_begin(self) -> None:
+        """Return once the run is not paused, and leased; for a branch that is in flight."""
+        while self._paused is not None:
+            over = asyncio.get_running_loop().create_future()
+            self._paused.add_done_callback(lambda _, over=over: over.done() or over.set_result(None))
+            await self._wait(_Wait("the run to be resumed", None, None, over))
+        await self.has_lease()
+
+    # --- parking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_parked(self) -> bool:
+        return self._resumed is not None
+
+    def park_soon(self) -> None:
+        """Park the run if, when the loop has turned, every branch waits."""
+        asyncio.get_running_loop().call_soon(self._park_if_idle)
+
+    def _park_if_idle(self) -> None:
+        execution = self._execution
+        if not execution.may_park or self.is_parked or self.in_flight or not self._waits:
+            return
+        if any(wait.over.done() for wait in self._waits):
+            return
+        now = self._clock.now()
+        times = [wait.until for wait in self._waits if wait.until is not None]
+        if times and min(times) - now < PARK_SECONDS * 1000:
+            return
+        execution.reports.write_progress()
+        attempts = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
+        wake_at, reason = min(attempts, default=None), self._reason()
+        try:
+            self._services.commits.commit_now(
+                lambda: self._services.store.runs.park(execution.claim, now, wake_at, reason)
+            )
+        except LeaseLost:
+            execution.abandon()
+            return
+        except StorageError as trouble:
+            execution.abandon()
+            self._services.on_storage_trouble(execution.claim, trouble)
+            return
+        self._resumed = asyncio.Event()
+        self._arm()
+        self._services.on_parked(execution)
+
+    def _reason(self) -> str:
+        """For what the run waits, in words; of many branches, what the first ones wait for."""
+        reasons = list(dict.fromkeys(wait.reason for wait in self._waits))
+        more = f" and {len(reasons) - NAMED_REASONS} more" if len(reasons) > NAMED_REASONS else ""
+        return "it waits for " + ", ".join(reasons[:NAMED_REASONS]) + more
+
+    def resume(self) -> None:
+        """Go on after parking: the run is leased again."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.set()
+        held, self._held = self._held, []
+        for write in held:
+            self._services.commits.later(write)
+        self._end_waits()
+        self.park_soon()
+
+    async def has_lease(self) -> None:
+        """Return once the run is leased; a parked one asks to be woken before its time."""
+        resumed = self._resumed
+        if resumed is not None:
+            self._services.on_wanted(self._execution)
+            await resumed.wait()
+        self._execution.check()
+
+    def hold(self, write: Callable[[], None]) -> None:
+        """Keep a write until the parked run has its lease back."""
+        self._held.append(write)
+
+    def stop(self) -> None:
+        """Set no timer any more, and let whoever waits for the lease find out that there is none."""
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        if self._resumed is not None:
+            self._resumed.set()
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Set the timer for the next attempt that is due while the run is executing."""
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        self._wake_timer = None
+        times = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
+        if times and not self.is_parked:
+            self._wake_timer = self._clock.call_later((min(times) - self._clock.now()) / 1000, self._end_waits)
+
+    def _end_waits(self) -> None:
+        now = self._clock.now()
+        for wait in self._waits:
+            if wait.step is None and wait.until is not None and wait.until <= now and not wait.over.done():
+                wait.over.set_result(None)
+        self._waits = [wait for wait in self._waits if not wait.over.done()]
+        self._arm()

@@ -1,0 +1,82 @@
+"""Signals and updates that were sent to runs: kept until a wait takes them, first in, first out, each once."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+_SEND = """
+INSERT INTO durable_messages (run_id, topic, message_id, payload, status, sent_at)
+VALUES (:run_id, :topic, :message_id, :payload, 'pending', :now)
+    ON CONFLICT (run_id, topic, message_id) DO NOTHING
+RETURNING id
+"""
+
+_NEXT = """
+SELECT id, message_id, payload
+  FROM durable_messages INDEXED BY durable_messages_pending
+ WHERE run_id = :run_id AND topic = :topic AND status = 'pending'
+ ORDER BY id
+ LIMIT 1
+"""
+
+_MARK = """
+UPDATE durable_messages
+   SET status = :status,
+       outcome = :outcome
+ WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id AND status IN ('pending', 'taken')
+"""
+
+_OUTCOME = """
+SELECT status, outcome
+  FROM durable_messages
+ WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id
+"""
+
+_PUBLISH = """
+INSERT INTO durable_events (id, topic, published_at)
+VALUES (:id, :topic, :now)
+    ON CONFLICT (id) DO NOTHING
+RETURNING id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A signal or an update; ``payload`` is the codec's text."""
+
+    id: int
+    message_id: str
+    payload: str
+
+
+class Messages:
+    """The verbs on messages to runs."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def send(self, run_id: str, topic: str, message_id: str, payload: str, now: int) -> bool:
+        """Keep a message for a run; ``False`` when one of that id was sent before."""
+        values = {"run_id": run_id, "topic": topic, "message_id": message_id, "payload": payload, "now": now}
+        return self._connection.execute(_SEND, values).fetchone() is not None
+
+    def next(self, run_id: str, topic: str) -> Message | None:
+        """The message that was sent first and that nobody has taken."""
+        row = self._connection.execute(_NEXT, {"run_id": run_id, "topic": topic}).fetchone()
+        return None if row is None else Message(*row)
+
+    def mark(self, run_id: str, topic: str, message_id: str, status: str, outcome: str | None = None) -> None:
+        """Note what became of a message: 'taken', 'rejected', 'answered' or 'failed'."""
+        values = {"run_id": run_id, "topic": topic, "message_id": message_id, "status": status, "outcome": outcome}
+        self._connection.execute(_MARK, values)
+
+    def outcome(self, run_id: str, topic: str, message_id: str) -> tuple[str, str | None] | None:
+        """The status of a message and its outcome; ``None`` when it was never sent, or its run is gone."""
+        values = {"run_id": run_id, "topic": topic, "message_id": message_id}
+        return self._connection.execute(_OUTCOME, values).fetchone()
+
+    def publish(self, event_id: str, topic: str, now: int) -> bool:
+        """Note that an event is published; ``False`` when it was before."""
+        values = {"id": event_id, "topic": topic, "now": now}
+        return self._connection.execute(_PUBLISH, values).fetchone() is not None

@@ -1,0 +1,164 @@
+"""Durable waits: steps that are 'running' until somebody ends them.
+
+A wait is ended in the transaction of what ended it (the delivery of a signal, the end of a child, the timer), and by
+nobody twice: whoever comes second finds that it is no longer running. The execution that waits, if there is one in
+memory, hears of it after the commit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+
+from ..model import StepStatus
+from .journal import Journal
+from .runs import Runs
+from .steps import StepRecord, Steps
+
+DUE_BATCH = 500
+
+_LIMIT = """
+UPDATE durable_steps
+   SET wake_at = :wake_at
+ WHERE run_id = :run_id AND name = :name AND status = 'running'
+"""
+
+_DUE = """
+SELECT run_id, name
+  FROM durable_steps INDEXED BY durable_steps_due
+ WHERE status = 'running' AND wake_at IS NOT NULL AND wake_at <= :now
+ ORDER BY wake_at
+ LIMIT :limit
+"""
+
+_BY_TOPIC_IN_RUN = """
+SELECT name
+  FROM durable_steps
+ WHERE topic = :topic AND run_id = :run_id AND status = 'running'
+ ORDER BY position
+ LIMIT 1
+"""
+
+_BY_TOPIC = """
+SELECT run_id, name, detail
+  FROM durable_steps
+ WHERE topic = :topic AND status = 'running'
+ ORDER BY run_id, position
+"""
+
+_TOPIC_STATUS = """
+SELECT run_id, name, status
+  FROM durable_steps
+ WHERE topic = :topic
+"""
+
+_BREAKPOINTS = """
+SELECT name
+  FROM durable_steps
+ WHERE run_id = :run_id AND kind = 'breakpoint' AND status = 'running'
+ ORDER BY position
+"""
+
+_TIMEOUTS = {
+    "signal": ("SignalTimeout", "no signal came in time"),
+    "event": ("EventTimeout", "no event that matches came in time"),
+    "webhook": ("WebhookTimeout", "the webhook was not called in time"),
+    "update": ("UpdateTimeout", "no update came in time"),
+}
+_NULL = "null"
+
+
+class Waits:
+    """The verbs on what runs wait for."""
+
+    def __init__(self, connection: sqlite3.Connection, journal: Journal, runs: Runs, steps: Steps) -> None:
+        self._connection = connection
+        self._journal = journal
+        self._runs = runs
+        self._steps = steps
+
+    def begin(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
+        """Begin to wait, or go on waiting: the record as it stands.
+
+        The time when it is over is that of the first time, however often the wait is begun.
+        """
+        found = self._steps.find(run_id, record.name)
+        if found is not None and (found.is_settled or found.status == StepStatus.RUNNING):
+            return found
+        self._steps.record(run_id, record, now)
+        return record
+
+    def call_off(self, run_id: str, record: StepRecord, now: int) -> None:
+        """The body itself waits no longer; does nothing when the wait has been ended before."""
+        found = self._steps.find(run_id, record.name)
+        if found is not None and found.status == StepStatus.RUNNING:
+            self._steps.record(run_id, record, now)
+
+    def limit(self, run_id: str, name: str, wake_at: int) -> None:
+        """Let a wait time out."""
+        self._connection.execute(_LIMIT, {"run_id": run_id, "name": name, "wake_at": wake_at})
+
+    def settle(
+        self,
+        run_id: str,
+        name: str,
+        now: int,
+        *,
+        output: str | None = _NULL,
+        error: dict[str, str] | None = None,
+        reason: str,
+    ) -> bool:
+        """End a wait, and let its run go on; ``False`` when it has been ended before.
+
+        :param output: the codec's text of what the wait comes to, unless there is an ``error``.
+        :param reason: why the run goes on, in words.
+        """
+        record = self._steps.find(run_id, name)
+        if record is None or record.status != StepStatus.RUNNING:
+            return False
+        status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
+        output = output if error is None else None
+        ended = dataclasses.replace(record, status=status, output=output, error=error, completed_at=now)
+        self._steps.record(run_id, ended, now)
+        self._runs.wake(run_id, now, reason)
+        self._journal.changed.add(run_id)
+        return True
+
+    def settle_due(self, now: int) -> bool:
+        """End the waits whose time has come; ``True`` when there may be more."""
+        due = self._connection.execute(_DUE, {"now": now, "limit": DUE_BATCH}).fetchall()
+        for run_id, name in due:
+            record = self._steps.find(run_id, name)
+            kind = "" if record is None else record.kind
+            if kind in _TIMEOUTS:
+                type_, message = _TIMEOUTS[kind]
+                error = {"type": type_, "message": message, "traceback": ""}
+                self.settle(run_id, name, now, error=error, reason=f"{name!r} timed out")
+            else:
+                self.settle(run_id, name, now, reason=f"sleep {name!r} is over")
+        return len(due) == DUE_BATCH
+
+    def find_in_run(self, run_id: str, topic: str) -> str | None:
+        """The name of the first wait of a run for that topic."""
+        row = self._connection.execute(_BY_TOPIC_IN_RUN, {"run_id": run_id, "topic": topic}).fetchone()
+        return None if row is None else row[0]
+
+    def find(self, topic: str) -> list[tuple[str, str, str | None]]:
+        """Run id, name and detail of every wait for that topic."""
+        return self._connection.execute(_BY_TOPIC, {"topic": topic}).fetchall()
+
+    def status(self, topic: str) -> tuple[str, str, str] | None:
+        """Run id, name and status of the one wait for a topic, ended or not; ``None`` when there never was one."""
+        return self._connection.execute(_TOPIC_STATUS, {"topic": topic}).fetchone()
+
+    def resume_breakpoints(self, run_id: str, now: int) -> int:
+        """End the breakpoints at which a run stands; returns how many."""
+        names = [row[0] for row in self._connection.execute(_BREAKPOINTS, {"run_id": run_id}).fetchall()]
+        for name in names:
+            self.settle(run_id, name, now, reason=f"breakpoint {name!r} is resumed")
+        return len(names)
+
+    def poke(self, run_id: str, now: int, reason: str) -> None:
+        """Let a run look at something by itself, such as an update that it has to validate."""
+        self._runs.wake(run_id, now, reason)
+        self._journal.changed.add(run_id)

@@ -1,0 +1,299 @@
+"""Durable waits of a job body: sleeps, signals, events, webhooks, updates, breakpoints and child runs.
+
+All are the same: a step of their kind that is 'running' from the commit in which the body begins to wait, and that
+somebody ends. If what it waits for is there already, it is ended in that very commit, so nothing can come in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from .codec import decode, encode
+from .errors import (
+    ChildFailed,
+    EventTimeout,
+    SignalTimeout,
+    UpdateTimeout,
+    WebhookTimeout,
+    message_of,
+)
+from .identifiers import derive
+from .model import StepStatus, to_milliseconds
+from .store import StepRecord
+from .triggers import Trigger
+
+if TYPE_CHECKING:
+    from .executor import Execution, Services
+
+SLEEP, SIGNAL, EVENT, WEBHOOK = "sleep", "signal", "event", "webhook"
+UPDATE, BREAKPOINT, CHILD, START = "update", "breakpoint", "child", "start"
+WAITS = frozenset({SLEEP, SIGNAL, EVENT, WEBHOOK, UPDATE, BREAKPOINT, CHILD})
+
+_TIMEOUTS = {SIGNAL: SignalTimeout, EVENT: EventTimeout, WEBHOOK: WebhookTimeout, UPDATE: UpdateTimeout}
+_LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
+
+Take = Callable[[StepRecord, int], None]
+
+
+class Waiting:
+    """The durable waits of one execution."""
+
+    def __init__(self, execution: Execution, services: Services) -> None:
+        self._execution = execution
+        self._services = services
+        self._store = services.store
+        self._clock = services.clock
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    async def sleep(self, name: str, seconds: float) -> None:
+        """Wait for a time, counted from when it is first waited."""
+        await self._sleep(name, lambda now: now + _milliseconds(seconds))
+
+    async def sleep_until(self, name: str, moment: datetime) -> None:
+        """Wait until a moment."""
+        until = to_milliseconds(moment) or 0
+        await self._sleep(name, lambda now: until)
+
+    async def _sleep(self, name: str, due: Callable[[int], int]) -> None:
+        def is_over(record: StepRecord, now: int) -> None:
+            if (record.wake_at or 0) <= now:
+                self._end(record, now)
+
+        await self._wait(name, SLEEP, take=is_over, due=due)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    async def signal(self, name: str, timeout: float | None, type_: Any) -> Any:
+        """The payload of the first signal of that name that no other wait has taken."""
+        topic = f"{SIGNAL}:{name}"
+        run_id = self._execution.claim.run_id
+
+        def take(record: StepRecord, now: int) -> None:
+            message = self._store.messages.next(run_id, topic)
+            if message is not None:
+                self._store.messages.mark(run_id, topic, message.message_id, "taken")
+                self._end(record, now, output=message.payload)
+
+        record = await self._wait(name, SIGNAL, topic=topic, timeout=timeout, take=take)
+        return _result(record, type_)
+
+    async def event(self, topic: str, match: dict[str, Any] | None, timeout: float | None) -> Any:
+        """The payload of the next event on a topic that matches."""
+        detail = None if match is None else encode(match, path=f"match of event {topic!r}")
+        record = await self._wait(topic, EVENT, topic=f"{EVENT}:{topic}", detail=detail, timeout=timeout)
+        return _result(record)
+
+    async def webhook(self, name: str) -> tuple[str, str]:
+        """The recorded name of a new webhook, and its token."""
+        token = urlsafe_b64encode(os.urandom(24)).decode()
+        record = await self._begin(self._execution.name(name), WEBHOOK, topic=f"{WEBHOOK}:{token}")
+        return record.name, (record.topic or "").partition(":")[2]
+
+    async def webhook_body(self, name: str, timeout: float | None) -> Any:
+        """What was delivered to a webhook."""
+        due = self._timeout(timeout)
+
+        def note_timeout(record: StepRecord, now: int) -> None:
+            if due is not None and record.wake_at is None:
+                self._store.waits.limit(self._execution.claim.run_id, record.name, due(now))
+
+        return _result(await self._wait_for(name, WEBHOOK, take=note_timeout))
+
+    async def update(self, name: str, validator: Callable[[Any], Any] | None, timeout: float | None) -> tuple[str, Any]:
+        """The id and the argument of the next update of that name that the validator accepts."""
+        topic = f"{UPDATE}:{name}"
+        run_id = self._execution.claim.run_id
+
+        def take(record: StepRecord, now: int) -> None:
+            while (message := self._store.messages.next(run_id, topic)) is not None:
+                reason = _rejection(validator, message.payload)
+                if reason is None:
+                    self._store.messages.mark(run_id, topic, message.message_id, "taken")
+                    taken = encode([message.message_id, decode(message.payload)])
+                    self._end(record, now, output=taken)
+                    return
+                self._store.messages.mark(run_id, topic, message.message_id, "rejected", encode(reason))
+                self._store.journal.changed.add(run_id)
+
+        message_id, argument = _result(await self._wait(name, UPDATE, topic=topic, timeout=timeout, take=take))
+        return message_id, argument
+
+    async def answer(self, name: str, message_id: str, answer: Any) -> None:
+        """Give the sender of an update its answer."""
+        text = encode(answer, path=f"answer to update {name!r}")
+        run_id = self._execution.claim.run_id
+
+        def write() -> None:
+            self._store.runs.fence(self._execution.claim)
+            self._store.messages.mark(run_id, f"{UPDATE}:{name}", message_id, "answered", text)
+            self._store.journal.changed.add(run_id)
+
+        await self._execution.parking.has_lease()
+        await self._execution.commit(write)
+
+    async def breakpoint(self, label: str) -> None:
+        """Wait until a person resumes the run."""
+        await self._wait(label, BREAKPOINT)
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    async def child(self, name: str, trigger: Trigger) -> Any:
+        """The output of a run that this one starts."""
+        job, text = trigger.check(self._services.registry)
+        parent = self._execution.claim.run_id
+
+        def start(record: StepRecord, now: int) -> None:
+            child_id = derive(parent, record.name)
+            made = trigger.new_run(child_id, job, text)
+            self._start(dataclasses.replace(made, parent_run_id=parent, parent_step=record.name), record, now)
+
+        key = self._execution.name(name)
+        child_id = derive(parent, key)
+        record = await self._wait_for(key, CHILD, detail=encode(child_id), take=start)
+        if record.status == StepStatus.FAILED:
+            error = record.error or {}
+            raise ChildFailed(record.name, child_id, error.get("type", ""), error.get("message", ""))
+        return decode(record.output or "null", job.output_type)
+
+    def _start(self, child: Any, record: StepRecord, now: int) -> None:
+        """Insert the child; one that is there already, of before a retry, goes on, or has its output taken."""
+        runs = self._store.runs
+        if not runs.exists(child.id):
+            runs.insert(child, now)
+            return
+        found = runs.get(child.id)
+        if found.is_active:
+            return
+        if found.status == "completed":
+            self._end(record, now, output=encode(found.output))
+        else:
+            self._store.steps.forget_unsettled(child.id)
+            runs.reopen(child.id, now, child.input)
+
+    async def start(self, name: str, trigger: Trigger) -> str:
+        """Start a run, and do not wait for it: its id."""
+        job, text = trigger.check(self._services.registry)
+        parent = self._execution.claim.run_id
+
+        def insert(record: StepRecord, now: int) -> None:
+            child_id = derive(parent, record.name)
+            if not self._store.runs.exists(child_id):
+                made = trigger.new_run(child_id, job, text)
+                self._store.runs.insert(dataclasses.replace(made, parent_run_id=parent), now)
+            self._end(record, now, output=encode(child_id))
+
+        record = await self._wait(name, START, take=insert)
+        return _result(record)
+
+    # --- what they share ---------------------------------------------------------------------------------------------
+
+    async def _wait(
+        self,
+        name: str,
+        kind: str,
+        *,
+        topic: str | None = None,
+        detail: str | None = None,
+        timeout: float | None = None,
+        due: Callable[[int], int] | None = None,
+        take: Take | None = None,
+    ) -> StepRecord:
+        key = self._execution.name(name)
+        due = due or self._timeout(timeout)
+        return await self._wait_for(key, kind, topic=topic, detail=detail, due=due, take=take)
+
+    async def _wait_for(self, key: str, kind: str, **what: Any) -> StepRecord:
+        """The record of a wait once somebody has ended it; if need be, begin it."""
+        record = await self._begin(key, kind, **what)
+        if record.is_settled:
+            return record
+        take = what.get("take")
+        parking = self._execution.parking
+        parking.in_flight += 1
+        try:
+            while not record.is_settled:
+                await parking.wait_for(key, record.wake_at, record.waiting_for or kind)
+                record = self._execution.record(key)
+                if not record.is_settled:  # a message has come that has to be looked at
+                    record = await self._commit(record, take)
+        except asyncio.CancelledError:
+            if kind != WEBHOOK:  # which may be waited for again
+                self._execution.interrupt(record)
+            raise
+        finally:
+            parking.land()
+        return record
+
+    async def _begin(
+        self,
+        key: str,
+        kind: str,
+        *,
+        topic: str | None = None,
+        detail: str | None = None,
+        due: Callable[[int], int] | None = None,
+        take: Take | None = None,
+    ) -> StepRecord:
+        record = self._execution.enter(key, kind)
+        if record.is_settled:
+            return record
+        await self._execution.may_begin()
+        if record.wake_at is None and record.topic is None:
+            wake_at = None if due is None else min(due(self._clock.now()), _LATEST)
+            record = dataclasses.replace(record, topic=topic, detail=detail, wake_at=wake_at)
+        return await self._commit(record, take)
+
+    async def _commit(self, record: StepRecord, take: Take | None) -> StepRecord:
+        """Commit that the wait has begun, or, if what it waits for is there, that it is over."""
+        execution = self._execution
+        run_id = execution.claim.run_id
+
+        def write() -> None:
+            self._store.runs.fence(execution.claim)
+            now = self._clock.now()
+            begun = self._store.waits.begin(run_id, record, now)
+            if take is not None and not begun.is_settled:
+                take(begun, now)
+
+        await execution.commit(write)
+        begun = execution.reload(record.name)
+        if record.kind in (CHILD, START) or (begun.wake_at is not None and not begun.is_settled):
+            self._services.on_timer()
+        return begun
+
+    def _end(self, record: StepRecord, now: int, output: str = "null") -> None:
+        self._store.waits.settle(self._execution.claim.run_id, record.name, now, output=output, reason="")
+
+    def _timeout(self, seconds: float | None) -> Callable[[int], int] | None:
+        return None if seconds is None else lambda now: now + _milliseconds(seconds)
+
+
+def _milliseconds(seconds: float) -> int:
+    """:raises ValueError: when it is not a number of seconds."""
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        raise ValueError(f"A time to wait is a finite number of seconds that is not negative, not {seconds!r}.")
+    return round(seconds * 1000)
+
+
+def _result(record: StepRecord, type_: Any = Any) -> Any:
+    if record.status == StepStatus.FAILED:
+        raise _TIMEOUTS[record.kind](record.name)
+    return decode(record.output or "null", type_)
+
+
+def _rejection(validator: Callable[[Any], Any] | None, payload: str) -> str | None:
+    """Why a validator does not accept what was sent; ``None`` when it does."""
+    if validator is None:
+        return None
+    try:
+        verdict = validator(decode(payload))
+    except Exception as error:
+        return message_of(error)
+    return "the validator did not accept it" if verdict is False else None
