@@ -83,6 +83,7 @@ class Execution:
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
+        self._queued = claim.queued  # of the steps that the claim was made for
         self._abandoned = False
         self._broken: NonDeterminismError | None = None
         self._in_flight = 0
@@ -251,6 +252,7 @@ class Execution:
     def resume(self, claim: Claim) -> None:
         """Go on after parking, under a new claim."""
         self.claim = claim
+        self._queued = claim.queued
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             resumed.set()
@@ -277,7 +279,7 @@ class Execution:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        await self._has_lease()
+        record = await self._with_lease(record)
         self._in_flight += 1
         task = asyncio.current_task()
         self._tasks.append(task)
@@ -303,7 +305,7 @@ class Execution:
             if error is None:
                 await self._commit_step(record, StepStatus.COMPLETED, output=text)
                 return value
-            if not retry.wants(error, self._attempts_since_retry(record)):
+            if not retry.wants(error, record.attempt - record.attempts_before):
                 await self._commit_step(record, StepStatus.FAILED, error=describe(error))
                 raise _step_failed(self._records[record.name]) from error
             record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
@@ -315,11 +317,8 @@ class Execution:
         except asyncio.CancelledError:
             self._interrupt(dataclasses.replace(record, retry_at=None))
             raise
-        return self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
-
-    def _attempts_since_retry(self, record: StepRecord) -> int:
-        """The number of an attempt, not counting those before the run was retried by a person."""
-        return record.attempt - self._earlier_attempts.get(record.name, 0)
+        next_attempt = dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None)
+        return self._begin(next_attempt, ready_at=record.retry_at)
 
     async def _attempt(
         self,
@@ -370,7 +369,7 @@ class Execution:
 
     async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
         described = describe(error)
-        retry_at = self._clock.now() + round(retry.delay(self._attempts_since_retry(record)) * 1000)
+        retry_at = self._clock.now() + round(retry.delay(record.attempt - record.attempts_before) * 1000)
         waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
 
         def write() -> None:
@@ -379,6 +378,7 @@ class Execution:
 
         await self._commit(write)
         self._records[record.name] = waiting
+        self._queued = 0
         return waiting
 
     async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -387,7 +387,7 @@ class Execution:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        await self._has_lease()
+        record = await self._with_lease(record)
         token = current_step.set(record)
         self._ending.add(record.name)
         context = contextvars.copy_context()  # a group may be committed from within another run's step
@@ -424,7 +424,7 @@ class Execution:
         record = self._enter(name, VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        await self._has_lease()
+        record = await self._with_lease(record)
         text = encode(make(), path=f"value {record.name!r}")
         await self._commit_step(record, StepStatus.COMPLETED, output=text)
         return decode(text)
@@ -458,8 +458,8 @@ class Execution:
         self._unvisited.discard(key)
         if found is None:
             self._last_position += 1
-            attempt = self._earlier_attempts.get(key, 0) + 1
-            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, attempt))
+            before = self._earlier_attempts.get(key, 0)
+            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, before + 1, before))
         if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
@@ -468,9 +468,19 @@ class Execution:
         was_called_off = found.status == StepStatus.CANCELLED
         return self._begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
 
-    def _begin(self, record: StepRecord) -> StepRecord:
-        """Let an attempt begin now."""
-        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=self._clock.now())
+    async def _with_lease(self, record: StepRecord) -> StepRecord:
+        """Return once the run is leased; a step that a parked one asked for begins only then."""
+        was_parked = self._resumed is not None
+        await self._has_lease()
+        if not was_parked or record.retry_at is not None:
+            return record
+        return self._begin(record, ready_at=record.started_at)
+
+    def _begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
+        """Let an attempt begin now; it could have begun at ``ready_at``, or when the run could have been claimed."""
+        now = self._clock.now()
+        queued = self._queued if ready_at is None else max(now - ready_at, 0)
+        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=now, queued=queued)
         self._records[begun.name] = self._unannounced = begun
         return begun
 
@@ -520,6 +530,7 @@ class Execution:
             self._recoveries = 0
         self._store.steps.record(self.claim.run_id, finished, now)
         self._records[record.name] = finished
+        self._queued = 0  # what comes after this did not wait for the claim
 
     def _interrupt(self, record: StepRecord) -> None:
         """The body itself called the step off, by a timeout say: it is cancelled, and a replay would run it again."""

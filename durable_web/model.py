@@ -173,10 +173,11 @@ def names(one_or_more: str | Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One failed attempt at a step, which another one followed or may follow."""
+    """One failed attempt at a step, which another one followed or may follow; ``queue_time`` as in :class:`Step`."""
 
     number: int
     error: ErrorInfo
+    queue_time: float
     started_at: datetime
     completed_at: datetime
 
@@ -187,6 +188,10 @@ class Step:
 
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
     one is due, while the step waits for it.
+
+    ``queue_time`` is how many seconds the latest attempt could have begun and waited for an engine or a slot: a retry
+    since it was due; the first steps after the run was claimed as long as the run itself had to wait to be claimed. A
+    step that follows another at once has waited 0 s; what the job body does between steps is not queue time.
     """
 
     name: str
@@ -198,6 +203,7 @@ class Step:
     error: ErrorInfo | None
     failed_attempts: tuple[Attempt, ...]
     retry_at: datetime | None
+    queue_time: float
     started_at: datetime
     completed_at: datetime | None
 

@@ -123,7 +123,8 @@ UPDATE durable_runs
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
-RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline
+RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline,
+          MAX(:now - ready_at, 0)
 """
 CLAIM = _CLAIM.format(condition="")
 
@@ -344,24 +345,26 @@ UPDATE durable_runs
 """
 
 STEPS = """
-SELECT name, kind, status, position, attempt, output, error, retry_at, started_at, completed_at
+SELECT name, kind, status, position, attempt, attempts_before, output, error, retry_at, queued, started_at,
+       completed_at
   FROM durable_steps
  WHERE run_id = :run_id
  ORDER BY position
 """
 
 ATTEMPTS = """
-SELECT name, attempt, error, started_at, completed_at
+SELECT name, attempt, error, queued, started_at, completed_at
   FROM durable_attempts
  WHERE run_id = :run_id
  ORDER BY name, attempt
 """
 
 RECORD_ATTEMPT = """
-INSERT INTO durable_attempts (run_id, name, attempt, error, started_at, completed_at)
-VALUES (:run_id, :name, :attempt, :error, :started_at, :now)
+INSERT INTO durable_attempts (run_id, name, attempt, error, queued, started_at, completed_at)
+VALUES (:run_id, :name, :attempt, :error, :queued, :started_at, :now)
     ON CONFLICT (run_id, name, attempt) DO UPDATE
    SET error = excluded.error,
+       queued = excluded.queued,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
 """
@@ -382,8 +385,8 @@ UPDATE durable_steps
 """
 
 KEEP_LAST_FAILURES = """
-INSERT OR REPLACE INTO durable_attempts (run_id, name, attempt, error, started_at, completed_at)
-SELECT run_id, name, attempt, error, started_at, completed_at
+INSERT OR REPLACE INTO durable_attempts (run_id, name, attempt, error, queued, started_at, completed_at)
+SELECT run_id, name, attempt, error, queued, started_at, completed_at
   FROM durable_steps
  WHERE run_id = :run_id AND status = 'failed'
 """
@@ -402,22 +405,25 @@ DELETE FROM durable_steps
 """
 
 COPY_STEPS = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, started_at, completed_at)
-SELECT :run_id, name, kind, status, position, attempt, output, error, started_at, completed_at
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, started_at,
+                           completed_at)
+SELECT :run_id, name, kind, status, position, attempt, output, error, queued, started_at, completed_at
   FROM durable_steps
  WHERE run_id = :source_run_id AND position < :position AND status = 'completed'
 """
 
 RECORD_STEP = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, retry_at, started_at,
-                           completed_at)
-VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :retry_at, :started_at, :completed_at)
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, error, retry_at,
+                           queued, started_at, completed_at)
+VALUES (:run_id, :name, :kind, :status, :position, :attempt, :attempts_before, :output, :error, :retry_at, :queued,
+        :started_at, :completed_at)
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
        output = excluded.output,
        error = excluded.error,
        retry_at = excluded.retry_at,
+       queued = excluded.queued,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
 """

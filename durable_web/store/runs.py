@@ -34,6 +34,7 @@ class Claim:
     generation: int
     lease_expires_at: int = 0
     deadline: int | None = None
+    queued: int = 0  # milliseconds for which the run could have been claimed, and was not
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,11 @@ class StepRecord:
     status: str
     position: int
     attempt: int
+    attempts_before: int = 0
     output: str | None = None
     error: dict[str, str] | None = None
     retry_at: int | None = None
+    queued: int = 0
     started_at: int = 0
     completed_at: int | None = None
 
@@ -65,9 +67,11 @@ class Steps:
                 "status": record.status,
                 "position": record.position,
                 "attempt": record.attempt,
+                "attempts_before": record.attempts_before,
                 "output": record.output,
                 "error": None if record.error is None else to_json(record.error),
                 "retry_at": record.retry_at,
+                "queued": record.queued,
                 "started_at": record.started_at,
                 "completed_at": record.completed_at,
             },
@@ -95,6 +99,7 @@ class Steps:
             "name": record.name,
             "attempt": record.attempt,
             "error": to_json(error),
+            "queued": record.queued,
             "started_at": record.started_at,
             "now": now,
         }
@@ -189,14 +194,18 @@ def _error(error: dict[str, str] | None) -> ErrorInfo | None:
 
 
 def _record(row: tuple[Any, ...]) -> StepRecord:
-    *head, error, retry_at, started_at, completed_at = row
-    return StepRecord(*head, None if error is None else json.loads(error), retry_at, started_at, completed_at)
+    *head, error, retry_at, queued, started_at, completed_at = row
+    return StepRecord(*head, None if error is None else json.loads(error), retry_at, queued, started_at, completed_at)
 
 
 def _attempt(values: list[Any]) -> Attempt:
-    number, error, started_at, completed_at = values
+    number, error, queued, started_at, completed_at = values
     return Attempt(
-        number, ErrorInfo(**json.loads(error)), from_milliseconds(started_at), from_milliseconds(completed_at)
+        number=number,
+        error=ErrorInfo(**json.loads(error)),
+        queue_time=queued / 1000,
+        started_at=from_milliseconds(started_at),
+        completed_at=from_milliseconds(completed_at),
     )
 
 
@@ -211,6 +220,7 @@ def _step(record: StepRecord, attempts: tuple[Attempt, ...]) -> Step:
         error=_error(record.error),
         failed_attempts=attempts,
         retry_at=from_milliseconds(record.retry_at),
+        queue_time=record.queued / 1000,
         started_at=from_milliseconds(record.started_at),
         completed_at=from_milliseconds(record.completed_at),
     )
