@@ -232,7 +232,7 @@ class Dispatcher:
     def _on_wanted(self, execution: Execution) -> None:
         try:
             with self._store.transaction():
-                self._store.runs.wake(execution.claim.run_id, self._clock.now())
+                self._store.runs.wake(execution.claim, self._clock.now())
         except StorageError as trouble:
             self._report_trouble(trouble, "waking a run")
             return

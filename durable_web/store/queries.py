@@ -223,7 +223,7 @@ UPDATE durable_runs
        ready_at = :now,
        wake_at = NULL,
        updated_at = :now
- WHERE id = :id AND status = 'waiting'
+ WHERE id = :id AND generation = :generation AND status = 'waiting'
 RETURNING attempt
 """
 
@@ -279,7 +279,7 @@ RETURNING attempt
 ORPHANS = """
 SELECT id, attempt, recoveries
   FROM durable_runs
- WHERE status = 'leased' AND lease_expires_at < :expired_before
+ WHERE status = 'leased' AND lease_expires_at <= :expired_before
  ORDER BY id
 """
 

@@ -161,7 +161,11 @@ class Runs:
         return self._value(queries.COUNT_LEASED, {"job": job})
 
     def renew(self, claim: Claim, now: int, expires: int, *, exclusive: bool) -> bool:
-        """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired."""
+        """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired.
+
+        An expired lease is not prolonged, because others may be about to take the run. Whoever is refused takes the
+        expired run back in the same transaction (``recover``), so from the refusal on the fence holds it off too.
+        """
         values = {**_key(claim), "now": 0 if exclusive else now, "expires": expires}
         if self._connection.execute(queries.RENEW, values).rowcount != 1:
             return False
@@ -174,6 +178,12 @@ class Runs:
 
     def fence(self, claim: Claim) -> None:
         """Make sure that the run is still leased under the claim's generation.
+
+        The time does not matter here. A lease is lost when somebody takes the run, or when its renewal is refused; both
+        change the row, under the same lock as every write, so what passes the fence is written before anybody else
+        can have begun. Merely being past its expiry (a laptop that slept, and nobody was waiting) costs the owner
+        nothing: to refuse its result would be to run the step again, and clocks that disagree would decide who may
+        write. Expiry says when a run may be taken, the generation says who may write.
 
         :raises LeaseLost: when it is not.
         """
@@ -246,11 +256,11 @@ class Runs:
         for run_id, attempt in self._connection.execute(queries.WAKE, {"now": now}).fetchall():
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason="its wait is over")
 
-    def wake(self, run_id: str, now: int) -> None:
-        """Make a waiting run claimable before its time."""
-        row = self._connection.execute(queries.WAKE_ONE, {"id": run_id, "now": now}).fetchone()
+    def wake(self, claim: Claim, now: int) -> None:
+        """Make the run that was parked under a claim claimable before its time; nothing when it is no longer that."""
+        row = self._connection.execute(queries.WAKE_ONE, {**_key(claim), "now": now}).fetchone()
         if row is not None:
-            self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason="it goes on early")
+            self._journal.append_status(claim.run_id, now, RunStatus.PENDING, attempt=row[0], reason="it goes on early")
 
     def overdue(self, now: int) -> list[str]:
         """The ids of the active runs whose deadline has passed."""

@@ -267,6 +267,33 @@ async def test_the_queue_time_of_a_retry_counts_from_when_it_was_due(running):
     assert to_wire(step)["failedAttempts"][0]["queueTime"] == 0.0
 
 
+async def test_two_steps_that_wait_for_different_times_have_queued_for_different_times(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    @job("two")
+    async def two(ctx: Context, _: None) -> None:
+        late = Retry(max_attempts=2, backoff=100, jitter=0)
+        await asyncio.gather(
+            ctx.step("early", failing(1, []), retry=SLOW),
+            ctx.step("late", failing(1, []), retry=late),
+        )
+
+    @job("long")
+    async def long(ctx: Context, _: None) -> None:
+        await ctx.step("wait", gate.wait)
+
+    async with running(two, long, clock=clock, max_concurrent_runs=1) as engine:
+        run = await engine.trigger("two")
+        await settle()
+        await engine.trigger("long")
+        await clock.advance(120)
+        gate.set()
+        await settle()
+        steps = await engine.get_steps(run.id)
+    assert [(step.name, step.queue_time) for step in steps] == [("early", 60.0), ("late", 20.0)]
+
+
 async def test_a_step_asked_for_while_its_run_is_parked_has_waited_for_the_slot(running):
     clock = MockClock()
     gates = {"long": asyncio.Event(), "another": asyncio.Event()}
