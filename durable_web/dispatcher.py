@@ -1,7 +1,10 @@
 """Which run executes when: slots, claims, leases, timers, and what to do when the storage is in trouble.
 
 There is no polling inside a process. A trigger, the end of a run and the next due time (one timer, for the earliest)
-lead to a claim. Only where other processes may write to the same file is the file's version looked at, twice a second.
+lead to a claim. What is due (a scheduled run, the next attempt at a step, a deadline, the end of a lease) is due by the
+wall clock, because it has to outlive this process and its timers. When that clock is set back, what waits waits longer,
+a lease that a dead engine left included; nothing begins early. When it goes forward, as while a computer sleeps, what is
+due is seen with the next heartbeat, though timers count on from where they stood. Heartbeats count without it. Only where other processes may write to the same file is the file's version looked at, twice a second.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ FIRST_PROBE_SECONDS = 2.0
 LONGEST_PROBE_SECONDS = 60.0
 LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
+CLOCK_JUMP_SECONDS = 1.0
 STUBBORN_SECONDS = 5.0  # for jobs that swallow their cancellation; what they still try is refused
 
 _EXECUTING = frozenset({RunStatus.LEASED})
@@ -92,6 +96,7 @@ class Dispatcher:
         self._state = "running"
         self._probe_delay = FIRST_PROBE_SECONDS
         self._data_version = 0
+        self._clock_offset = self._offset_of_the_clock()
         self._timers: dict[str, TimerHandle] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -272,6 +277,10 @@ class Dispatcher:
     def _beat(self) -> None:
         """Three times in a lease: renew what is ours, and take back what others have let expire."""
         self._set_timer("beat", self._limits.lease / 3000, self._beat)
+        offset = self._offset_of_the_clock()
+        if abs(offset - self._clock_offset) > CLOCK_JUMP_SECONDS:
+            self._clock_offset = offset
+            self.look_at_the_time()
         if not self.executing and self._limits.exclusive:
             return
         try:
@@ -280,6 +289,10 @@ class Dispatcher:
             self._report_trouble(trouble, "renewing leases")
             return
         self.fill_slots()
+
+    def _offset_of_the_clock(self) -> float:
+        """Seconds by which the wall clock is ahead of the timers' clock; another number after one of them jumped."""
+        return self._clock.now() / 1000 - self._clock.monotonic()
 
     def _renew(self) -> None:
         now = self._clock.now()

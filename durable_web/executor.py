@@ -207,7 +207,11 @@ class Execution:
         self._wake_timer = None
         if self._waits and self._resumed is None:
             until = min(wait.until for wait in self._waits)
-            self._wake_timer = self._clock.call_later((until - self._clock.now()) / 1000, self._end_waits)
+            self._wake_timer = self._clock.call_later((until - self._clock.now()) / 1000, self._on_wake_timer)
+
+    def _on_wake_timer(self) -> None:
+        self._end_waits()
+        asyncio.get_running_loop().call_soon(self._park_if_idle)  # the clock was set back: a short wait may be long now
 
     def _end_waits(self) -> None:
         now = self._clock.now()

@@ -127,7 +127,8 @@ class Run:
         """Seconds from when the run could first be claimed until it was; ``None`` when it was not yet."""
         if self.started_at is None:
             return None
-        return (self.started_at - max(self.created_at, self.run_at or self.created_at)).total_seconds()
+        waited = self.started_at - max(self.created_at, self.run_at or self.created_at)
+        return max(waited.total_seconds(), 0.0)  # the clock may have been set back
 
     def public(self) -> dict[str, Any]:
         """The run without what only engines need, by field name."""

@@ -233,7 +233,7 @@ class Runs:
         if not self._journal.is_listening:
             return
         if status == RunStatus.COMPLETED:
-            duration = (now - row[0]) / 1000
+            duration = max(now - row[0], 0) / 1000
             self._journal.tell("run:complete", claim.run_id, now, output=decode(output or "null"), duration=duration)
         else:
             info = None if error is None else ErrorInfo(**error)

@@ -83,7 +83,7 @@ class Steps:
             "index": record.position,
         }
         if record.completed_at is not None:
-            body["duration"] = (record.completed_at - record.started_at) / 1000
+            body["duration"] = _seconds(record.started_at, record.completed_at)
         if record.error is not None:
             body["error"] = without_traceback(record.error)
         if record.retry_at is not None:
@@ -112,7 +112,7 @@ class Steps:
         self._connection.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
         for name, position, attempt, started_at in running:
             body = {"name": name, "status": StepStatus.CANCELLED, "attempt": attempt, "index": position}
-            self._journal.append(run_id, now, "step_status", {**body, "duration": (now - started_at) / 1000})
+            self._journal.append(run_id, now, "step_status", {**body, "duration": _seconds(started_at, now)})
             self._journal.tell("step:cancel", run_id, now, step_name=name, step_index=position)
 
     def forget_unsettled(self, run_id: str) -> None:
@@ -177,7 +177,7 @@ class Steps:
 
     def _tell(self, run_id: str, record: StepRecord, now: int) -> None:
         common = {"step_name": record.name, "step_index": record.position}
-        duration = None if record.completed_at is None else (record.completed_at - record.started_at) / 1000
+        duration = None if record.completed_at is None else _seconds(record.started_at, record.completed_at)
         if record.status == StepStatus.COMPLETED:
             output = None if record.output is None else decode(record.output)
             self._journal.tell("step:complete", run_id, now, **common, output=output, duration=duration)
@@ -187,6 +187,11 @@ class Steps:
             self._journal.tell("step:cancel", run_id, now, **common)
         else:
             self._journal.tell("step:start", run_id, now, **common)
+
+
+def _seconds(start: int, end: int) -> float:
+    """What lies between two times; none when the clock was set back meanwhile."""
+    return max(end - start, 0) / 1000
 
 
 def _error(error: dict[str, str] | None) -> ErrorInfo | None:
