@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotFound, RunNotTerminal
 from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_milliseconds
 from . import queries
+from .database import Database
 from .journal import Journal
 
 _FOR_EVER = 1 << 62
@@ -56,8 +56,8 @@ class NewRun:
 class Runs:
     """The verbs on runs."""
 
-    def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
-        self._connection = connection
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
         self._journal = journal
 
     # --- making ------------------------------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ class Runs:
             "ready_at": now if is_due else run.run_at,
             "now": now,
         }
-        self._connection.execute(queries.INSERT_RUN, values)
+        self._database.execute(queries.INSERT_RUN, values)
         labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
-        self._connection.executemany(queries.INSERT_LABEL, labels)
+        self._database.executemany(queries.INSERT_LABEL, labels)
         self._journal.append_status(run.id, now, RunStatus.PENDING, attempt=0)
         if self._journal.is_listening:
             self._journal.tell("run:trigger", run.id, now, input=decode(run.input))
@@ -110,7 +110,7 @@ class Runs:
 
         :raises RunNotFound: when there is none.
         """
-        row = self._connection.execute(queries.GET_RUN, {"id": run_id}).fetchone()
+        row = self._database.row(queries.GET_RUN, {"id": run_id})
         if row is None:
             raise RunNotFound(run_id)
         return _run(row)
@@ -121,21 +121,21 @@ class Runs:
 
     def standing(self, run_id: str) -> tuple[RunStatus, int] | None:
         """The status and the generation of a run; ``None`` when it is gone."""
-        row = self._connection.execute(queries.RUN_STANDING, {"id": run_id}).fetchone()
+        row = self._database.row(queries.RUN_STANDING, {"id": run_id})
         return None if row is None else (RunStatus(row[0]), row[1])
 
     def list(self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int) -> list[Run]:
         """Runs that pass the filter, from the one after the id ``after`` on."""
         text, parameters = queries.list_runs(wanted, oldest_first, after, limit)
-        return [_run(row) for row in self._connection.execute(text, parameters)]
+        return [_run(row) for row in self._database.rows(text, parameters)]
 
     def count(self, by: str) -> dict[str, int]:
         """How many runs there are for each value of the column ``by``."""
-        return dict(self._connection.execute(queries.count_runs(by)).fetchall())
+        return dict(self._database.rows(queries.count_runs(by)))
 
     def identity(self, run_id: str) -> tuple[str, dict[str, str]]:
         """The job's name and the labels of a run; empty when it is gone."""
-        row = self._connection.execute(queries.RUN_IDENTITY, {"id": run_id}).fetchone()
+        row = self._database.row(queries.RUN_IDENTITY, {"id": run_id})
         return ("", {}) if row is None else (row[0], json.loads(row[1]))
 
     # --- executing ---------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Runs:
         :param saturated: jobs of which no further run may execute now.
         """
         text, parameters = queries.claim(saturated)
-        row = self._connection.execute(text, {"owner": owner, "now": now, "expires": expires, **parameters}).fetchone()
+        row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
         if row is None:
             return None
         claim = Claim(*row)
@@ -167,14 +167,14 @@ class Runs:
         expired run back in the same transaction (``recover``), so from the refusal on the fence holds it off too.
         """
         values = {**_key(claim), "now": 0 if exclusive else now, "expires": expires}
-        if self._connection.execute(queries.RENEW, values).rowcount != 1:
+        if self._database.execute(queries.RENEW, values).rowcount != 1:
             return False
         self._journal.tell("run:lease-renewed", claim.run_id, now, lease_expires_at=from_milliseconds(expires))
         return True
 
     def limit_duration(self, claim: Claim, deadline: int) -> None:
         """Bring the deadline of an executing run forward."""
-        self._connection.execute(queries.LIMIT_DURATION, {**_key(claim), "deadline": deadline})
+        self._database.execute(queries.LIMIT_DURATION, {**_key(claim), "deadline": deadline})
 
     def fence(self, claim: Claim) -> None:
         """Make sure that the run is still leased under the claim's generation.
@@ -187,19 +187,19 @@ class Runs:
 
         :raises LeaseLost: when it is not.
         """
-        if self._connection.execute(queries.FENCE, _key(claim)).fetchone() is None:
+        if self._database.row(queries.FENCE, _key(claim)) is None:
             raise LeaseLost(claim.run_id)
 
     def reset_recoveries(self, claim: Claim) -> None:
         """Forget earlier deaths: the run has come further."""
-        self._connection.execute(queries.RESET_RECOVERIES, _key(claim))
+        self._database.execute(queries.RESET_RECOVERIES, _key(claim))
 
     def park(self, claim: Claim, now: int, wake_at: int, reason: str) -> None:
         """Let an executing run wait, without a lease, until ``wake_at``.
 
         :raises LeaseLost: when it is no longer this engine's.
         """
-        if self._connection.execute(queries.PARK, {**_key(claim), "wake_at": wake_at, "now": now}).rowcount != 1:
+        if self._database.execute(queries.PARK, {**_key(claim), "wake_at": wake_at, "now": now}).rowcount != 1:
             raise LeaseLost(claim.run_id)
         self._journal.append_status(claim.run_id, now, RunStatus.WAITING, attempt=claim.attempt, reason=reason)
         self._journal.tell("run:waiting", claim.run_id, now)
@@ -226,7 +226,7 @@ class Runs:
             "failed_step": failed_step,
             "now": now,
         }
-        row = self._connection.execute(queries.SETTLE, values).fetchone()
+        row = self._database.row(queries.SETTLE, values)
         if row is None:
             raise LeaseLost(claim.run_id)
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, error=error)
@@ -241,7 +241,7 @@ class Runs:
 
     def release(self, claim: Claim, now: int, reason: str) -> None:
         """Give an executing run back, to be claimed again; does nothing when it is no longer this engine's."""
-        if self._connection.execute(queries.RELEASE, {**_key(claim), "now": now}).rowcount == 1:
+        if self._database.execute(queries.RELEASE, {**_key(claim), "now": now}).rowcount == 1:
             self._journal.append_status(claim.run_id, now, RunStatus.PENDING, attempt=claim.attempt, reason=reason)
 
     # --- time --------------------------------------------------------------------------------------------------------
@@ -252,24 +252,24 @@ class Runs:
 
     def wake_due(self, now: int) -> None:
         """Make the scheduled and the waiting runs whose time has come claimable."""
-        self._connection.execute(queries.MAKE_DUE, {"now": now})
-        for run_id, attempt in self._connection.execute(queries.WAKE, {"now": now}).fetchall():
+        self._database.execute(queries.MAKE_DUE, {"now": now})
+        for run_id, attempt in self._database.rows(queries.WAKE, {"now": now}):
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason="its wait is over")
 
     def wake(self, claim: Claim, now: int) -> None:
         """Make the run that was parked under a claim claimable before its time; nothing when it is no longer that."""
-        row = self._connection.execute(queries.WAKE_ONE, {**_key(claim), "now": now}).fetchone()
+        row = self._database.row(queries.WAKE_ONE, {**_key(claim), "now": now})
         if row is not None:
             self._journal.append_status(claim.run_id, now, RunStatus.PENDING, attempt=row[0], reason="it goes on early")
 
     def overdue(self, now: int) -> list[str]:
         """The ids of the active runs whose deadline has passed."""
-        return [row[0] for row in self._connection.execute(queries.OVERDUE, {"now": now})]
+        return [row[0] for row in self._database.rows(queries.OVERDUE, {"now": now})]
 
     def expire(self, run_id: str, now: int) -> None:
         """Fail an active run because its deadline has passed."""
         error = {"type": "DeadlineExceeded", "message": "The run's deadline passed before it ended.", "traceback": ""}
-        row = self._connection.execute(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)}).fetchone()
+        row = self._database.row(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)})
         self._journal.append_status(run_id, now, RunStatus.FAILED, attempt=row[0], error=error)
         self._journal.tell("run:fail", run_id, now, error=ErrorInfo(**error), failed_step_name=None)
 
@@ -280,10 +280,10 @@ class Runs:
         :param max_recoveries: a run that was taken back that often without committing a step is dead.
         """
         expired_before = _FOR_EVER if everything else now
-        orphans = self._connection.execute(queries.ORPHANS, {"expired_before": expired_before}).fetchall()
+        orphans = self._database.rows(queries.ORPHANS, {"expired_before": expired_before})
         for run_id, attempt, recoveries in orphans:
             if recoveries < max_recoveries:
-                self._connection.execute(queries.TAKE_BACK, {"id": run_id, "now": now})
+                self._database.execute(queries.TAKE_BACK, {"id": run_id, "now": now})
                 self._journal.append_status(
                     run_id, now, RunStatus.PENDING, attempt=attempt, reason="its engine stopped"
                 )
@@ -296,7 +296,7 @@ class Runs:
             "message": f"The engine died {recoveries + 1} times on this run without completing another step.",
             "traceback": "",
         }
-        self._connection.execute(queries.BURY, {"id": run_id, "error": _json(error), "now": now})
+        self._database.execute(queries.BURY, {"id": run_id, "error": _json(error), "now": now})
         self._journal.append_status(run_id, now, RunStatus.DEAD, attempt=attempt, error=error)
         self._journal.tell("run:dead", run_id, now, error=ErrorInfo(**error))
 
@@ -307,7 +307,7 @@ class Runs:
 
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
-        row = self._connection.execute(queries.CANCEL, {"id": run_id, "now": now}).fetchone()
+        row = self._database.row(queries.CANCEL, {"id": run_id, "now": now})
         if row is None:
             raise RunNotActive(run_id, self.get(run_id).status.value, "cancelled")
         self._journal.append_status(run_id, now, RunStatus.CANCELLED, attempt=row[0])
@@ -318,7 +318,7 @@ class Runs:
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
         """
-        row = self._connection.execute(queries.REOPEN, {"id": run_id, "input": input_text, "now": now}).fetchone()
+        row = self._database.row(queries.REOPEN, {"id": run_id, "input": input_text, "now": now})
         if row is None:
             raise RunNotTerminal(run_id, self.get(run_id).status.value, "retried")
         self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason="retried")
@@ -336,15 +336,15 @@ class Runs:
             raise RunNotTerminal(run_id, run.status.value, "deleted")
         self._journal.append(run_id, now, "run_deleted", {"job": run.job})
         for text in queries.DELETE_RUN:
-            self._connection.execute(text, {"run_id": run_id})
+            self._database.execute(text, {"run_id": run_id})
         self._journal.tell("run:delete", run_id, now, job_name=run.job, labels=run.labels)
 
     def ended_before(self, moment: int, limit: int) -> list[str]:
         """The ids of the runs that ended longest ago, before ``moment``."""
-        return [row[0] for row in self._connection.execute(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
+        return [row[0] for row in self._database.rows(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
 
     def _value(self, text: str, parameters: dict[str, Any]) -> Any:
-        row = self._connection.execute(text, parameters).fetchone()
+        row = self._database.row(text, parameters)
         return None if row is None else row[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ..codec import decode, to_json
 from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
 from . import queries
+from .database import Database
 from .journal import Journal, without_traceback
 
 
@@ -40,25 +40,25 @@ class StepRecord:
 class Steps:
     """The verbs on what a run records while it executes."""
 
-    def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
-        self._connection = connection
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
         self._journal = journal
 
     def load(self, run_id: str) -> dict[str, StepRecord]:
         """What a run has recorded, by name, in the order of first recording."""
-        rows = self._connection.execute(queries.STEPS, {"run_id": run_id})
+        rows = self._database.rows(queries.STEPS, {"run_id": run_id})
         return {row[0]: _record(row) for row in rows}
 
     def get(self, run_id: str) -> list[Step]:
         """The steps of a run, in the order of first recording, with their failed attempts."""
         attempts: dict[str, list[Attempt]] = {}
-        for name, *values in self._connection.execute(queries.ATTEMPTS, {"run_id": run_id}):
+        for name, *values in self._database.rows(queries.ATTEMPTS, {"run_id": run_id}):
             attempts.setdefault(name, []).append(_attempt(values))
         return [_step(record, tuple(attempts.get(record.name, ()))) for record in self.load(run_id).values()]
 
     def record(self, run_id: str, record: StepRecord, now: int) -> None:
         """Write a step's state, its frame and its event."""
-        self._connection.execute(
+        self._database.execute(
             queries.RECORD_STEP,
             {
                 "run_id": run_id,
@@ -103,13 +103,13 @@ class Steps:
             "started_at": record.started_at,
             "now": now,
         }
-        self._connection.execute(queries.RECORD_ATTEMPT, values)
+        self._database.execute(queries.RECORD_ATTEMPT, values)
         self.record(run_id, record, now)
 
     def cancel_running(self, run_id: str, now: int) -> None:
         """Mark what a run was executing as cancelled."""
-        running = self._connection.execute(queries.RUNNING_STEPS, {"run_id": run_id}).fetchall()
-        self._connection.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
+        running = self._database.rows(queries.RUNNING_STEPS, {"run_id": run_id})
+        self._database.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
         for name, position, attempt, started_at in running:
             body = {"name": name, "status": StepStatus.CANCELLED, "attempt": attempt, "index": position}
             self._journal.append(run_id, now, "step_status", {**body, "duration": _seconds(started_at, now)})
@@ -117,18 +117,18 @@ class Steps:
 
     def forget_unsettled(self, run_id: str) -> None:
         """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
-        self._connection.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
-        self._connection.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
+        self._database.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
+        self._database.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
 
     def delete(self, run_id: str) -> None:
         """Delete everything that a run has recorded in its steps; its timeline stays."""
         for text in queries.DELETE_STEPS:
-            self._connection.execute(text, {"run_id": run_id})
+            self._database.execute(text, {"run_id": run_id})
 
     def copy_before(self, source_run_id: str, run_id: str, position: int) -> None:
         """Give a run the completed steps that another recorded before the one at ``position``."""
         values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}
-        self._connection.execute(queries.COPY_STEPS, values)
+        self._database.execute(queries.COPY_STEPS, values)
 
     def append_log(self, run_id: str, ts: int, body: dict[str, Any]) -> None:
         """Append a log line."""
@@ -145,25 +145,25 @@ class Steps:
 
     def body_lines(self, run_id: str) -> Iterator[tuple[str, str]]:
         """Level and message of every log line that a run's body, not one of its steps, has written."""
-        for (text,) in self._connection.execute(queries.LOG_BODIES, {"run_id": run_id}):
+        for (text,) in self._database.rows(queries.LOG_BODIES, {"run_id": run_id}):
             body = json.loads(text)
             if body["step"] is None:
                 yield body["level"], body["message"]
 
     def set_progress(self, run_id: str, now: int, progress: dict[str, Any]) -> None:
         """Note how far a run has come."""
-        self._connection.execute(queries.SET_PROGRESS, {"id": run_id, "progress": to_json(progress), "now": now})
+        self._database.execute(queries.SET_PROGRESS, {"id": run_id, "progress": to_json(progress), "now": now})
         self._journal.append(run_id, now, "progress", progress)
         self._journal.tell("run:progress", run_id, now, progress=progress)
 
     def set_value(self, run_id: str, key: str, value: str, readable: Any, now: int) -> None:
         """Publish a value of a run under a key; ``value`` is the codec's text, ``readable`` what frames carry."""
-        self._connection.execute(queries.SET_VALUE, {"run_id": run_id, "key": key, "value": value, "now": now})
+        self._database.execute(queries.SET_VALUE, {"run_id": run_id, "key": key, "value": value, "now": now})
         self._journal.append(run_id, now, "event", {"key": key, "value": readable})
 
     def stored_value(self, run_id: str, key: str) -> str | None:
         """The latest value that a run has published under a key, as the codec's text."""
-        row = self._connection.execute(queries.GET_VALUE, {"run_id": run_id, "key": key}).fetchone()
+        row = self._database.row(queries.GET_VALUE, {"run_id": run_id, "key": key})
         return None if row is None else row[0]
 
     def get_value(self, run_id: str, key: str, default: Any) -> Any:
@@ -173,7 +173,7 @@ class Steps:
 
     def earlier_attempts(self, run_id: str) -> dict[str, int]:
         """The number of the last attempt at each step that has no record any more, because its run was retried."""
-        return dict(self._connection.execute(queries.EARLIER_ATTEMPTS, {"run_id": run_id}).fetchall())
+        return dict(self._database.rows(queries.EARLIER_ATTEMPTS, {"run_id": run_id}))
 
     def _tell(self, run_id: str, record: StepRecord, now: int) -> None:
         common = {"step_name": record.name, "step_index": record.position}

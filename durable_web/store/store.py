@@ -26,9 +26,9 @@ class Store:
     def __init__(self, database: Database, on_commit: OnCommit = lambda frames, facts: None) -> None:
         self.database = database
         self.on_commit = on_commit
-        self.journal = Journal(database.connection)
-        self.runs = Runs(database.connection, self.journal)
-        self.steps = Steps(database.connection, self.journal)
+        self.journal = Journal(database)
+        self.runs = Runs(database, self.journal)
+        self.steps = Steps(database, self.journal)
 
     def close(self) -> None:
         """Close the database."""
@@ -60,9 +60,9 @@ class Store:
 
     def data_version(self) -> int:
         """A number that changes when another process has committed to the file."""
-        return self.database.connection.execute("PRAGMA data_version").fetchone()[0]
+        return self.database.row("PRAGMA data_version")[0]
 
     def read_frames(self, run_id: str, after_seq: int, limit: int) -> list[StoredFrame]:
         """The next frames of a run strictly after ``after_seq``."""
         values = {"run_id": run_id, "seq": after_seq, "limit": limit}
-        return [StoredFrame(*row) for row in self.database.connection.execute(queries.FRAMES, values)]
+        return [StoredFrame(*row) for row in self.database.rows(queries.FRAMES, values)]
