@@ -148,13 +148,4 @@ def includes(whole: Any, part: Any) -> bool:
     """Whether ``part`` is in ``whole``: of dictionaries every key with an equal value, of all else equality."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(key in whole and includes(whole[key], part[key]) for key in part)
-    return json_equal(whole, part)
-
-
-def json_equal(one: Any, other: Any) -> bool:
-    """Equality that tells ``True`` from ``1``."""
-    return type(one) is type(other) and one == other or _is_number(one) and _is_number(other) and one == other
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(whole, bool) == isinstance(part, bool) and whole == part

@@ -2,6 +2,11 @@
 
 There is no polling inside a process. A trigger, the end of a run and the next due time (one timer, for the earliest)
 lead to a claim. Only where other processes may write to the same file is the file's version looked at, twice a second.
+
+What is due (a scheduled run, the next attempt at a step, a deadline, the end of a lease) is due by the wall clock,
+because it has to outlive this process and its timers. When that clock is set back, what waits waits longer, a dead
+engine's lease included; nothing begins early. When it goes forward, as while a computer sleeps, what is due is seen
+with the next heartbeat, though timers go on from where they stood. Heartbeats themselves do not depend on it.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ FIRST_PROBE_SECONDS = 2.0
 LONGEST_PROBE_SECONDS = 60.0
 LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
+CLOCK_JUMP_SECONDS = 1.0
 STUBBORN_SECONDS = 5.0  # for jobs that swallow their cancellation; what they still try is refused
 
 _EXECUTING = frozenset({RunStatus.LEASED, RunStatus.CANCELLING})
@@ -105,6 +111,7 @@ class Dispatcher:
         self._probe_delay = FIRST_PROBE_SECONDS
         self._data_version = 0
         self._filling: asyncio.Handle | None = None
+        self._clock_offset = self._offset_of_the_clock()
         self._timers: dict[str, TimerHandle] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -188,7 +195,11 @@ class Dispatcher:
                 break
             self._claims_left -= 1
             self.claimed += 1
-            self._execute(claim)
+            try:
+                self._execute(claim)
+            except StorageError as trouble:  # what the run has recorded could not be read
+                self._on_storage_trouble(claim, trouble)
+                break
         if not self.executing:
             self._on_idle()
 
@@ -286,7 +297,8 @@ class Dispatcher:
     def _on_wanted(self, execution: Execution) -> None:
         try:
             with self._store.transaction():
-                self._store.runs.wake(execution.claim.run_id, self._clock.now())
+                claim = execution.claim
+                self._store.runs.wake(claim.run_id, self._clock.now(), generation=claim.generation)
         except StorageError as trouble:
             self._report_trouble(trouble, "waking a run")
             return
@@ -296,24 +308,23 @@ class Dispatcher:
 
     def look_at_the_time(self) -> None:
         """Do what is due, and set the timer for what is due next."""
-        now = self._clock.now()
-        due = self._store.runs.next_due()
-        if due is not None and due <= now:
-            try:
-                overdue = self._do_what_is_due(now)
-            except StorageError as trouble:
-                self._report_trouble(trouble, "waking runs")
-                self._set_timer("due", FIRST_PROBE_SECONDS, self.look_at_the_time)
-                return
-            for run_id in overdue:
-                self.abandon(run_id)
-            self.fill_slots()
+        try:
+            was_due = self._do_what_is_due(self._clock.now())
             due = self._store.runs.next_due()
+        except StorageError as trouble:
+            self._report_trouble(trouble, "waking runs")
+            self._set_timer("due", FIRST_PROBE_SECONDS, self.look_at_the_time)
+            return
         if due is not None:
             delay = max((due - self._clock.now()) / 1000, 0.0)
             self._set_timer("due", min(delay, LONGEST_TIMER_SECONDS), self.look_at_the_time)
+        if was_due:
+            self.fill_slots()
 
-    def _do_what_is_due(self, now: int) -> list[str]:
+    def _do_what_is_due(self, now: int) -> bool:
+        due = self._store.runs.next_due()
+        if due is None or due > now:
+            return False
         self.commits.flush()
         with self._store.transaction():
             overdue = self._store.runs.overdue(now)
@@ -322,11 +333,17 @@ class Dispatcher:
                 self._store.runs.expire(run_id, now)
             self._store.runs.wake_due(now)
             self._store.waits.settle_due(now)
-        return overdue
+        for run_id in overdue:
+            self.abandon(run_id)
+        return True
 
     def _beat(self) -> None:
         """Three times in a lease: renew what is ours, and take back what others have let expire."""
         self._set_timer("beat", self._limits.lease / 3000, self._beat)
+        offset = self._offset_of_the_clock()
+        if abs(offset - self._clock_offset) > CLOCK_JUMP_SECONDS:
+            self._clock_offset = offset
+            self.look_at_the_time()
         if not self.executing and self._limits.exclusive:
             return
         try:
@@ -335,6 +352,10 @@ class Dispatcher:
             self._report_trouble(trouble, "renewing leases")
             return
         self.fill_slots()
+
+    def _offset_of_the_clock(self) -> float:
+        """Seconds by which the wall clock is ahead of the timers' clock; another number after one of them jumped."""
+        return self._clock.now() / 1000 - self._clock.monotonic()
 
     def _renew(self) -> None:
         now = self._clock.now()
@@ -371,13 +392,18 @@ class Dispatcher:
     def _look_at_neighbours(self) -> None:
         """Notice what another process has committed to the file."""
         self._set_timer("neighbours", NEIGHBOUR_SECONDS, self._look_at_neighbours)
-        version = self._store.data_version()
-        if version == self._data_version:
+        try:
+            version = self._store.data_version()
+            if version == self._data_version:
+                return
+            self._timeline.look_again()
+            self._on_neighbour()
+            self._leave_what_is_no_longer_ours()
+        except StorageError as trouble:
+            if self._state == "running":
+                self._report_trouble(trouble, "looking at what other processes have done")
             return
         self._data_version = version
-        self._timeline.look_again()
-        self._on_neighbour()
-        self._leave_what_is_no_longer_ours()
         self.look_at_the_time()
         self.fill_slots()
 

@@ -141,7 +141,7 @@ class Engine:
             webhook_url=self._webhook_url,
             on_state=self._on_state,
             on_idle=self._on_idle,
-            on_neighbour=lambda: self._delivery.look_again(),
+            on_neighbour=self._on_neighbour,
         )
         self._delivery = Delivery(store, self._registry, self._clock, self._new_id)
         self._store = store
@@ -634,6 +634,9 @@ class Engine:
     def _on_change(self, run_ids: set[str]) -> None:
         self._dispatcher.look_at(run_ids)
         self._delivery.look_again(run_ids)
+
+    def _on_neighbour(self) -> None:
+        self._delivery.look_again()
 
     def _new_id(self) -> str:
         return self._identifiers.new(self._clock.now())

@@ -5,7 +5,7 @@ attributes, and a message that says what happened, why, and what to do::
 
     DurableWebError
     ├── JobNotFound                 no job of that name is registered
-    ├── DuplicateJobError           two different functions under one job name
+    ├── DuplicateJobError           two different definitions under one job name
     ├── JobModuleError              a job module could not be loaded (browser)
     ├── RunNotFound                 no run has that id
     ├── RunNotActive                the run has ended, so it cannot be cancelled
@@ -60,7 +60,7 @@ class JobNotFound(DurableWebError):
 
 
 class DuplicateJobError(DurableWebError):
-    """Two different functions were registered under one job name. Attribute: ``name``."""
+    """Two definitions that differ, in whatever, were registered under one job name. Attribute: ``name``."""
 
     def __init__(self, name: str) -> None:
         self.name = name

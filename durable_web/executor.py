@@ -15,7 +15,7 @@ import inspect
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -93,6 +93,7 @@ class Execution:
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
+        self._queued = claim.queued  # of the steps that the claim was made for
         self._abandoned = False
         self._broken: NonDeterminismError | None = None
         self._patches: dict[str, bool] = {}
@@ -120,10 +121,8 @@ class Execution:
             text = encode(output, path=f"output of job {self.job.name!r}")
         except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit, Unwind, ContinueAsNew) as error:
             failure = error
-        try:
+        with suppress(Unwind, asyncio.CancelledError):  # it may be taken away while it is being compensated
             await self._end(self._broken or failure, text)
-        except (Unwind, asyncio.CancelledError):
-            pass  # the run was taken away while it was being compensated
 
     async def _end(self, failure: BaseException | None, output: str) -> None:
         """Settle the run as it came out, after compensating what has to be."""
@@ -225,6 +224,7 @@ class Execution:
     def resume(self, claim: Claim) -> None:
         """Go on after parking, under a new claim."""
         self.claim = claim
+        self._queued = claim.queued
         self.parking.unpause()
         self.look_at_waits()
         self.parking.resume()
@@ -277,7 +277,7 @@ class Execution:
         task = asyncio.current_task()
         self._tasks.append(task)
         try:
-            await self.parking.may_begin()
+            record = await self.may_begin(record)
             return await self._attempts(record, function, arguments, retry, annotation)
         finally:
             self._tasks.remove(task)
@@ -299,7 +299,7 @@ class Execution:
             if error is None:
                 await self._commit_step(record, StepStatus.COMPLETED, output=text)
                 return value
-            if not retry.wants(error, self._attempts_since_retry(record)):
+            if not retry.wants(error, record.attempt - record.attempts_before):
                 await self._commit_step(record, StepStatus.FAILED, error=describe(error))
                 raise _step_failed(self._records[record.name]) from error
             record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
@@ -312,11 +312,8 @@ class Execution:
         except asyncio.CancelledError:
             self.interrupt(dataclasses.replace(record, retry_at=None))
             raise
-        return self._begin(dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None))
-
-    def _attempts_since_retry(self, record: StepRecord) -> int:
-        """The number of an attempt, not counting those before the run was retried by a person."""
-        return record.attempt - self._earlier_attempts.get(record.name, 0)
+        next_attempt = dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None)
+        return self._begin(next_attempt, ready_at=record.retry_at)
 
     async def _attempt(
         self,
@@ -367,7 +364,7 @@ class Execution:
 
     async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
         described = describe(error)
-        retry_at = self._clock.now() + round(retry.delay(self._attempts_since_retry(record)) * 1000)
+        retry_at = self._clock.now() + round(retry.delay(record.attempt - record.attempts_before) * 1000)
         waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
 
         def write() -> None:
@@ -376,6 +373,7 @@ class Execution:
 
         await self.commit(write)
         self._records[record.name] = waiting
+        self._queued = 0
         return waiting
 
     async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -384,7 +382,7 @@ class Execution:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        await self.may_begin()
+        record = await self.may_begin(record)
         token = current_step.set(record)
         self._ending.add(record.name)
         context = contextvars.copy_context()  # a group may be committed from within another run's step
@@ -421,7 +419,7 @@ class Execution:
         record = self.enter(self.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        await self.may_begin()
+        record = await self.may_begin(record)
         text = encode(make(), path=f"value {record.name!r}")
         await self._commit_step(record, StepStatus.COMPLETED, output=text)
         return decode(text)
@@ -432,7 +430,7 @@ class Execution:
             was_past = self.is_replaying
             record = self.enter(f"patch:{change_id}", PATCH)
             if not record.is_settled:
-                await self.may_begin()
+                record = await self.may_begin(record)
                 await self._commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
             self._patches[change_id] = decode(self._records[record.name].output or "null")
         return self._patches[change_id]
@@ -455,13 +453,16 @@ class Execution:
             )
         )
 
-    async def may_begin(self) -> None:
-        """Return once the run is not paused, and leased."""
+    async def may_begin(self, record: StepRecord) -> StepRecord:
+        """Return once the run is not paused, and leased; what a parked run asked for begins only then."""
         self.parking.in_flight += 1
         try:
-            await self.parking.may_begin()
+            has_waited = await self.parking.may_begin()
         finally:
             self.parking.land()
+        if not has_waited or record.retry_at is not None:
+            return record
+        return self._begin(record, ready_at=record.started_at)
 
     async def publish(self, key: str, value: Any) -> None:
         """Publish a value of the run under a key, for others to read live."""
@@ -517,8 +518,8 @@ class Execution:
             raise Unwind(self.claim.run_id)
         if found is None:
             self._last_position += 1
-            attempt = self._earlier_attempts.get(key, 0) + 1
-            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, attempt))
+            before = self._earlier_attempts.get(key, 0)
+            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, before + 1, before))
         if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
@@ -529,9 +530,11 @@ class Execution:
         was_called_off = found.status == StepStatus.CANCELLED
         return self._begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
 
-    def _begin(self, record: StepRecord) -> StepRecord:
-        """Let an attempt begin now."""
-        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=self._clock.now())
+    def _begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
+        """Let an attempt begin now; it could have begun at ``ready_at``, or when the run could have been claimed."""
+        now = self._clock.now()
+        queued = self._queued if ready_at is None else max(now - ready_at, 0)
+        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=now, queued=queued)
         self._records[begun.name] = self._unannounced = begun
         return begun
 
@@ -581,6 +584,7 @@ class Execution:
             self._recoveries = 0
         self._store.steps.record(self.claim.run_id, finished, now)
         self._records[record.name] = finished
+        self._queued = 0  # what comes after this did not wait for the claim
 
     def interrupt(self, record: StepRecord) -> None:
         """The body itself called the step off, by a timeout say: it is cancelled, and a replay would run it again."""

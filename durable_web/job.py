@@ -78,8 +78,8 @@ class Job:
     name: str
     function: JobFunction
     version: str | None = None
-    input_type: Any = field(default=Any, compare=False)
-    output_type: Any = field(default=Any, compare=False)
+    input_type: Any = field(default=Any, hash=False)
+    output_type: Any = field(default=Any, hash=False)
     retry: Retry = NO_RETRY
     timeout: float | None = None
     max_concurrent: int | None = None

@@ -140,7 +140,8 @@ class Run:
         """Seconds from when the run could first be claimed until it was; ``None`` when it was not yet."""
         if self.started_at is None:
             return None
-        return (self.started_at - max(self.created_at, self.run_at or self.created_at)).total_seconds()
+        waited = self.started_at - max(self.created_at, self.run_at or self.created_at)
+        return max(waited.total_seconds(), 0.0)  # the clock may have been set back
 
     def public(self) -> dict[str, Any]:
         """The run without what only engines need, by field name."""
@@ -186,10 +187,11 @@ def names(one_or_more: str | Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One failed attempt at a step, which another one followed or may follow."""
+    """One failed attempt at a step, which another one followed or may follow; ``queue_time`` as in :class:`Step`."""
 
     number: int
     error: ErrorInfo
+    queue_time: float
     started_at: datetime
     completed_at: datetime
 
@@ -201,6 +203,10 @@ class Step:
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
     one is due, while the step waits for it. A durable wait is a step of another ``kind`` (``"sleep"``, ``"signal"``
     ...): ``wake_at`` is when it is over or times out, ``waiting_for`` says in words what it waits for, while it does.
+
+    ``queue_time`` is how many seconds the latest attempt could have begun and waited for an engine or a slot: a retry
+    since it was due; the first steps after the run was claimed as long as the run itself had to wait to be claimed. A
+    step that follows another at once has waited 0 s; what the job body does between steps is not queue time.
     """
 
     name: str
@@ -214,6 +220,7 @@ class Step:
     retry_at: datetime | None
     wake_at: datetime | None
     waiting_for: str | None
+    queue_time: float
     started_at: datetime
     completed_at: datetime | None
 

@@ -93,13 +93,15 @@ class Parking:
         if paused is not None:
             paused.set_result(None)
 
-    async def may_begin(self) -> None:
-        """Return once the run is not paused, and leased; for a branch that is in flight."""
+    async def may_begin(self) -> bool:
+        """Return once the run is not paused, and leased; whether that took waiting. For a branch that is in flight."""
+        has_waited = self._paused is not None or self.is_parked
         while self._paused is not None:
             over = asyncio.get_running_loop().create_future()
             self._paused.add_done_callback(lambda _, over=over: over.done() or over.set_result(None))
             await self._wait(_Wait("the run to be resumed", None, None, over))
         await self.has_lease()
+        return has_waited
 
     # --- parking -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +186,11 @@ class Parking:
         self._wake_timer = None
         times = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
         if times and not self.is_parked:
-            self._wake_timer = self._clock.call_later((min(times) - self._clock.now()) / 1000, self._end_waits)
+            self._wake_timer = self._clock.call_later((min(times) - self._clock.now()) / 1000, self._on_wake_timer)
+
+    def _on_wake_timer(self) -> None:
+        self._end_waits()
+        self.park_soon()  # the clock was set back: a short wait may be long now
 
     def _end_waits(self) -> None:
         now = self._clock.now()

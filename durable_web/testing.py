@@ -68,6 +68,10 @@ class MockClock:
         """Turn the wall clock back, as a user or a time server may; timers are not affected."""
         self._start -= round(seconds * 1000)
 
+    def set_forward(self, seconds: float) -> None:
+        """Turn the wall clock forward, as a sleeping computer does that wakes; timers are not affected."""
+        self.set_back(-seconds)
+
 
 async def settle() -> None:
     """Let the event loop turn often enough for everything that is ready to come to rest."""

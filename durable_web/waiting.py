@@ -244,7 +244,7 @@ class Waiting:
         record = self._execution.enter(key, kind)
         if record.is_settled:
             return record
-        await self._execution.may_begin()
+        record = await self._execution.may_begin(record)
         if record.wake_at is None and record.topic is None:
             wake_at = None if due is None else min(due(self._clock.now()), _LATEST)
             record = dataclasses.replace(record, topic=topic, detail=detail, wake_at=wake_at)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 from ..errors import (
     DatabaseInUseError,
@@ -21,6 +21,7 @@ from ..errors import (
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
+Parameters = Mapping[str, Any] | tuple[Any, ...]
 
 _SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL"}
 _HARMLESS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
@@ -88,6 +89,42 @@ class Database:
     def close(self) -> None:
         """Close the connection; the last one to go folds the write-ahead log into the file."""
         self.connection.close()
+
+    # --- statements --------------------------------------------------------------------------------------------------
+    # Without a context manager each: several of these run per step.
+
+    def execute(self, text: str, parameters: Parameters = ()) -> sqlite3.Cursor:
+        """Execute a statement that gives no rows.
+
+        :raises StorageError: when the storage is in trouble; other mistakes stay ``sqlite3.Error``.
+        """
+        try:
+            return self.connection.execute(text, parameters)
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    def executemany(self, text: str, parameters: Iterable[Parameters]) -> None:
+        """Execute a statement that gives no rows once for each of several parameters; raises what ``execute`` does."""
+        try:
+            self.connection.executemany(text, parameters)
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    def row(self, text: str, parameters: Parameters = ()) -> Any:
+        """The first row that a statement gives, or ``None``; raises what ``execute`` does."""
+        try:
+            return self.connection.execute(text, parameters).fetchone()
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    def rows(self, text: str, parameters: Parameters = ()) -> list[Any]:
+        """All rows that a statement gives; raises what ``execute`` does."""
+        try:
+            return self.connection.execute(text, parameters).fetchall()
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    # --- transactions ------------------------------------------------------------------------------------------------
 
     @property
     def in_transaction(self) -> bool:
@@ -174,10 +211,13 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            translated = self._translate(error)
-            if translated is None:
-                raise
-            raise translated from error
+            self._raise(error)
+
+    def _raise(self, error: sqlite3.Error) -> NoReturn:
+        translated = self._translate(error)
+        if translated is None:
+            raise error
+        raise translated from error
 
     def _translate(self, error: sqlite3.Error) -> StorageError | None:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF

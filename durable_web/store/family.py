@@ -1,4 +1,4 @@
-"""Runs that belong together: when a child ends, its parent hears of it; when a run is cancelled, so are its children."""
+"""Runs that belong together: a child's end ends its parent's wait; a cancelled run's children are cancelled."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ the transaction is rolled back.
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..codec import to_json
 from ..model import RunStatus, StoredFrame
 from . import queries
+from .database import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Fact:
 class Journal:
     """Collects what has to be told once the open transaction has committed."""
 
-    connection: sqlite3.Connection
+    database: Database
     is_listening: bool = False  # whether anybody wants events
     frames: list[StoredFrame] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Journal:
         """Append a frame to a run's timeline."""
         text = to_json(body)
         values = {"run_id": run_id, "ts": ts, "kind": kind, "body": text}
-        frame_id, seq = self.connection.execute(queries.APPEND_FRAME, values).fetchone()
+        frame_id, seq = self.database.row(queries.APPEND_FRAME, values)
         self.frames.append(StoredFrame(frame_id, seq, ts, run_id, kind, text))
 
     def append_status(

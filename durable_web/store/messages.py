@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+
+from .database import Database
 
 _SEND = """
 INSERT INTO durable_messages (run_id, topic, message_id, payload, status, sent_at)
@@ -53,30 +54,30 @@ class Message:
 class Messages:
     """The verbs on messages to runs."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def send(self, run_id: str, topic: str, message_id: str, payload: str, now: int) -> bool:
         """Keep a message for a run; ``False`` when one of that id was sent before."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id, "payload": payload, "now": now}
-        return self._connection.execute(_SEND, values).fetchone() is not None
+        return self._database.row(_SEND, values) is not None
 
     def next(self, run_id: str, topic: str) -> Message | None:
         """The message that was sent first and that nobody has taken."""
-        row = self._connection.execute(_NEXT, {"run_id": run_id, "topic": topic}).fetchone()
+        row = self._database.row(_NEXT, {"run_id": run_id, "topic": topic})
         return None if row is None else Message(*row)
 
     def mark(self, run_id: str, topic: str, message_id: str, status: str, outcome: str | None = None) -> None:
         """Note what became of a message: 'taken', 'rejected', 'answered' or 'failed'."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id, "status": status, "outcome": outcome}
-        self._connection.execute(_MARK, values)
+        self._database.execute(_MARK, values)
 
     def outcome(self, run_id: str, topic: str, message_id: str) -> tuple[str, str | None] | None:
         """The status of a message and its outcome; ``None`` when it was never sent, or its run is gone."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id}
-        return self._connection.execute(_OUTCOME, values).fetchone()
+        return self._database.row(_OUTCOME, values)
 
     def publish(self, event_id: str, topic: str, now: int) -> bool:
         """Note that an event is published; ``False`` when it was before."""
         values = {"id": event_id, "topic": topic, "now": now}
-        return self._connection.execute(_PUBLISH, values).fetchone() is not None
+        return self._database.row(_PUBLISH, values) is not None

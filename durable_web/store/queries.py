@@ -136,8 +136,8 @@ UPDATE durable_runs
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
-RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline, ending, error,
-          failed_step
+RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline,
+          MAX(:now - ready_at, 0), ending, error, failed_step
 """
 CLAIM = _CLAIM.format(condition="")
 
@@ -335,7 +335,7 @@ UPDATE durable_runs
        ready_at = :now,
        wake_at = NULL,
        updated_at = :now
- WHERE id = :id AND status = 'waiting' AND blocked = 0
+ WHERE id = :id AND generation = COALESCE(:generation, generation) AND status = 'waiting' AND blocked = 0
 RETURNING attempt
 """
 
@@ -398,7 +398,7 @@ RETURNING attempt
 ORPHANS = """
 SELECT id, attempt, recoveries
   FROM durable_runs
- WHERE status IN ('leased', 'cancelling') AND lease_expires_at < :expired_before
+ WHERE status IN ('leased', 'cancelling') AND lease_expires_at <= :expired_before
  ORDER BY id
 """
 
@@ -468,41 +468,42 @@ UPDATE durable_runs
  WHERE id = :id
 """
 
-STEPS = """
-SELECT name, kind, status, position, attempt, output, error, retry_at, wake_at, topic, detail, undo, started_at,
-       completed_at
+_STEP_COLUMNS = """name, kind, status, position, attempt, attempts_before, output, error, retry_at, queued, wake_at,
+       topic, detail, undo, started_at, completed_at"""
+
+STEPS = f"""
+SELECT {_STEP_COLUMNS}
   FROM durable_steps
  WHERE run_id = :run_id
  ORDER BY position
 """
 
-STEP = """
-SELECT name, kind, status, position, attempt, output, error, retry_at, wake_at, topic, detail, undo, started_at,
-       completed_at
+STEP = f"""
+SELECT {_STEP_COLUMNS}
   FROM durable_steps
  WHERE run_id = :run_id AND name = :name
 """
 
-TO_COMPENSATE = """
-SELECT name, kind, status, position, attempt, output, error, retry_at, wake_at, topic, detail, undo, started_at,
-       completed_at
+TO_COMPENSATE = f"""
+SELECT {_STEP_COLUMNS}
   FROM durable_steps
  WHERE run_id = :run_id AND undo = 1 AND status = 'completed'
  ORDER BY completed_at DESC, position DESC
 """
 
 ATTEMPTS = """
-SELECT name, attempt, error, started_at, completed_at
+SELECT name, attempt, error, queued, started_at, completed_at
   FROM durable_attempts
  WHERE run_id = :run_id
  ORDER BY name, attempt
 """
 
 RECORD_ATTEMPT = """
-INSERT INTO durable_attempts (run_id, name, attempt, error, started_at, completed_at)
-VALUES (:run_id, :name, :attempt, :error, :started_at, :now)
+INSERT INTO durable_attempts (run_id, name, attempt, error, queued, started_at, completed_at)
+VALUES (:run_id, :name, :attempt, :error, :queued, :started_at, :now)
     ON CONFLICT (run_id, name, attempt) DO UPDATE
    SET error = excluded.error,
+       queued = excluded.queued,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
 """
@@ -524,8 +525,8 @@ UPDATE durable_steps
 """
 
 KEEP_LAST_FAILURES = """
-INSERT OR REPLACE INTO durable_attempts (run_id, name, attempt, error, started_at, completed_at)
-SELECT run_id, name, attempt, error, started_at, completed_at
+INSERT OR REPLACE INTO durable_attempts (run_id, name, attempt, error, queued, started_at, completed_at)
+SELECT run_id, name, attempt, error, queued, started_at, completed_at
   FROM durable_steps
  WHERE run_id = :run_id AND status = 'failed'
 """
@@ -544,18 +545,18 @@ DELETE FROM durable_steps
 """
 
 COPY_STEPS = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, undo, started_at,
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, undo, started_at,
                            completed_at)
-SELECT :run_id, name, kind, status, position, attempt, output, error, undo, started_at, completed_at
+SELECT :run_id, name, kind, status, position, attempt, output, error, queued, undo, started_at, completed_at
   FROM durable_steps
  WHERE run_id = :source_run_id AND position < :position AND status = 'completed'
 """
 
 RECORD_STEP = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, retry_at, wake_at, topic,
-                           detail, undo, started_at, completed_at)
-VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :retry_at, :wake_at, :topic,
-        :detail, :undo, :started_at, :completed_at)
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, error, retry_at,
+                           queued, wake_at, topic, detail, undo, started_at, completed_at)
+VALUES (:run_id, :name, :kind, :status, :position, :attempt, :attempts_before, :output, :error, :retry_at, :queued,
+        :wake_at, :topic, :detail, :undo, :started_at, :completed_at)
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
@@ -566,6 +567,7 @@ VALUES (:run_id, :name, :kind, :status, :position, :attempt, :output, :error, :r
        topic = excluded.topic,
        detail = excluded.detail,
        undo = excluded.undo,
+       queued = excluded.queued,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotFound, RunNotTerminal
 from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_milliseconds
 from . import queries
+from .database import Database
 from .journal import Journal
 
 _FOR_EVER = 1 << 62
@@ -34,6 +34,7 @@ class Claim:
     generation: int
     lease_expires_at: int = 0
     deadline: int | None = None
+    queued: int = 0  # milliseconds for which the run could have been claimed, and was not
     ending: str | None = None  # what a run that is to be compensated then ends as
     error: dict[str, str] | None = None  # why it failed
     failed_step: str | None = None
@@ -76,8 +77,8 @@ class Runs:
 
     on_end: Callable[[Ended, int], None] = staticmethod(lambda ended, now: None)
 
-    def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
-        self._connection = connection
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
         self._journal = journal
 
     # --- making ------------------------------------------------------------------------------------------------------
@@ -104,9 +105,9 @@ class Runs:
             "ready_at": now if is_due else run.run_at,
             "now": now,
         }
-        self._connection.execute(queries.INSERT_RUN, values)
+        self._database.execute(queries.INSERT_RUN, values)
         labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
-        self._connection.executemany(queries.INSERT_LABEL, labels)
+        self._database.executemany(queries.INSERT_LABEL, labels)
         self._journal.append_status(run.id, now, RunStatus.PENDING, attempt=0)
         self._journal.has_claimable = True
         if self._journal.is_listening:
@@ -135,7 +136,7 @@ class Runs:
 
         :raises RunNotFound: when there is none.
         """
-        row = self._connection.execute(queries.GET_RUN, {"id": run_id}).fetchone()
+        row = self._database.row(queries.GET_RUN, {"id": run_id})
         if row is None:
             raise RunNotFound(run_id)
         return _run(row)
@@ -146,21 +147,21 @@ class Runs:
 
     def standing(self, run_id: str) -> tuple[RunStatus, int, bool] | None:
         """The status and the generation of a run, and whether it is paused; ``None`` when it is gone."""
-        row = self._connection.execute(queries.RUN_STANDING, {"id": run_id}).fetchone()
+        row = self._database.row(queries.RUN_STANDING, {"id": run_id})
         return None if row is None else (RunStatus(row[0]), row[1], bool(row[2]))
 
     def list(self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int) -> list[Run]:
         """Runs that pass the filter, from the one after the id ``after`` on."""
         text, parameters = queries.list_runs(wanted, oldest_first, after, limit)
-        return [_run(row) for row in self._connection.execute(text, parameters)]
+        return [_run(row) for row in self._database.rows(text, parameters)]
 
     def count(self, by: str) -> dict[str, int]:
         """How many runs there are for each value of the column ``by``."""
-        return dict(self._connection.execute(queries.count_runs(by)).fetchall())
+        return dict(self._database.rows(queries.count_runs(by)))
 
     def identity(self, run_id: str) -> tuple[str, dict[str, str]]:
         """The job's name and the labels of a run; empty when it is gone."""
-        row = self._connection.execute(queries.RUN_IDENTITY, {"id": run_id}).fetchone()
+        row = self._database.row(queries.RUN_IDENTITY, {"id": run_id})
         return ("", {}) if row is None else (row[0], json.loads(row[1]))
 
     # --- executing ---------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Runs:
         :param saturated: jobs of which no further run may execute now.
         """
         text, parameters = queries.claim(saturated)
-        row = self._connection.execute(text, {"owner": owner, "now": now, "expires": expires, **parameters}).fetchone()
+        row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
         if row is None:
             return None
         *values, ending, error, failed_step = row
@@ -188,28 +189,38 @@ class Runs:
         return self._value(queries.COUNT_LEASED, {"job": job})
 
     def renew(self, claim: Claim, now: int, expires: int, *, exclusive: bool) -> bool:
-        """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired."""
+        """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired.
+
+        An expired lease is not prolonged, because others may be about to take the run. Whoever is refused takes the
+        expired run back in the same transaction (``recover``), so from the refusal on the fence holds it off too.
+        """
         values = {**_key(claim), "now": 0 if exclusive else now, "expires": expires}
-        if self._connection.execute(queries.RENEW, values).rowcount != 1:
+        if self._database.execute(queries.RENEW, values).rowcount != 1:
             return False
         self._journal.tell("run:lease-renewed", claim.run_id, now, lease_expires_at=from_milliseconds(expires))
         return True
 
     def limit_duration(self, claim: Claim, deadline: int) -> None:
         """Bring the deadline of an executing run forward."""
-        self._connection.execute(queries.LIMIT_DURATION, {**_key(claim), "deadline": deadline})
+        self._database.execute(queries.LIMIT_DURATION, {**_key(claim), "deadline": deadline})
 
     def fence(self, claim: Claim) -> None:
         """Make sure that the run is still leased under the claim's generation.
 
+        The time does not matter here. A lease is lost when somebody takes the run, or when its renewal is refused; both
+        change the row, under the same lock as every write, so what passes the fence is written before anybody else
+        can have begun. Merely being past its expiry (a laptop that slept, and nobody was waiting) costs the owner
+        nothing: to refuse its result would be to run the step again, and clocks that disagree would decide who may
+        write. Expiry says when a run may be taken, the generation says who may write.
+
         :raises LeaseLost: when it is not.
         """
-        if self._connection.execute(queries.FENCE, _key(claim)).fetchone() is None:
+        if self._database.row(queries.FENCE, _key(claim)) is None:
             raise LeaseLost(claim.run_id)
 
     def reset_recoveries(self, claim: Claim) -> None:
         """Forget earlier deaths: the run has come further."""
-        self._connection.execute(queries.RESET_RECOVERIES, _key(claim))
+        self._database.execute(queries.RESET_RECOVERIES, _key(claim))
 
     def park(self, claim: Claim, now: int, wake_at: int | None, reason: str) -> None:
         """Let an executing run wait, without a lease, until ``wake_at`` or until one of its waits has ended.
@@ -217,7 +228,7 @@ class Runs:
         :raises LeaseLost: when it is no longer this engine's.
         """
         values = {**_key(claim), "wake_at": wake_at, "reason": reason, "now": now}
-        if self._connection.execute(queries.PARK, values).rowcount != 1:
+        if self._database.execute(queries.PARK, values).rowcount != 1:
             raise LeaseLost(claim.run_id)
         self._journal.append_status(claim.run_id, now, RunStatus.WAITING, attempt=claim.attempt, reason=reason)
         self._journal.tell("run:waiting", claim.run_id, now)
@@ -246,7 +257,7 @@ class Runs:
             "continued_as": continued_as,
             "now": now,
         }
-        row = self._connection.execute(queries.SETTLE, values).fetchone()
+        row = self._database.row(queries.SETTLE, values)
         if row is None:
             raise LeaseLost(claim.run_id)
         reason = None if continued_as is None else f"it goes on as {continued_as}"
@@ -258,7 +269,7 @@ class Runs:
         if status == RunStatus.CANCELLED:
             self._journal.tell("run:cancel", claim.run_id, now)
         elif status == RunStatus.COMPLETED:
-            duration = (now - row[0]) / 1000
+            duration = max(now - row[0], 0) / 1000
             self._journal.tell("run:complete", claim.run_id, now, output=decode(output or "null"), duration=duration)
         else:
             info = None if error is None else ErrorInfo(**error)
@@ -266,7 +277,7 @@ class Runs:
 
     def release(self, claim: Claim, now: int, reason: str) -> None:
         """Give an executing run back, to be claimed again; does nothing when it is no longer this engine's."""
-        row = self._connection.execute(queries.RELEASE, {**_key(claim), "now": now}).fetchone()
+        row = self._database.row(queries.RELEASE, {**_key(claim), "now": now})
         if row is not None:
             self._journal.append_status(claim.run_id, now, RunStatus(row[0]), attempt=claim.attempt, reason=reason)
 
@@ -278,27 +289,25 @@ class Runs:
 
     def wake_due(self, now: int) -> None:
         """Make the scheduled and the waiting runs whose time has come claimable."""
-        self._connection.execute(queries.MAKE_DUE, {"now": now})
-        for run_id, attempt in self._connection.execute(queries.WAKE, {"now": now}).fetchall():
+        self._database.execute(queries.MAKE_DUE, {"now": now})
+        for run_id, attempt in self._database.rows(queries.WAKE, {"now": now}):
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason="its wait is over")
 
-    def wake(self, run_id: str, now: int, reason: str = "it goes on early") -> None:
-        """Make a waiting run claimable; does nothing when it does not wait."""
-        row = self._connection.execute(queries.WAKE_ONE, {"id": run_id, "now": now}).fetchone()
+    def wake(self, run_id: str, now: int, reason: str = "it goes on early", *, generation: int | None = None) -> None:
+        """Make a waiting run claimable; does nothing when it does not wait, or not under that generation any more."""
+        row = self._database.row(queries.WAKE_ONE, {"id": run_id, "generation": generation, "now": now})
         if row is not None:
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason=reason)
             self._journal.has_claimable = True
 
     def block(self, claim: Claim, now: int, reason: str) -> None:
         """Let a claimed run wait until its version of the job is registered."""
-        if self._connection.execute(queries.BLOCK, {**_key(claim), "reason": reason, "now": now}).rowcount == 1:
+        if self._database.execute(queries.BLOCK, {**_key(claim), "reason": reason, "now": now}).rowcount == 1:
             self._journal.append_status(claim.run_id, now, RunStatus.WAITING, attempt=claim.attempt, reason=reason)
 
     def unblock(self, job: str, version: str | None, now: int) -> None:
         """Let the runs go on that waited for this version of a job."""
-        for run_id, attempt in self._connection.execute(
-            queries.UNBLOCK, {"job": job, "version": version, "now": now}
-        ).fetchall():
+        for run_id, attempt in self._database.rows(queries.UNBLOCK, {"job": job, "version": version, "now": now}):
             reason = "its version of the job is registered"
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason=reason)
             self._journal.has_claimable = True
@@ -308,7 +317,7 @@ class Runs:
 
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended or is being compensated.
         """
-        row = self._connection.execute(queries.PAUSE, {"id": run_id, "now": now}).fetchone()
+        row = self._database.row(queries.PAUSE, {"id": run_id, "now": now})
         if row is None:
             raise RunNotActive(run_id, self.get(run_id).status.value, "paused")
         self._journal.append_status(run_id, now, RunStatus(row[0]), attempt=row[1], reason="it is paused")
@@ -316,7 +325,7 @@ class Runs:
 
     def unpause(self, run_id: str, now: int) -> None:
         """Let a paused run start steps again; does nothing when it is not paused."""
-        row = self._connection.execute(queries.UNPAUSE, {"id": run_id, "now": now}).fetchone()
+        row = self._database.row(queries.UNPAUSE, {"id": run_id, "now": now})
         if row is None:
             return
         if row[0] == RunStatus.WAITING:
@@ -328,14 +337,14 @@ class Runs:
 
     def overdue(self, now: int) -> list[str]:
         """The ids of the active runs whose deadline has passed."""
-        return [row[0] for row in self._connection.execute(queries.OVERDUE, {"now": now})]
+        return [row[0] for row in self._database.rows(queries.OVERDUE, {"now": now})]
 
     def expire(self, run_id: str, now: int) -> None:
         """Fail an active run because its deadline has passed."""
         error = {"type": "DeadlineExceeded", "message": "The run's deadline passed before it ended.", "traceback": ""}
         if self.begin_compensation(run_id, RunStatus.FAILED, now, error):
             return
-        row = self._connection.execute(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)}).fetchone()
+        row = self._database.row(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)})
         self._journal.append_status(run_id, now, RunStatus.FAILED, attempt=row[0], error=error)
         self.on_end(Ended(run_id, row[1], row[2], RunStatus.FAILED, error=error), now)
         self._journal.tell("run:fail", run_id, now, error=ErrorInfo(**error), failed_step_name=None)
@@ -346,7 +355,7 @@ class Runs:
         Whoever executes it has lost it; it is claimed anew for the compensation.
         """
         values = {"id": run_id, "ending": ending, "error": _json(error), "now": now}
-        row = self._connection.execute(queries.BEGIN_COMPENSATION, values).fetchone()
+        row = self._database.row(queries.BEGIN_COMPENSATION, values)
         if row is None:
             return False
         reason = "it is to be compensated"
@@ -360,7 +369,7 @@ class Runs:
         :raises LeaseLost: when it is no longer this engine's.
         """
         values = {**_key(claim), "ending": RunStatus.FAILED, "error": _json(error), "failed_step": failed_step}
-        if self._connection.execute(queries.COMPENSATE, {**values, "now": now}).rowcount != 1:
+        if self._database.execute(queries.COMPENSATE, {**values, "now": now}).rowcount != 1:
             raise LeaseLost(claim.run_id)
         self._journal.append_status(
             claim.run_id, now, RunStatus.CANCELLING, attempt=claim.attempt, reason="it is compensated", error=error
@@ -373,11 +382,11 @@ class Runs:
         :param max_recoveries: a run that was taken back that often without committing a step is dead.
         """
         expired_before = _FOR_EVER if everything else now
-        orphans = self._connection.execute(queries.ORPHANS, {"expired_before": expired_before}).fetchall()
+        orphans = self._database.rows(queries.ORPHANS, {"expired_before": expired_before})
         dead = []
         for run_id, attempt, recoveries in orphans:
             if recoveries < max_recoveries:
-                (status,) = self._connection.execute(queries.TAKE_BACK, {"id": run_id, "now": now}).fetchone()
+                (status,) = self._database.row(queries.TAKE_BACK, {"id": run_id, "now": now})
                 self._journal.append_status(
                     run_id, now, RunStatus(status), attempt=attempt, reason="its engine stopped"
                 )
@@ -392,7 +401,7 @@ class Runs:
             "traceback": "",
         }
         values = {"id": run_id, "error": _json(error), "now": now}
-        job, input_text, *parent = self._connection.execute(queries.BURY, values).fetchone()
+        job, input_text, *parent = self._database.row(queries.BURY, values)
         self._journal.append_status(run_id, now, RunStatus.DEAD, attempt=attempt, error=error)
         self._journal.tell("run:dead", run_id, now, error=ErrorInfo(**error))
         self.on_end(Ended(run_id, *parent, RunStatus.DEAD, error=error), now)
@@ -400,7 +409,7 @@ class Runs:
 
     def link_dead_letter(self, run_id: str, dead_letter_id: str) -> None:
         """Note which run handles a dead one."""
-        self._connection.execute(queries.LINK_DEAD_LETTER, {"id": run_id, "dead_letter_id": dead_letter_id})
+        self._database.execute(queries.LINK_DEAD_LETTER, {"id": run_id, "dead_letter_id": dead_letter_id})
 
     # --- people ------------------------------------------------------------------------------------------------------
 
@@ -409,7 +418,7 @@ class Runs:
 
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
-        row = self._connection.execute(queries.CANCEL, {"id": run_id, "now": now}).fetchone()
+        row = self._database.row(queries.CANCEL, {"id": run_id, "now": now})
         if row is None:
             raise RunNotActive(run_id, self.get(run_id).status.value, "cancelled")
         self._journal.append_status(run_id, now, RunStatus.CANCELLED, attempt=row[0])
@@ -421,7 +430,7 @@ class Runs:
 
         :param awaited: only of those whose end the run waits for.
         """
-        rows = self._connection.execute(queries.ACTIVE_CHILDREN, {"id": run_id}).fetchall()
+        rows = self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})
         return [child_id for child_id, step in rows if step is not None or not awaited]
 
     def reopen(self, run_id: str, now: int, input_text: str | None) -> None:
@@ -429,7 +438,7 @@ class Runs:
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
         """
-        row = self._connection.execute(queries.REOPEN, {"id": run_id, "input": input_text, "now": now}).fetchone()
+        row = self._database.row(queries.REOPEN, {"id": run_id, "input": input_text, "now": now})
         if row is None:
             raise RunNotTerminal(run_id, self.get(run_id).status.value, "retried")
         self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason="retried")
@@ -448,15 +457,15 @@ class Runs:
             raise RunNotTerminal(run_id, run.status.value, "deleted")
         self._journal.append(run_id, now, "run_deleted", {"job": run.job})
         for text in queries.DELETE_RUN:
-            self._connection.execute(text, {"run_id": run_id})
+            self._database.execute(text, {"run_id": run_id})
         self._journal.tell("run:delete", run_id, now, job_name=run.job, labels=run.labels)
 
     def ended_before(self, moment: int, limit: int) -> list[str]:
         """The ids of the runs that ended longest ago, before ``moment``."""
-        return [row[0] for row in self._connection.execute(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
+        return [row[0] for row in self._database.rows(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
 
     def _value(self, text: str, parameters: dict[str, Any]) -> Any:
-        row = self._connection.execute(text, parameters).fetchone()
+        row = self._database.row(text, parameters)
         return None if row is None else row[0]
 
 

@@ -123,9 +123,11 @@ CREATE TABLE durable_steps (
     status           TEXT    NOT NULL CHECK (status IN ('running', 'completed', 'failed', 'cancelled')),
     position         INTEGER NOT NULL,               -- order of first recording within the run, from 0
     attempt          INTEGER NOT NULL,
+    attempts_before  INTEGER NOT NULL DEFAULT 0,     -- those before a person retried the run: not of Retry's budget
     output           TEXT,
     error            TEXT,
     retry_at         INTEGER,                        -- when the next attempt is due, while the step waits for it
+    queued           INTEGER NOT NULL DEFAULT 0,     -- milliseconds that the attempt waited to begin
     wake_at          INTEGER,                        -- of a wait: when it is over, or times out
     topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
     detail           TEXT,                           -- of a wait: what else ends it, as the codec's text
@@ -143,6 +145,7 @@ CREATE TABLE durable_attempts (
     name             TEXT    NOT NULL,
     attempt          INTEGER NOT NULL,
     error            TEXT    NOT NULL,
+    queued           INTEGER NOT NULL DEFAULT 0,
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER NOT NULL,
     PRIMARY KEY (run_id, name, attempt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ..codec import decode, to_json
 from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
 from . import queries
+from .database import Database
 from .journal import Journal, without_traceback
 
 
@@ -23,9 +23,11 @@ class StepRecord:
     status: str
     position: int
     attempt: int
+    attempts_before: int = 0
     output: str | None = None
     error: dict[str, str] | None = None
     retry_at: int | None = None
+    queued: int = 0
     wake_at: int | None = None
     topic: str | None = None
     detail: str | None = None
@@ -63,30 +65,30 @@ _WAITS = {
 class Steps:
     """The verbs on what a run records while it executes."""
 
-    def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
-        self._connection = connection
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
         self._journal = journal
 
     def load(self, run_id: str) -> dict[str, StepRecord]:
         """What a run has recorded, by name, in the order of first recording."""
-        rows = self._connection.execute(queries.STEPS, {"run_id": run_id})
+        rows = self._database.rows(queries.STEPS, {"run_id": run_id})
         return {row[0]: _record(row) for row in rows}
 
     def find(self, run_id: str, name: str) -> StepRecord | None:
         """What a run has recorded under one name."""
-        row = self._connection.execute(queries.STEP, {"run_id": run_id, "name": name}).fetchone()
+        row = self._database.row(queries.STEP, {"run_id": run_id, "name": name})
         return None if row is None else _record(row)
 
     def get(self, run_id: str) -> list[Step]:
         """The steps of a run, in the order of first recording, with their failed attempts."""
         attempts: dict[str, list[Attempt]] = {}
-        for name, *values in self._connection.execute(queries.ATTEMPTS, {"run_id": run_id}):
+        for name, *values in self._database.rows(queries.ATTEMPTS, {"run_id": run_id}):
             attempts.setdefault(name, []).append(_attempt(values))
         return [_step(record, tuple(attempts.get(record.name, ()))) for record in self.load(run_id).values()]
 
     def record(self, run_id: str, record: StepRecord, now: int) -> None:
         """Write a step's state, its frame and its event."""
-        self._connection.execute(
+        self._database.execute(
             queries.RECORD_STEP,
             {
                 "run_id": run_id,
@@ -95,9 +97,11 @@ class Steps:
                 "status": record.status,
                 "position": record.position,
                 "attempt": record.attempt,
+                "attempts_before": record.attempts_before,
                 "output": record.output,
                 "error": None if record.error is None else to_json(record.error),
                 "retry_at": record.retry_at,
+                "queued": record.queued,
                 "wake_at": record.wake_at,
                 "topic": record.topic,
                 "detail": record.detail,
@@ -121,7 +125,7 @@ class Steps:
         if record.wake_at is not None and record.status == StepStatus.RUNNING:
             body["wakeAt"] = record.wake_at
         if record.completed_at is not None:
-            body["duration"] = (record.completed_at - record.started_at) / 1000
+            body["duration"] = _seconds(record.started_at, record.completed_at)
         if record.error is not None:
             body["error"] = without_traceback(record.error)
         if record.retry_at is not None:
@@ -137,39 +141,40 @@ class Steps:
             "name": record.name,
             "attempt": record.attempt,
             "error": to_json(error),
+            "queued": record.queued,
             "started_at": record.started_at,
             "now": now,
         }
-        self._connection.execute(queries.RECORD_ATTEMPT, values)
+        self._database.execute(queries.RECORD_ATTEMPT, values)
         self.record(run_id, record, now)
 
     def cancel_running(self, run_id: str, now: int) -> None:
         """Mark what a run was executing as cancelled."""
-        running = self._connection.execute(queries.RUNNING_STEPS, {"run_id": run_id}).fetchall()
-        self._connection.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
+        running = self._database.rows(queries.RUNNING_STEPS, {"run_id": run_id})
+        self._database.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
         for name, position, attempt, started_at in running:
             body = {"name": name, "status": StepStatus.CANCELLED, "attempt": attempt, "index": position}
-            self._journal.append(run_id, now, "step_status", {**body, "duration": (now - started_at) / 1000})
+            self._journal.append(run_id, now, "step_status", {**body, "duration": _seconds(started_at, now)})
             self._journal.tell("step:cancel", run_id, now, step_name=name, step_index=position)
 
     def forget_unsettled(self, run_id: str) -> None:
         """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
-        self._connection.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
-        self._connection.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
+        self._database.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
+        self._database.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
 
     def to_compensate(self, run_id: str) -> list[StepRecord]:
         """The completed steps of a run that have a compensation, the one that completed last first."""
-        return [_record(row) for row in self._connection.execute(queries.TO_COMPENSATE, {"run_id": run_id})]
+        return [_record(row) for row in self._database.execute(queries.TO_COMPENSATE, {"run_id": run_id})]
 
     def delete(self, run_id: str) -> None:
         """Delete everything that a run has recorded in its steps; its timeline stays."""
         for text in queries.DELETE_STEPS:
-            self._connection.execute(text, {"run_id": run_id})
+            self._database.execute(text, {"run_id": run_id})
 
     def copy_before(self, source_run_id: str, run_id: str, position: int) -> None:
         """Give a run the completed steps that another recorded before the one at ``position``."""
         values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}
-        self._connection.execute(queries.COPY_STEPS, values)
+        self._database.execute(queries.COPY_STEPS, values)
 
     def append_log(self, run_id: str, ts: int, body: dict[str, Any]) -> None:
         """Append a log line."""
@@ -186,25 +191,25 @@ class Steps:
 
     def body_lines(self, run_id: str) -> Iterator[tuple[str, str]]:
         """Level and message of every log line that a run's body, not one of its steps, has written."""
-        for (text,) in self._connection.execute(queries.LOG_BODIES, {"run_id": run_id}):
+        for (text,) in self._database.rows(queries.LOG_BODIES, {"run_id": run_id}):
             body = json.loads(text)
             if body["step"] is None:
                 yield body["level"], body["message"]
 
     def set_progress(self, run_id: str, now: int, progress: dict[str, Any]) -> None:
         """Note how far a run has come."""
-        self._connection.execute(queries.SET_PROGRESS, {"id": run_id, "progress": to_json(progress), "now": now})
+        self._database.execute(queries.SET_PROGRESS, {"id": run_id, "progress": to_json(progress), "now": now})
         self._journal.append(run_id, now, "progress", progress)
         self._journal.tell("run:progress", run_id, now, progress=progress)
 
     def set_value(self, run_id: str, key: str, value: str, readable: Any, now: int) -> None:
         """Publish a value of a run under a key; ``value`` is the codec's text, ``readable`` what frames carry."""
-        self._connection.execute(queries.SET_VALUE, {"run_id": run_id, "key": key, "value": value, "now": now})
+        self._database.execute(queries.SET_VALUE, {"run_id": run_id, "key": key, "value": value, "now": now})
         self._journal.append(run_id, now, "event", {"key": key, "value": readable})
 
     def stored_value(self, run_id: str, key: str) -> str | None:
         """The latest value that a run has published under a key, as the codec's text."""
-        row = self._connection.execute(queries.GET_VALUE, {"run_id": run_id, "key": key}).fetchone()
+        row = self._database.row(queries.GET_VALUE, {"run_id": run_id, "key": key})
         return None if row is None else row[0]
 
     def get_value(self, run_id: str, key: str, default: Any) -> Any:
@@ -214,11 +219,11 @@ class Steps:
 
     def earlier_attempts(self, run_id: str) -> dict[str, int]:
         """The number of the last attempt at each step that has no record any more, because its run was retried."""
-        return dict(self._connection.execute(queries.EARLIER_ATTEMPTS, {"run_id": run_id}).fetchall())
+        return dict(self._database.rows(queries.EARLIER_ATTEMPTS, {"run_id": run_id}))
 
     def _tell(self, run_id: str, record: StepRecord, now: int) -> None:
         common = {"step_name": record.name, "step_index": record.position}
-        duration = None if record.completed_at is None else (record.completed_at - record.started_at) / 1000
+        duration = None if record.completed_at is None else _seconds(record.started_at, record.completed_at)
         if record.status == StepStatus.COMPLETED:
             output = None if record.output is None else decode(record.output)
             self._journal.tell("step:complete", run_id, now, **common, output=output, duration=duration)
@@ -230,19 +235,28 @@ class Steps:
             self._journal.tell("step:start", run_id, now, **common)
 
 
+def _seconds(start: int, end: int) -> float:
+    """What lies between two times; none when the clock was set back meanwhile."""
+    return max(end - start, 0) / 1000
+
+
 def _error(error: dict[str, str] | None) -> ErrorInfo | None:
     return None if error is None else ErrorInfo(**error)
 
 
 def _record(row: tuple[Any, ...]) -> StepRecord:
-    error = None if row[6] is None else json.loads(row[6])
-    return StepRecord(*row[:6], error, *row[7:])
+    error = None if row[7] is None else json.loads(row[7])
+    return StepRecord(*row[:7], error, *row[8:])
 
 
 def _attempt(values: list[Any]) -> Attempt:
-    number, error, started_at, completed_at = values
+    number, error, queued, started_at, completed_at = values
     return Attempt(
-        number, ErrorInfo(**json.loads(error)), from_milliseconds(started_at), from_milliseconds(completed_at)
+        number=number,
+        error=ErrorInfo(**json.loads(error)),
+        queue_time=queued / 1000,
+        started_at=from_milliseconds(started_at),
+        completed_at=from_milliseconds(completed_at),
     )
 
 
@@ -259,6 +273,7 @@ def _step(record: StepRecord, attempts: tuple[Attempt, ...]) -> Step:
         retry_at=from_milliseconds(record.retry_at),
         wake_at=from_milliseconds(record.wake_at),
         waiting_for=record.waiting_for,
+        queue_time=record.queued / 1000,
         started_at=from_milliseconds(record.started_at),
         completed_at=from_milliseconds(record.completed_at),
     )

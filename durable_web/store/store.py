@@ -1,8 +1,9 @@
 """The store: one database, its transactions, and the verbs on runs, steps and frames.
 
 A verb that writes must be called inside ``with store.transaction():``; the frames and events that it causes reach
-``on_commit`` after the commit and never before it, and ``on_change`` hears of runs that may go on. Verbs of an executing run come after ``runs.fence``, which raises
-``LeaseLost`` before anything is written when the run is no longer this engine's.
+``on_commit`` after the commit and never before it, and ``on_change`` hears of runs that may go on. Verbs of an
+executing run come after ``runs.fence``, which raises ``LeaseLost`` before anything is written when the run is no longer
+this engine's.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class Store:
     def __init__(self, database: Database, on_commit: OnCommit = lambda frames, facts: None) -> None:
         self.database = database
         self.on_commit = on_commit
-        self.journal = Journal(database.connection)
+        self.journal = Journal(database)
         self.on_change: OnChange = lambda run_ids: None
-        self.runs = Runs(database.connection, self.journal)
-        self.steps = Steps(database.connection, self.journal)
-        self.waits = Waits(database.connection, self.journal, self.runs, self.steps)
+        self.runs = Runs(database, self.journal)
+        self.steps = Steps(database, self.journal)
+        self.waits = Waits(database, self.journal, self.runs, self.steps)
         self.family = Family(self.journal, self.runs, self.steps, self.waits)
         self.runs.on_end = self.family.end
-        self.messages = Messages(database.connection)
+        self.messages = Messages(database)
 
     def close(self) -> None:
         """Close the database."""
@@ -73,9 +74,9 @@ class Store:
 
     def data_version(self) -> int:
         """A number that changes when another process has committed to the file."""
-        return self.database.connection.execute("PRAGMA data_version").fetchone()[0]
+        return self.database.row("PRAGMA data_version")[0]
 
     def read_frames(self, run_id: str, after_seq: int, limit: int) -> list[StoredFrame]:
         """The next frames of a run strictly after ``after_seq``."""
         values = {"run_id": run_id, "seq": after_seq, "limit": limit}
-        return [StoredFrame(*row) for row in self.database.connection.execute(queries.FRAMES, values)]
+        return [StoredFrame(*row) for row in self.database.rows(queries.FRAMES, values)]

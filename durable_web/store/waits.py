@@ -8,9 +8,9 @@ memory, hears of it after the commit.
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
 
 from ..model import StepStatus
+from .database import Database
 from .journal import Journal
 from .runs import Runs
 from .steps import StepRecord, Steps
@@ -71,8 +71,8 @@ _NULL = "null"
 class Waits:
     """The verbs on what runs wait for."""
 
-    def __init__(self, connection: sqlite3.Connection, journal: Journal, runs: Runs, steps: Steps) -> None:
-        self._connection = connection
+    def __init__(self, database: Database, journal: Journal, runs: Runs, steps: Steps) -> None:
+        self._database = database
         self._journal = journal
         self._runs = runs
         self._steps = steps
@@ -96,7 +96,7 @@ class Waits:
 
     def limit(self, run_id: str, name: str, wake_at: int) -> None:
         """Let a wait time out."""
-        self._connection.execute(_LIMIT, {"run_id": run_id, "name": name, "wake_at": wake_at})
+        self._database.execute(_LIMIT, {"run_id": run_id, "name": name, "wake_at": wake_at})
 
     def settle(
         self,
@@ -126,7 +126,7 @@ class Waits:
 
     def settle_due(self, now: int) -> bool:
         """End the waits whose time has come; ``True`` when there may be more."""
-        due = self._connection.execute(_DUE, {"now": now, "limit": DUE_BATCH}).fetchall()
+        due = self._database.rows(_DUE, {"now": now, "limit": DUE_BATCH})
         for run_id, name in due:
             record = self._steps.find(run_id, name)
             kind = "" if record is None else record.kind
@@ -140,20 +140,20 @@ class Waits:
 
     def find_in_run(self, run_id: str, topic: str) -> str | None:
         """The name of the first wait of a run for that topic."""
-        row = self._connection.execute(_BY_TOPIC_IN_RUN, {"run_id": run_id, "topic": topic}).fetchone()
+        row = self._database.row(_BY_TOPIC_IN_RUN, {"run_id": run_id, "topic": topic})
         return None if row is None else row[0]
 
     def find(self, topic: str) -> list[tuple[str, str, str | None]]:
         """Run id, name and detail of every wait for that topic."""
-        return self._connection.execute(_BY_TOPIC, {"topic": topic}).fetchall()
+        return self._database.rows(_BY_TOPIC, {"topic": topic})
 
     def status(self, topic: str) -> tuple[str, str, str] | None:
         """Run id, name and status of the one wait for a topic, ended or not; ``None`` when there never was one."""
-        return self._connection.execute(_TOPIC_STATUS, {"topic": topic}).fetchone()
+        return self._database.row(_TOPIC_STATUS, {"topic": topic})
 
     def resume_breakpoints(self, run_id: str, now: int) -> int:
         """End the breakpoints at which a run stands; returns how many."""
-        names = [row[0] for row in self._connection.execute(_BREAKPOINTS, {"run_id": run_id}).fetchall()]
+        names = [row[0] for row in self._database.rows(_BREAKPOINTS, {"run_id": run_id})]
         for name in names:
             self.settle(run_id, name, now, reason=f"breakpoint {name!r} is resumed")
         return len(names)

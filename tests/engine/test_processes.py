@@ -76,7 +76,7 @@ def pair(running):
 
     def start(item: Any, clock: MockClock, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None):
         shared = {"clock": clock, "exclusive": False, "lease": LEASE}
-        return running(item, **shared, **(first or {})), running(item, **shared, **(second or {}))
+        return running(item, **{**shared, **(first or {})}), running(item, **{**shared, **(second or {})})
 
     return start
 
@@ -300,6 +300,132 @@ async def test_an_engine_that_finds_its_own_lease_expired_stops_the_step_and_beg
         gates.open(("a", 1), ("a", 2))
         await settle()
         assert (await engine.get_run(run.id)).output == ("a", 2)
+
+
+async def test_what_an_owner_finishes_after_its_lease_expired_counts_as_long_as_nobody_took_the_run(pair, gated, gates):
+    clock = MockClock()
+    first, second = pair(gated, clock)
+    async with first as owner:
+        run = await owner.trigger("gated", "a")
+        await settle()
+        silence(owner)
+        await clock.advance(LEASE * 10)
+        gates.open(("a", 1))
+        await settle()
+        assert (await owner.get_run(run.id)).status == RunStatus.COMPLETED
+        async with second as other:
+            await clock.advance(LEASE * 10)
+            run = await other.get_run(run.id)
+    assert (run.output, run.attempt, run.recoveries) == (("a", 1), 1, 0)
+    assert gates.begun == [("a", 1)]
+
+
+@pytest.mark.parametrize("late", [0, 0.001, 1])
+async def test_from_the_moment_in_which_renewal_is_refused_nothing_of_the_old_execution_is_written(pair, gates, late):
+    @job("busy")
+    async def busy(ctx: Context, name: str) -> Any:
+        if ctx.attempt > 1:
+            return "anew"
+        await gates.pass_through(name)
+        ctx.log.info("not to be written")
+        ctx.progress(1)
+        return await asyncio.gather(*(ctx.step(step, lambda: "not to be written") for step in ("one", "two")))
+
+    clock = MockClock()
+    first, _ = pair(busy, clock)
+    async with first as engine:
+        run = await engine.trigger("busy", "a")
+        await settle()
+        silence(engine)
+        await clock.advance(LEASE + late)
+        gates.open("a")
+        for _ in range(100):
+            await asyncio.sleep(0)
+            if len([item for item in engine._dispatcher.commits._pending if item.committed is not None]) == 2:
+                break
+        assert engine._dispatcher.commits._pending  # the group is gathered, but not committed
+        engine._dispatcher._beat()
+        await settle()
+        frames = stored_frames(engine, run.id)
+        assert (await engine.get_run(run.id)).output == "anew"
+        assert await engine.get_steps(run.id) == []
+    assert {frame.kind for frame in frames} == {"run_status"}
+
+
+async def test_what_a_sleeping_owner_was_about_to_commit_is_refused_once_its_run_was_taken_elsewhere(pair, gates):
+    def write_row(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE stale (value)")
+
+    @job("busy")
+    async def busy(ctx: Context, name: str) -> Any:
+        await gates.pass_through((name, ctx.attempt))
+        ctx.log.info(f"line of {ctx.attempt}")
+        ctx.progress(ctx.attempt)
+        branches = [ctx.step("step", lambda: ctx.attempt), ctx.set_event("value", ctx.attempt), ctx.uuid()]
+        if ctx.attempt == 1:
+            branches.append(ctx.transaction("rows", write_row))
+        await asyncio.gather(*branches)
+        return ctx.attempt
+
+    asleep, clock = MockClock(), MockClock()
+    first, second = pair(busy, clock, first={"clock": asleep})
+    async with first as sleeper:
+        run = await sleeper.trigger("busy", "a")
+        await settle()
+        commits = sleeper._dispatcher.commits
+        gates.open(("a", 1))
+        while len([item for item in commits._pending if item.committed is not None]) < 4:
+            await asyncio.sleep(0)
+        commits._turn.cancel()  # the lid is closed: all of it is gathered, nothing is committed
+        async with second as heir:
+            await clock.advance(LEASE * 2)
+            assert (await heir.get_run(run.id)).attempt == 2
+            await asleep.advance(LEASE * 2)  # the lid is opened
+            assert not sleeper._dispatcher.executing
+            assert await heir.get_steps(run.id) == []
+            assert {frame.kind for frame in stored_frames(heir, run.id)} == {"run_status"}
+            gates.open(("a", 2))
+            await settle()
+            frames = stored_frames(heir, run.id)
+            run = await heir.get_run(run.id)
+            assert await heir.get_event(run.id, "value") == 2
+            tables = heir._store.database.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'stale'")
+            assert tables.fetchall() == []
+    assert (run.status, run.output, run.generation) == (RunStatus.COMPLETED, 2, 2)
+    assert [frame.message for frame in frames if frame.kind == "log"] == ["line of 2"]
+
+
+async def test_a_parked_body_that_wants_to_go_on_cannot_wake_a_run_that_waits_elsewhere_by_now(pair, gates):
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ValueError("not yet")
+
+    @job("both", retry=durable_web.Retry(max_attempts=9, backoff=100, factor=10, max_delay=1000, jitter=0))
+    async def both(ctx: Context, _: None) -> None:
+        async def another() -> None:
+            await gates.pass_through(ctx.attempt)
+            await ctx.step("another", lambda: None)
+
+        await asyncio.gather(ctx.step("flaky", fail), another())
+
+    clock = MockClock()
+    first, second = pair(both, clock)
+    async with first as stale:
+        run = await stale.trigger("both")
+        await settle()
+        assert (await stale.get_run(run.id)).status == RunStatus.WAITING
+        silence(stale)
+        async with second as heir:
+            await clock.advance(101)
+            waiting = await heir.get_run(run.id)
+            assert (len(calls), waiting.status, waiting.generation) == (2, RunStatus.WAITING, 2)
+            gates.open(1)
+            await settle()
+            assert (await heir.get_run(run.id)) == waiting
+            await stale.stop(drain=False)
+            await heir.cancel(run.id)
 
 
 async def test_a_step_whose_run_is_cancelled_on_another_engine_is_told_to_stop(pair, gated, gates):

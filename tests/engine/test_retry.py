@@ -8,6 +8,7 @@ import pytest
 from watching import finish, timeline
 
 from durable_web import Context, FatalError, Retry, RunStatus, StepFailed, StepStatus, job
+from durable_web.model import to_wire
 from durable_web.testing import MockClock, crash, settle
 
 QUICK = Retry(max_attempts=3, backoff=0, jitter=0)
@@ -237,6 +238,120 @@ async def test_an_attempt_that_takes_too_long_fails_and_is_tried_again(running):
         (step,) = await engine.get_steps(run.id)
     assert run.output == "quick now"
     assert step.failed_attempts[0].error.type == "TimeoutError"
+
+
+async def test_the_queue_time_of_a_retry_counts_from_when_it_was_due(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+    calls: list[int] = []
+
+    @job("flaky")
+    async def flaky(ctx: Context, _: None) -> str:
+        return await ctx.step("call", failing(1, calls), retry=SLOW)
+
+    @job("long")
+    async def long(ctx: Context, _: None) -> None:
+        await ctx.step("wait", gate.wait)
+
+    async with running(flaky, long, clock=clock, max_concurrent_runs=1) as engine:
+        run = await engine.trigger("flaky")
+        await settle()
+        await engine.trigger("long")
+        await clock.advance(90)  # 30 s beyond the time of the second attempt, for want of a slot
+        gate.set()
+        await settle()
+        (step,) = await engine.get_steps(run.id)
+    assert (step.status, step.queue_time) == ("completed", 30.0)
+    assert [attempt.queue_time for attempt in step.failed_attempts] == [0.0]
+    assert to_wire(step)["queueTime"] == 30.0
+    assert to_wire(step)["failedAttempts"][0]["queueTime"] == 0.0
+
+
+async def test_two_steps_that_wait_for_different_times_have_queued_for_different_times(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    @job("two")
+    async def two(ctx: Context, _: None) -> None:
+        late = Retry(max_attempts=2, backoff=100, jitter=0)
+        await asyncio.gather(
+            ctx.step("early", failing(1, []), retry=SLOW),
+            ctx.step("late", failing(1, []), retry=late),
+        )
+
+    @job("long")
+    async def long(ctx: Context, _: None) -> None:
+        await ctx.step("wait", gate.wait)
+
+    async with running(two, long, clock=clock, max_concurrent_runs=1) as engine:
+        run = await engine.trigger("two")
+        await settle()
+        await engine.trigger("long")
+        await clock.advance(120)
+        gate.set()
+        await settle()
+        steps = await engine.get_steps(run.id)
+    assert [(step.name, step.queue_time) for step in steps] == [("early", 60.0), ("late", 20.0)]
+
+
+async def test_a_step_asked_for_while_its_run_is_parked_has_waited_for_the_slot(running):
+    clock = MockClock()
+    gates = {"long": asyncio.Event(), "another": asyncio.Event()}
+
+    @job("both")
+    async def both(ctx: Context, _: None) -> None:
+        async def another() -> None:
+            await gates["another"].wait()  # nothing that the engine knows of
+            await ctx.step("another", lambda: None)
+
+        await asyncio.gather(ctx.step("flaky", failing(1, []), retry=SLOW), another())
+
+    @job("long")
+    async def long(ctx: Context, _: None) -> None:
+        await ctx.step("wait", gates["long"].wait)
+
+    async with running(both, long, clock=clock, max_concurrent_runs=1) as engine:
+        run = await engine.trigger("both")
+        await settle()
+        await engine.trigger("long")
+        await clock.advance(5)
+        gates["another"].set()
+        await clock.advance(20)
+        gates["long"].set()
+        await settle()
+        another = (await engine.get_steps(run.id))[1]
+    assert (another.name, another.status, another.queue_time) == ("another", "completed", 20.0)
+
+
+async def test_a_persons_retry_grants_every_attempt_anew_also_through_a_crash(running):
+    clock = MockClock()
+    calls: list[int] = []
+
+    @job("hopeless")
+    async def hopeless(ctx: Context, _: None) -> None:
+        await ctx.step("call", failing(99, calls), retry=SLOW)
+
+    async with running(hopeless, clock=clock) as engine:
+        run = await engine.trigger("hopeless")
+        await clock.advance(200)
+        assert (await engine.get_run(run.id)).status == RunStatus.FAILED
+        assert len(calls) == 3
+        await engine.retry(run.id)
+        await settle()
+        assert len(calls) == 4
+        await crash(engine)
+    async with running(hopeless, clock=clock) as engine:
+        await clock.advance(59)
+        assert len(calls) == 4  # the waits begin anew as well: 60 s and then 120 s
+        await clock.advance(2)
+        assert len(calls) == 5
+        await crash(engine)
+    async with running(hopeless, clock=clock) as engine:
+        await clock.advance(200)
+        (step,) = await engine.get_steps(run.id)
+    assert len(calls) == 6
+    assert (step.status, step.attempt) == (StepStatus.FAILED, 6)
+    assert [attempt.number for attempt in step.failed_attempts] == [1, 2, 3, 4, 5]
 
 
 def test_the_delay_grows_is_bounded_and_jitters_by_a_fraction():

@@ -12,7 +12,7 @@ import pytest
 from watching import finish, timeline
 
 from durable_web import Context, FatalError, RunStatus, StepFailed, StepStatus, job
-from durable_web.testing import crash
+from durable_web.testing import MockClock, crash
 
 
 async def test_a_job_runs_its_steps_and_completes_with_its_output(running):
@@ -398,3 +398,53 @@ async def test_a_step_that_vanished_from_the_code_is_kept_in_the_history_and_oth
         run = await finish(engine, run)
         assert [step.name for step in await engine.get_steps(run.id)] == ["vanishes", "stays"]
     assert run.output == 2
+
+
+async def test_the_first_steps_of_a_run_have_waited_as_long_as_the_run_and_those_after_them_not_at_all(running):
+    clock = MockClock()
+    gate, pause = asyncio.Event(), asyncio.Event()
+
+    @job("long")
+    async def long(ctx: Context, _: None) -> None:
+        await gate.wait()
+
+    @job("short")
+    async def short(ctx: Context, _: None) -> None:
+        await asyncio.gather(*(ctx.step(name, lambda: None) for name in ("one", "two")))
+        await pause.wait()  # what the body does by itself is no waiting for a slot
+        await ctx.step("three", lambda: None)
+
+    async with running(long, short, clock=clock, max_concurrent_runs=1) as engine:
+        await engine.trigger("long")
+        run = await engine.trigger("short")
+        await clock.advance(40)
+        gate.set()
+        await clock.advance(7)
+        pause.set()
+        run = await finish(engine, run)
+        steps = await engine.get_steps(run.id)
+    assert run.queue_time == 40.0
+    assert [(step.name, step.queue_time) for step in steps] == [("one", 40.0), ("two", 40.0), ("three", 0.0)]
+
+
+async def test_a_step_that_its_engines_death_cut_off_has_waited_since_the_run_was_taken_back(running):
+    clock = MockClock()
+    gate = asyncio.Event()
+
+    @job("cut-off")
+    async def cut_off(ctx: Context, _: None) -> None:
+        await ctx.step("before", lambda: None)
+        await ctx.step("wait", gate.wait)
+
+    async with running(cut_off, clock=clock) as engine:
+        run = await engine.trigger("cut-off")
+        await clock.advance(1)
+        await crash(engine)
+    await clock.advance(1000)  # nobody was there
+    async with running(cut_off, clock=clock, max_concurrent_runs=0):
+        await clock.advance(25)
+    async with running(cut_off, clock=clock) as engine:
+        gate.set()
+        await finish(engine, run)
+        steps = await engine.get_steps(run.id)
+    assert [(step.name, step.queue_time) for step in steps] == [("before", 0.0), ("wait", 25.0)]

@@ -21,13 +21,15 @@ from durable_web import (
     DatabaseReadOnlyError,
     Engine,
     NotADatabaseError,
+    Retry,
     RunStatus,
     SchemaVersionError,
+    StorageError,
     StorageFullError,
     job,
 )
 from durable_web.store import queries
-from durable_web.testing import MockClock
+from durable_web.testing import MockClock, settle
 
 
 @job("steps")
@@ -187,6 +189,114 @@ async def test_a_trigger_that_finds_no_room_says_so_and_leaves_no_run(running):
         connection.execute("PRAGMA max_page_count = 1000000")
         assert await engine.list_runs() == []
         assert (await finish(engine, await engine.trigger("steps", 1))).output == 1
+
+
+class Damage:
+    """Overwrites a database file beneath its engine, from the second page on, and mends it again."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._connection = engine._store.database.connection
+        self._path = Path(engine.path)
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._healthy = self._path.read_bytes()
+
+    def do(self) -> None:
+        self._write(self._healthy[:4096] + b"\xff" * (len(self._healthy) - 4096))
+
+    def mend(self) -> None:
+        self._write(self._healthy)
+
+    def _write(self, content: bytes) -> None:
+        with self._path.open("r+b") as file:
+            file.write(content)
+        self._connection.execute("PRAGMA shrink_memory")  # what SQLite has read already does not hide it
+
+
+@on_a_desk_only("writes to the file past the engine")
+async def test_whatever_reads_a_damaged_file_raises_a_storage_error_and_a_mended_one_is_read_again(running):
+    async with running(steps) as engine:
+        run = await finish(engine, await engine.trigger("steps", 3))
+        damage = Damage(engine)
+        reads = {
+            "get_run": lambda: engine.get_run(run.id),
+            "list_runs": engine.list_runs,
+            "list_runs by search": lambda: engine.list_runs(search="step"),
+            "count_runs": engine.count_runs,
+            "get_steps": lambda: engine.get_steps(run.id),
+            "get_event": lambda: engine.get_event(run.id, "key"),
+            "watch": lambda: timeline(engine, run),
+            "fork": lambda: engine.fork(run.id, "step 1"),
+            "trigger": lambda: engine.trigger("steps", 1, idempotency_key="key"),
+            "purge_runs": lambda: engine.purge_runs(run.created_at),
+        }
+        for name, read in reads.items():
+            damage.do()
+            with pytest.raises(StorageError, match="PRAGMA integrity_check") as caught:
+                await read()
+            assert caught.value.path == engine.path, name
+            assert isinstance(caught.value.__cause__, sqlite3.Error)
+        damage.mend()
+        assert await engine.get_run(run.id) == run
+
+
+@on_a_desk_only("writes to the file past the engine")
+async def test_an_engine_that_cannot_read_reports_it_and_goes_on_when_it_can_again(running):
+    clock = MockClock()
+    states: list[str] = []
+    told: list[str] = []
+
+    @job("flaky")
+    async def flaky(ctx: Context, _: None) -> int:
+        def call() -> int:
+            if ctx.attempt == 1:
+                raise ConnectionError
+            return ctx.attempt
+
+        return await ctx.step("call", call, retry=Retry(backoff=60, jitter=0))
+
+    options = {"clock": clock, "max_parked": 0, "on_state": lambda state, message: states.append(state)}
+    async with running(flaky, **options) as engine:
+        engine.on("worker:error", lambda event: told.append(event.context))
+        run = await engine.trigger("flaky")
+        await settle()
+        damage = Damage(engine)
+        damage.do()
+        await clock.advance(60)
+        assert set(states) == {"storage_error"}
+        assert "waking runs" in told
+        damage.mend()
+        await clock.advance(60)
+        assert (await engine.get_run(run.id)).output == 2
+    assert states[-1] == "running"
+
+
+@on_a_desk_only("writes to the file past the engine")
+async def test_a_damaged_file_is_refused_when_the_engine_starts(running, database_path):
+    async with running(steps) as engine:
+        await finish(engine, await engine.trigger("steps", 3))
+        damage = Damage(engine)
+    damage._path.write_bytes(damage._healthy[:4096] + b"\xff" * (len(damage._healthy) - 4096))
+    with pytest.raises(StorageError, match="PRAGMA integrity_check"):
+        await Engine(database_path).start()
+
+
+async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_later(running, monkeypatch):
+    clock = MockClock()
+    states: list[str] = []
+    options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
+    async with running(steps, **options) as engine:
+        load = engine._store.steps.load
+
+        def fail(run_id: str) -> None:
+            raise StorageError(engine.path, "the disk is busy")
+
+        monkeypatch.setattr(engine._store.steps, "load", fail)
+        run = await engine.trigger("steps", 2)
+        assert states == ["storage_error"]
+        monkeypatch.setattr(engine._store.steps, "load", load)
+        await clock.advance(3)
+        assert (await engine.get_run(run.id)).output == 2
+    assert states == ["storage_error", "running"]
 
 
 async def test_what_runs_per_step_and_per_claim_uses_an_index(running):

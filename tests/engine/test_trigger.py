@@ -14,6 +14,7 @@ from durable_web import (
     DurableWebError,
     Engine,
     JobNotFound,
+    Retry,
     RunNotFound,
     SerializationError,
     job,
@@ -106,6 +107,29 @@ async def test_the_same_job_twice_is_fine_and_another_of_its_name_is_not(running
         engine.register(echo)
         with pytest.raises(DuplicateJobError, match="Two different jobs are named 'echo'"):
             engine.register(other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": "2"},
+        {"input": dict},
+        {"output": dict},
+        {"retry": Retry()},
+        {"timeout": 1.0},
+        {"max_concurrent": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+async def test_a_definition_that_differs_in_anything_but_its_version_is_another_one(running, options):
+    async def function(ctx: Context, value: list) -> list: ...
+
+    same = [job("one", input=list, output=list)(function) for _ in range(2)]
+    another = job("one", **{"input": list, "output": list, **options})(function)
+    async with running(*same) as engine:
+        with pytest.raises(DuplicateJobError, match="'one'"):
+            engine.register(another)
+        engine.register(*same)
 
 
 def test_what_is_not_a_job_is_refused_when_it_is_declared():
