@@ -8,11 +8,12 @@ See H. Garcia-Molina and K. Salem, "Sagas", SIGMOD 1987.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import StepFailed
-from .job import Retry
+from .job import NO_RETRY, Retry
 from .store import StepRecord
 
 if TYPE_CHECKING:
@@ -64,14 +65,10 @@ class Compensation:
     async def run(self) -> None:
         """Undo what completed, the latest first; one that fails is recorded, and the others are undone all the same."""
         for step in self._store.steps.to_compensate(self._execution.claim.run_id):
-            known = self._steps.get(step.name)
-            undo = _unknown if known is None else known.undo
+            known = self._steps.get(step.name, _Compensation(step, _unknown, None, NO_RETRY))
             record = self._execution.enter(f"compensate:{step.name}", COMPENSATION)
-            retry = Retry(max_attempts=1) if known is None else known.retry
-            try:
-                await self._execution.attempt(record, undo, (None if known is None else known.result,), retry)
-            except StepFailed:
-                continue
+            with suppress(StepFailed):
+                await self._execution.operations.attempt(record, known.undo, (known.result,), known.retry)
 
 
 def _unknown(result: Any) -> None:

@@ -137,7 +137,7 @@ class Context:
         :raises StepFailed: when the function raised, now or when it was recorded, or its result cannot be stored.
         :raises NonDeterminismError: when ``name`` is recorded as another kind of operation.
         """
-        return await self._execution.step(name, function, arguments, retry, compensate)
+        return await self._execution.operations.step(name, function, arguments, retry, compensate)
 
     async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
         """A step whose rows and whose checkpoint are one commit.
@@ -147,19 +147,19 @@ class Context:
         commit nor roll back, change pragmas, nor touch what begins with ``durable_``; it is not retried by itself.
         Raises what ``step`` raises.
         """
-        return await self._execution.transaction(name, function, arguments)
+        return await self._execution.operations.transaction(name, function, arguments)
 
     async def now(self, name: str = "now") -> datetime:
         """The time, in UTC: recorded once, and the same in every later execution."""
-        return await self._execution.value(name, self._execution.time)
+        return await self._execution.operations.value(name, self._execution.time)
 
     async def uuid(self, name: str = "uuid") -> UUID:
         """A random UUID: recorded once, and the same in every later execution."""
-        return await self._execution.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
+        return await self._execution.operations.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
 
     async def random(self, name: str = "random") -> float:
         """A random number from 0 to 1: recorded once, and the same in every later execution."""
-        return await self._execution.value(name, random.SystemRandom().random)
+        return await self._execution.operations.value(name, random.SystemRandom().random)
 
     async def set_event(self, key: str, value: Any) -> None:
         """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``."""
@@ -301,7 +301,7 @@ class Context:
         ... else:
         ...     await ctx.step("send", send)
         """
-        return await self._execution.patched(change_id)
+        return await self._execution.operations.patched(change_id)
 
     @property
     def step_ref(self) -> str:

@@ -9,25 +9,24 @@ and nothing of it is written.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
-import inspect
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from .clock import Clock
-from .codec import decode, encode, readable, return_annotation
+from .codec import decode, encode, readable
 from .commits import GroupCommit
-from .compensation import COMPENSATION, Compensation, Undo
-from .errors import NonDeterminismError, SerializationError, StepFailed, StorageError, TransactionError, describe
+from .compensation import COMPENSATION, Compensation
+from .errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
 from .files import Files
-from .job import Job, Registry, Retry
+from .job import Job, Registry
 from .model import RunStatus, StepStatus
+from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
 from .store import Claim, LeaseLost, NewRun, StepRecord, Store
@@ -35,13 +34,8 @@ from .triggers import Trigger
 from .waiting import WAITS, Waiting
 
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
-STEP = "step"
-TRANSACTION = "transaction"
-VALUE = "value"
-PATCH = "patch"
 
 _ORDINAL = re.compile(r"#\d+$")
-_FAILURES = (Exception, KeyboardInterrupt, SystemExit)
 
 
 class ContinueAsNew(BaseException):
@@ -86,22 +80,22 @@ class Execution:
         self._commits = services.commits
         self._services = services
         self._clock = services.clock
-        self._records = services.store.steps.load(claim.run_id)
-        self._unvisited = {name for name, record in self._records.items() if record.is_settled}
-        self._last_position = max((record.position for record in self._records.values()), default=-1)
-        self._ending: set[str] = set()  # steps whose outcome is on its way into the next commit
+        self.records = services.store.steps.load(claim.run_id)
+        self._unvisited = {name for name, record in self.records.items() if record.is_settled}
+        self._last_position = max((record.position for record in self.records.values()), default=-1)
+        self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
         self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
-        self._queued = claim.queued  # of the steps that the claim was made for
+        self.queued = claim.queued  # of the steps that the claim was made for
         self._abandoned = False
         self._broken: NonDeterminismError | None = None
-        self._patches: dict[str, bool] = {}
-        self._unannounced: StepRecord | None = None
+        self.unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._tasks: list[asyncio.Task[Any] | None] = []  # of the steps under way
+        self.tasks: list[asyncio.Task[Any] | None] = []  # of the steps under way
         self._last_turn = time.perf_counter()
         self.parking = Parking(self, services)
+        self.operations = Operations(self, services)
         self.waiting = Waiting(self, services)
         self.compensation = Compensation(self, services)
         self.reports = Reports(self, services)
@@ -165,7 +159,7 @@ class Execution:
 
         def write() -> None:
             now = self._clock.now()
-            if any(record.status == StepStatus.RUNNING for record in self._records.values()):
+            if any(record.status == StepStatus.RUNNING for record in self.records.values()):
                 self._store.runs.fence(self.claim)
                 self._store.steps.cancel_running(self.claim.run_id, now)
             self._store.runs.settle(
@@ -203,7 +197,7 @@ class Execution:
     def _cancel_tasks(self) -> None:
         """Tell the job body, and every step that it has under way in other tasks, to stop."""
         current = asyncio.current_task()
-        for task in {self._task, *self._tasks}:
+        for task in {self._task, *self.tasks}:
             if task is not None and task is not current:
                 task.cancel()
 
@@ -224,7 +218,7 @@ class Execution:
     def resume(self, claim: Claim) -> None:
         """Go on after parking, under a new claim."""
         self.claim = claim
-        self._queued = claim.queued
+        self.queued = claim.queued
         self.parking.unpause()
         self.look_at_waits()
         self.parking.resume()
@@ -237,203 +231,10 @@ class Execution:
         record = self._store.steps.find(self.claim.run_id, name)
         if record is None or record.status == StepStatus.CANCELLED:
             return False
-        self._records[name] = record
+        self.records[name] = record
         return record.is_settled or self._store.messages.next(self.claim.run_id, record.topic or "") is not None
 
     # --- steps -------------------------------------------------------------------------------------------------------
-
-    async def step(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        retry: Retry | None,
-        undo: Undo | None = None,
-    ) -> Any:
-        """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
-        record = self.enter(self.name(name), STEP)
-        retry = retry or self.job.retry
-        result = await self.attempt(record, function, arguments, retry, has_undo=undo is not None)
-        if undo is not None:
-            self.compensation.add(self._records[record.name], undo, result, retry)
-        return result
-
-    async def attempt(
-        self,
-        record: StepRecord,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        retry: Retry,
-        *,
-        has_undo: bool = False,
-    ) -> Any:
-        """The outcome under ``record``: as it is there, or of attempts made now."""
-        annotation = return_annotation(function)
-        if record.is_settled:
-            return _replay(record, annotation)
-        if has_undo:
-            record = self._records[record.name] = self._unannounced = dataclasses.replace(record, undo=1)
-        self.parking.in_flight += 1
-        task = asyncio.current_task()
-        self._tasks.append(task)
-        try:
-            record = await self.may_begin(record)
-            return await self._attempts(record, function, arguments, retry, annotation)
-        finally:
-            self._tasks.remove(task)
-            self.parking.land()
-
-    async def _attempts(
-        self,
-        record: StepRecord,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        retry: Retry,
-        annotation: Any,
-    ) -> Any:
-        if record.retry_at is not None:
-            record = await self._wait_for_attempt(record)
-        while True:
-            text, value, error = await self._attempt(record, function, arguments, retry.timeout, annotation)
-            self.check()
-            if error is None:
-                await self._commit_step(record, StepStatus.COMPLETED, output=text)
-                return value
-            if not retry.wants(error, record.attempt - record.attempts_before):
-                await self._commit_step(record, StepStatus.FAILED, error=describe(error))
-                raise _step_failed(self._records[record.name]) from error
-            record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
-
-    async def _wait_for_attempt(self, record: StepRecord) -> StepRecord:
-        """Wait until the next attempt is due, and begin it."""
-        try:
-            await self.parking.wait_until(record.retry_at or 0, f"the next attempt at {record.name!r}")
-            await self.parking.may_begin()
-        except asyncio.CancelledError:
-            self.interrupt(dataclasses.replace(record, retry_at=None))
-            raise
-        next_attempt = dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None)
-        return self._begin(next_attempt, ready_at=record.retry_at)
-
-    async def _attempt(
-        self,
-        record: StepRecord,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        timeout: float | None,
-        annotation: Any,
-    ) -> tuple[str, Any, BaseException | None]:
-        """Call the function once: the text of its result and what that reads as, or why there is none."""
-        token = current_step.set(record)
-        try:
-            result = function(*arguments)
-            if inspect.isawaitable(result):
-                self.announce()
-                async with self._time_limit(timeout):
-                    result = await result
-            return *_write_down(result, record.name, annotation), None
-        except _FAILURES as error:
-            return "", None, error
-        except asyncio.CancelledError:
-            self.interrupt(record)
-            raise
-        finally:
-            current_step.reset(token)
-
-    @asynccontextmanager
-    async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
-        """``asyncio.timeout`` on the engine's clock."""
-        task = asyncio.current_task()
-        if seconds is None or task is None:
-            yield
-            return
-        expired: list[bool] = []
-        cancelling = task.cancelling()
-        timer = self._clock.call_later(seconds, lambda: expired.append(task.cancel()))
-        try:
-            yield
-        except asyncio.CancelledError:
-            if expired and task.uncancel() <= cancelling:
-                raise TimeoutError(f"the attempt took longer than {seconds} s") from None
-            raise
-        else:
-            if expired:  # the function swallowed the cancellation, and came to a result all the same
-                task.uncancel()
-        finally:
-            timer.cancel()
-
-    async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
-        described = describe(error)
-        retry_at = self._clock.now() + round(retry.delay(record.attempt - record.attempts_before) * 1000)
-        waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
-
-        def write() -> None:
-            self._store.runs.fence(self.claim)
-            self._store.steps.record_attempt(self.claim.run_id, waiting, described, self._clock.now())
-
-        await self.commit(write)
-        self._records[record.name] = waiting
-        self._queued = 0
-        return waiting
-
-    async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """The outcome of calling ``function(connection, *arguments)`` in the transaction of the checkpoint."""
-        record = self.enter(self.name(name), TRANSACTION)
-        annotation = return_annotation(function)
-        if record.is_settled:
-            return _replay(record, annotation)
-        record = await self.may_begin(record)
-        token = current_step.set(record)
-        self._ending.add(record.name)
-        context = contextvars.copy_context()  # a group may be committed from within another run's step
-        outcome: list[Any] = []
-
-        def write() -> None:
-            outcome.clear()
-            self._store.runs.fence(self.claim)
-            try:
-                with self._store.database.guarded_savepoint() as connection:
-                    result = context.run(function, connection, *arguments)
-                    result = _refuse_awaitable(result, self._store.database.path)
-                    text, value = _write_down(result, record.name, annotation)
-            except _FAILURES as error:
-                if self._store.database.is_trouble(error):
-                    raise
-                outcome.append(error)
-                self._record(record, StepStatus.FAILED, error=describe(error))
-            else:
-                outcome.append(value)
-                self._record(record, StepStatus.COMPLETED, output=text)
-
-        try:
-            await self.commit(write)
-        finally:
-            current_step.reset(token)
-        recorded = self._records[record.name]
-        if recorded.status == StepStatus.FAILED:
-            raise _step_failed(recorded) from outcome[0]
-        return outcome[0]
-
-    async def value(self, name: str, make: Callable[[], Any]) -> Any:
-        """A value that is made once and replayed ever after."""
-        record = self.enter(self.name(name), VALUE)
-        if record.is_settled:
-            return _replay(record, Any)
-        record = await self.may_begin(record)
-        text = encode(make(), path=f"value {record.name!r}")
-        await self._commit_step(record, StepStatus.COMPLETED, output=text)
-        return decode(text)
-
-    async def patched(self, change_id: str) -> bool:
-        """Whether the run came here for the first time after the code was changed."""
-        if change_id not in self._patches:
-            was_past = self.is_replaying
-            record = self.enter(f"patch:{change_id}", PATCH)
-            if not record.is_settled:
-                record = await self.may_begin(record)
-                await self._commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
-            self._patches[change_id] = decode(self._records[record.name].output or "null")
-        return self._patches[change_id]
 
     def continue_as_new(self, input: Any) -> NoReturn:
         """Leave the body; the run ends, and a fresh one starts."""
@@ -462,7 +263,7 @@ class Execution:
             self.parking.land()
         if not has_waited or record.retry_at is not None:
             return record
-        return self._begin(record, ready_at=record.started_at)
+        return self.begin(record, ready_at=record.started_at)
 
     async def publish(self, key: str, value: Any) -> None:
         """Publish a value of the run under a key, for others to read live."""
@@ -491,14 +292,14 @@ class Execution:
 
     def record(self, key: str) -> StepRecord:
         """What is recorded under a key that has been entered."""
-        return self._records[key]
+        return self.records[key]
 
     def reload(self, key: str) -> StepRecord:
         """The same, as it now is in the store."""
         found = self._store.steps.find(self.claim.run_id, key)
         if found is not None:
-            self._records[key] = found
-        return self._records[key]
+            self.records[key] = found
+        return self.records[key]
 
     @property
     def is_unwinding(self) -> bool:
@@ -512,14 +313,14 @@ class Execution:
         :raises Unwind: when the run is no longer ours, or is to be compensated and has come to what it has not done.
         """
         self.check()
-        found = self._records.get(key)
+        found = self.records.get(key)
         self._unvisited.discard(key)
         if self.is_unwinding and (found is None or not found.is_settled) and kind != COMPENSATION:
             raise Unwind(self.claim.run_id)
         if found is None:
             self._last_position += 1
             before = self._earlier_attempts.get(key, 0)
-            return self._begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, before + 1, before))
+            return self.begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, before + 1, before))
         if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
@@ -528,15 +329,19 @@ class Execution:
         if kind in WAITS and found.status == StepStatus.RUNNING:
             return found
         was_called_off = found.status == StepStatus.CANCELLED
-        return self._begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
+        return self.begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
 
-    def _begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
+    def begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
         """Let an attempt begin now; it could have begun at ``ready_at``, or when the run could have been claimed."""
         now = self._clock.now()
-        queued = self._queued if ready_at is None else max(now - ready_at, 0)
+        queued = self.queued if ready_at is None else max(now - ready_at, 0)
         begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=now, queued=queued)
-        self._records[begun.name] = self._unannounced = begun
-        return begun
+        return self.put(begun)
+
+    def put(self, record: StepRecord) -> StepRecord:
+        """Keep how a step that runs now stands; that it has begun is told with the next commit."""
+        self.records[record.name] = self.unannounced = record
+        return record
 
     def ride_along(self, write: Callable[[], None]) -> None:
         """Let a write ride along with the next commit; one of a parked run waits until that has its lease back."""
@@ -557,34 +362,34 @@ class Execution:
 
     def announce(self) -> None:
         """Let the news that the latest step has begun ride along with the next commit, if it still runs by then."""
-        record, self._unannounced = self._unannounced, None
+        record, self.unannounced = self.unannounced, None
         if record is None:
             return
 
         def write() -> None:
-            if self._records[record.name] is record and record.name not in self._ending:
+            if self.records[record.name] is record and record.name not in self.ending:
                 self._store.steps.record(self.claim.run_id, record, self._clock.now())
 
         self.ride_along(write)
 
-    async def _commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
-        self._ending.add(record.name)
+    async def commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
+        self.ending.add(record.name)
 
         def write() -> None:
             self._store.runs.fence(self.claim)
-            self._record(record, status, **outcome)
+            self.record_outcome(record, status, **outcome)
 
         await self.commit(write)
 
-    def _record(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
+    def record_outcome(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         now = self._clock.now()
         finished = dataclasses.replace(record, status=status, completed_at=now, **outcome)
         if self._recoveries:
             self._store.runs.reset_recoveries(self.claim)
             self._recoveries = 0
         self._store.steps.record(self.claim.run_id, finished, now)
-        self._records[record.name] = finished
-        self._queued = 0  # what comes after this did not wait for the claim
+        self.records[record.name] = finished
+        self.queued = 0  # what comes after this did not wait for the claim
 
     def interrupt(self, record: StepRecord) -> None:
         """The body itself called the step off, by a timeout say: it is cancelled, and a replay would run it again."""
@@ -592,7 +397,7 @@ class Execution:
             return
         now = self._clock.now()
         cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, topic=None, completed_at=now)
-        self._records[record.name] = cancelled
+        self.records[record.name] = cancelled
 
         def write() -> None:
             if record.kind not in WAITS:
@@ -605,7 +410,7 @@ class Execution:
     async def commit(self, write: Callable[[], None]) -> None:
         """Commit at once when nobody could share the commit, else together with the others of this turn."""
         self.check()
-        self._unannounced = None
+        self.unannounced = None
         is_alone = self._services.is_alone() and self.parking.in_flight <= 1 and asyncio.current_task() is self._task
         self.parking.in_flight += 1  # a run is not parked while it commits
         try:
@@ -640,45 +445,9 @@ class Execution:
         return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
 
 
-def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:
-    """The text of a step's result, and what it will read as from now on.
-
-    :raises SerializationError: when there is no such text, or it does not read as the annotation says.
-    """
-    path = f"output of step {name!r}"
-    text = encode(result, path=path)
-    try:
-        return text, decode(text, annotation)
-    except (TypeError, ValueError) as error:
-        raise SerializationError(path, f"it does not fit the function's return annotation: {error}") from error
-
-
-def _replay(record: StepRecord, annotation: Any) -> Any:
-    if record.status == StepStatus.FAILED:
-        raise _step_failed(record)
-    return decode(record.output or "null", annotation)
-
-
-def _step_failed(record: StepRecord) -> StepFailed:
-    error = record.error or {"type": "", "message": "", "traceback": ""}
-    return StepFailed(record.name, error["type"], error["message"], error["traceback"])
-
-
 def _describe_failure(error: BaseException) -> dict[str, str]:
     """An error that ends a run; a failed step's traceback is that of the step, first time and replayed alike."""
     described = describe(error)
     if isinstance(error, StepFailed):
         described["traceback"] = error.error_traceback
     return described
-
-
-def _refuse_awaitable(result: Any, path: str) -> Any:
-    if not inspect.isawaitable(result):
-        return result
-    if inspect.iscoroutine(result):
-        result.close()
-    raise TransactionError(
-        path,
-        "A function given to ctx.transaction must be synchronous (`def`, not `async def`): an open transaction cannot "
-        "be left at an await. Do what must be awaited in a step before, and pass its result.",
-    )

@@ -65,7 +65,7 @@ async def test_branches_that_complete_in_the_same_turn_share_a_commit(running):
 
     async with running(branches) as engine:
         run = await engine.trigger("branches", 100)
-        while len(engine._dispatcher.executing[run.id][0]._records) < 100:
+        while len(engine._dispatcher.executing[run.id][0].records) < 100:
             await asyncio.sleep(0)
         commits = commits_of(engine)
         gate.set()

@@ -112,7 +112,6 @@ async def test_the_same_job_twice_is_fine_and_another_of_its_name_is_not(running
 @pytest.mark.parametrize(
     "options",
     [
-        {"version": "2"},
         {"input": dict},
         {"output": dict},
         {"retry": Retry()},

@@ -1,0 +1,265 @@
+"""The operations of a job body that run code once: steps with their attempts, transactions, recorded values."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from .codec import decode, encode, return_annotation
+from .compensation import Undo
+from .errors import SerializationError, StepFailed, TransactionError, describe
+from .job import Retry
+from .model import StepStatus
+from .reports import current_step
+from .store import StepRecord
+
+if TYPE_CHECKING:
+    from .executor import Execution, Services
+
+STEP, TRANSACTION, VALUE, PATCH = "step", "transaction", "value", "patch"
+
+_FAILURES = (Exception, KeyboardInterrupt, SystemExit)
+
+
+class Operations:
+    """Steps, transactions and values of one execution."""
+
+    def __init__(self, execution: Execution, services: Services) -> None:
+        self._execution = execution
+        self._store = services.store
+        self._clock = services.clock
+        self._patches: dict[str, bool] = {}
+
+    async def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        retry: Retry | None,
+        undo: Undo | None = None,
+    ) -> Any:
+        """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
+        record = self._execution.enter(self._execution.name(name), STEP)
+        retry = retry or self._execution.job.retry
+        result = await self.attempt(record, function, arguments, retry, has_undo=undo is not None)
+        if undo is not None:
+            self._execution.compensation.add(self._execution.records[record.name], undo, result, retry)
+        return result
+
+    async def attempt(
+        self,
+        record: StepRecord,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        retry: Retry,
+        *,
+        has_undo: bool = False,
+    ) -> Any:
+        """The outcome under ``record``: as it is there, or of attempts made now."""
+        annotation = return_annotation(function)
+        if record.is_settled:
+            return _replay(record, annotation)
+        if has_undo:
+            record = self._execution.put(dataclasses.replace(record, undo=1))
+        self._execution.parking.in_flight += 1
+        task = asyncio.current_task()
+        self._execution.tasks.append(task)
+        try:
+            record = await self._execution.may_begin(record)
+            return await self._attempts(record, function, arguments, retry, annotation)
+        finally:
+            self._execution.tasks.remove(task)
+            self._execution.parking.land()
+
+    async def _attempts(
+        self,
+        record: StepRecord,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        retry: Retry,
+        annotation: Any,
+    ) -> Any:
+        if record.retry_at is not None:
+            record = await self._wait_for_attempt(record)
+        while True:
+            text, value, error = await self._attempt(record, function, arguments, retry.timeout, annotation)
+            self._execution.check()
+            if error is None:
+                await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
+                return value
+            if not retry.wants(error, record.attempt - record.attempts_before):
+                await self._execution.commit_step(record, StepStatus.FAILED, error=describe(error))
+                raise _step_failed(self._execution.records[record.name]) from error
+            record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
+
+    async def _wait_for_attempt(self, record: StepRecord) -> StepRecord:
+        """Wait until the next attempt is due, and begin it."""
+        try:
+            await self._execution.parking.wait_until(record.retry_at or 0, f"the next attempt at {record.name!r}")
+            await self._execution.parking.may_begin()
+        except asyncio.CancelledError:
+            self._execution.interrupt(dataclasses.replace(record, retry_at=None))
+            raise
+        next_attempt = dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None)
+        return self._execution.begin(next_attempt, ready_at=record.retry_at)
+
+    async def _attempt(
+        self,
+        record: StepRecord,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        timeout: float | None,
+        annotation: Any,
+    ) -> tuple[str, Any, BaseException | None]:
+        """Call the function once: the text of its result and what that reads as, or why there is none."""
+        token = current_step.set(record)
+        try:
+            result = function(*arguments)
+            if inspect.isawaitable(result):
+                self._execution.announce()
+                async with self._time_limit(timeout):
+                    result = await result
+            return *_write_down(result, record.name, annotation), None
+        except _FAILURES as error:
+            return "", None, error
+        except asyncio.CancelledError:
+            self._execution.interrupt(record)
+            raise
+        finally:
+            current_step.reset(token)
+
+    @asynccontextmanager
+    async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
+        """``asyncio.timeout`` on the engine's clock."""
+        task = asyncio.current_task()
+        if seconds is None or task is None:
+            yield
+            return
+        expired: list[bool] = []
+        cancelling = task.cancelling()
+        timer = self._clock.call_later(seconds, lambda: expired.append(task.cancel()))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if expired and task.uncancel() <= cancelling:
+                raise TimeoutError(f"the attempt took longer than {seconds} s") from None
+            raise
+        else:
+            if expired:  # the function swallowed the cancellation, and came to a result all the same
+                task.uncancel()
+        finally:
+            timer.cancel()
+
+    async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
+        described = describe(error)
+        retry_at = self._clock.now() + round(retry.delay(record.attempt - record.attempts_before) * 1000)
+        waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
+
+        def write() -> None:
+            self._store.runs.fence(self._execution.claim)
+            self._store.steps.record_attempt(self._execution.claim.run_id, waiting, described, self._clock.now())
+
+        await self._execution.commit(write)
+        self._execution.records[record.name] = waiting
+        self._execution.queued = 0
+        return waiting
+
+    async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """The outcome of calling ``function(connection, *arguments)`` in the transaction of the checkpoint."""
+        record = self._execution.enter(self._execution.name(name), TRANSACTION)
+        annotation = return_annotation(function)
+        if record.is_settled:
+            return _replay(record, annotation)
+        record = await self._execution.may_begin(record)
+        token = current_step.set(record)
+        self._execution.ending.add(record.name)
+        context = contextvars.copy_context()  # a group may be committed from within another run's step
+        outcome: list[Any] = []
+
+        def write() -> None:
+            outcome.clear()
+            self._store.runs.fence(self._execution.claim)
+            try:
+                with self._store.database.guarded_savepoint() as connection:
+                    result = context.run(function, connection, *arguments)
+                    result = _refuse_awaitable(result, self._store.database.path)
+                    text, value = _write_down(result, record.name, annotation)
+            except _FAILURES as error:
+                if self._store.database.is_trouble(error):
+                    raise
+                outcome.append(error)
+                self._execution.record_outcome(record, StepStatus.FAILED, error=describe(error))
+            else:
+                outcome.append(value)
+                self._execution.record_outcome(record, StepStatus.COMPLETED, output=text)
+
+        try:
+            await self._execution.commit(write)
+        finally:
+            current_step.reset(token)
+        recorded = self._execution.records[record.name]
+        if recorded.status == StepStatus.FAILED:
+            raise _step_failed(recorded) from outcome[0]
+        return outcome[0]
+
+    async def value(self, name: str, make: Callable[[], Any]) -> Any:
+        """A value that is made once and replayed ever after."""
+        record = self._execution.enter(self._execution.name(name), VALUE)
+        if record.is_settled:
+            return _replay(record, Any)
+        record = await self._execution.may_begin(record)
+        text = encode(make(), path=f"value {record.name!r}")
+        await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
+        return decode(text)
+
+    async def patched(self, change_id: str) -> bool:
+        """Whether the run came here for the first time after the code was changed."""
+        if change_id not in self._patches:
+            was_past = self._execution.is_replaying
+            record = self._execution.enter(f"patch:{change_id}", PATCH)
+            if not record.is_settled:
+                record = await self._execution.may_begin(record)
+                await self._execution.commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
+            self._patches[change_id] = decode(self._execution.records[record.name].output or "null")
+        return self._patches[change_id]
+
+
+def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:
+    """The text of a step's result, and what it will read as from now on.
+
+    :raises SerializationError: when there is no such text, or it does not read as the annotation says.
+    """
+    path = f"output of step {name!r}"
+    text = encode(result, path=path)
+    try:
+        return text, decode(text, annotation)
+    except (TypeError, ValueError) as error:
+        raise SerializationError(path, f"it does not fit the function's return annotation: {error}") from error
+
+
+def _replay(record: StepRecord, annotation: Any) -> Any:
+    if record.status == StepStatus.FAILED:
+        raise _step_failed(record)
+    return decode(record.output or "null", annotation)
+
+
+def _step_failed(record: StepRecord) -> StepFailed:
+    error = record.error or {"type": "", "message": "", "traceback": ""}
+    return StepFailed(record.name, error["type"], error["message"], error["traceback"])
+
+
+def _refuse_awaitable(result: Any, path: str) -> Any:
+    if not inspect.isawaitable(result):
+        return result
+    if inspect.iscoroutine(result):
+        result.close()
+    raise TransactionError(
+        path,
+        "A function given to ctx.transaction must be synchronous (`def`, not `async def`): an open transaction cannot "
+        "be left at an await. Do what must be awaited in a step before, and pass its result.",
+    )
