@@ -9,7 +9,7 @@ from typing import Any
 
 from .clock import Clock
 from .codec import decode, encode
-from .errors import RunNotActive, UpdateRejected, WebhookNotFound
+from .errors import DurableWebError, RunNotActive, UpdateRejected, WebhookNotFound
 from .job import Job, Registry
 from .model import StepStatus
 from .store import NewRun, Store
@@ -39,7 +39,8 @@ class Delivery:
         waiting = self._store.waits.find_in_run(run_id, topic)
         if waiting is not None:
             self._store.messages.mark(run_id, topic, message_id, "taken")
-            self._store.waits.settle(run_id, waiting, now, output=text, reason=f"signal {name!r} has come")
+            reason = f"signal {name!r} has come"
+            self._store.waits.settle(run_id, waiting, now, output=text, message_id=message_id, reason=reason)
         return True
 
     def _check_signal(self, run_id: str, name: str, payload: Any) -> str:
@@ -138,9 +139,15 @@ class Delivery:
                 self._answers.pop(key).set_result(None)
 
     def close(self) -> None:
-        """Give up whoever waits for an answer."""
+        """Tell whoever waits for an answer that none will come here."""
         for waiting in self._answers.values():
-            waiting.cancel()
+            waiting.set_exception(
+                DurableWebError(
+                    "The engine stopped before the update was answered. The update stays sent: give the next engine "
+                    "the same update_id to be told the answer."
+                )
+            )
+            waiting.exception()  # nobody may be waiting any more
         self._answers.clear()
 
 

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from .clock import Clock, SystemClock, TimerHandle
+from .context import Context
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits, OnState
 from .errors import ConflictError, DurableWebError, RunNotActive, StorageError
@@ -107,6 +108,7 @@ class Engine:
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
+        self._new_context = Context
         self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
         self._store: Store | None = None
@@ -124,7 +126,7 @@ class Engine:
         """
         if self._store is not None:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
-        store = Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
+        store = self._open()
         store.on_commit = self._on_commit
         store.on_change = self._on_change
         store.journal.is_listening = self._events.is_listening
@@ -154,6 +156,9 @@ class Engine:
         self._is_claiming = claim
         if claim:
             self._dispatcher.claim()
+
+    def _open(self) -> Store:
+        return Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
 
     async def stop(self, drain: bool = True) -> None:
         """Stop claiming, and close the database.
@@ -643,7 +648,7 @@ class Engine:
 
     def _on_idle(self) -> None:
         self._idle.set()
-        if self._retention is not None and self._purge_timer is None:
+        if self._retention is not None and self._purge_timer is None and self._store is not None:
             self._purge_timer = self._clock.call_later(PURGE_SECONDS, self._purge_when_idle)
 
     def _purge_when_idle(self) -> None:

@@ -207,6 +207,11 @@ class Execution:
             raise Unwind(self.claim.run_id)
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether the run is no longer ours."""
+        return self._abandoned
+
+    @property
     def may_park(self) -> bool:
         """Whether the run may give its lease up while it waits; one that is compensated keeps it."""
         return not self._abandoned and not self.compensation.is_running
@@ -400,10 +405,7 @@ class Execution:
         self.records[record.name] = cancelled
 
         def write() -> None:
-            if record.kind not in WAITS:
-                self._store.steps.record(self.claim.run_id, cancelled, now)
-            else:
-                self._store.waits.call_off(self.claim.run_id, cancelled, now)
+            self._store.steps.record(self.claim.run_id, cancelled, now)
 
         self.ride_along(write)
 
