@@ -32,6 +32,7 @@ from .store import Claim, LeaseLost, StepRecord, Store
 
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
 PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
+LONGEST_TIMER_SECONDS = 24 * 24 * 60 * 60.0  # beyond 24.8 days a browser's timer fires at once
 STEP = "step"
 TRANSACTION = "transaction"
 VALUE = "value"
@@ -207,7 +208,8 @@ class Execution:
         self._wake_timer = None
         if self._waits and self._resumed is None:
             until = min(wait.until for wait in self._waits)
-            self._wake_timer = self._clock.call_later((until - self._clock.now()) / 1000, self._on_wake_timer)
+            delay = min((until - self._clock.now()) / 1000, LONGEST_TIMER_SECONDS)
+            self._wake_timer = self._clock.call_later(delay, self._on_wake_timer)
 
     def _on_wake_timer(self) -> None:
         self._end_waits()
@@ -351,9 +353,9 @@ class Execution:
 
     @asynccontextmanager
     async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
-        """``asyncio.timeout`` on the engine's clock."""
+        """``asyncio.timeout`` on the engine's clock; a limit that no timer can count to is none."""
         task = asyncio.current_task()
-        if seconds is None or task is None:
+        if seconds is None or seconds > LONGEST_TIMER_SECONDS or task is None:
             yield
             return
         expired: list[bool] = []
