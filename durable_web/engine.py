@@ -56,6 +56,8 @@ class Engine:
     :param files: where ``ctx.files`` makes files; by default in the folder ``<path>.files``.
     :param on_state: called with ``"running"``, ``"storage_full"`` or ``"storage_error"`` and a message when that
         changes.
+    :raises DuplicateJobError, TypeError: as ``register`` does.
+    :raises ValueError: when a number or ``retain_runs`` is out of its range.
     """
 
     def __init__(

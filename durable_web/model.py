@@ -31,10 +31,12 @@ class RunStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the run has ended: completed, failed, cancelled or dead."""
         return self in TERMINAL
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended: pending, leased, waiting or cancelling."""
         return self not in TERMINAL
 
 
@@ -82,6 +84,11 @@ class Run:
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
     have been claimed. ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
     ``"coalesced"``.
+
+    ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
+    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. Times are aware
+    datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
+    first execution, ``completed_at`` of the end, whichever it was.
     """
 
     id: str
@@ -116,10 +123,12 @@ class Run:
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the run has ended: completed, failed, cancelled or dead."""
         return self.status.is_terminal
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended: pending, leased, waiting or cancelling."""
         return self.status.is_active
 
     @property
@@ -159,11 +168,15 @@ class RunFilter:
 
     @property
     def statuses(self) -> list[RunStatus]:
-        """:raises ValueError: when a status is unknown."""
+        """The statuses that are meant; empty for all.
+
+        :raises ValueError: when a status is unknown.
+        """
         return [RunStatus(item) for item in names(self.status)]
 
     @property
     def jobs(self) -> list[str]:
+        """The names of the jobs that are meant; empty for all."""
         return names(self.job)
 
 
@@ -188,7 +201,9 @@ class Step:
     """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0.
 
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
-    one is due, while the step waits for it.
+    one is due, while the step waits for it. ``kind`` is ``"step"``, ``"transaction"`` or ``"value"`` (``ctx.now`` and
+    the like); ``output`` is the value as stored, dataclasses, enums and models as plain data; ``error`` is set on a
+    failed step, and on one that waits for its next attempt.
 
     ``queue_time`` is how many seconds the latest attempt could have begun and waited for an engine or a slot: a retry
     since it was due; the first steps after the run was claimed as long as the run itself had to wait to be claimed. A
