@@ -71,6 +71,8 @@ class Engine:
     :param webhook_url: makes the address under which a token of ``ctx.webhook`` is called.
     :param on_state: called with ``"running"``, ``"storage_full"`` or ``"storage_error"`` and a message when that
         changes.
+    :raises DuplicateJobError, TypeError: as ``register`` does.
+    :raises ValueError: when a number or ``retain_runs`` is out of its range.
     """
 
     def __init__(

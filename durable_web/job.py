@@ -28,10 +28,14 @@ class Retry:
     ``jitter`` (a fraction) longer or shorter; it is durable, and frees the run's slot.
 
     :param max_attempts: how often a step is tried in all, at least 1.
-    :param backoff: seconds before the second attempt.
+    :param backoff: seconds before the second attempt, at least 0.
+    :param factor: by which each further wait is longer.
+    :param max_delay: seconds that a wait takes at most, before the jitter.
+    :param jitter: from 0 to 1.
     :param retry_on: exception classes, or a predicate of the exception; ``FatalError`` is never retried.
     :param timeout: seconds for which an attempt of an asynchronous function may take; it then fails with
         ``TimeoutError``. Synchronous functions cannot be interrupted.
+    :raises ValueError: when a number is out of its range.
     """
 
     max_attempts: int = 3

@@ -31,10 +31,12 @@ class RunStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the run has ended: completed, failed, cancelled or dead."""
         return self in TERMINAL
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended: pending, leased, waiting or cancelling."""
         return self not in TERMINAL
 
 
@@ -86,6 +88,11 @@ class Run:
     ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
     ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
     ``"coalesced"``.
+
+    ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
+    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. Times are aware
+    datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
+    first execution, ``completed_at`` of the end, whichever it was.
     """
 
     id: str
@@ -129,10 +136,12 @@ class Run:
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the run has ended: completed, failed, cancelled or dead."""
         return self.status.is_terminal
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended: pending, leased, waiting or cancelling."""
         return self.status.is_active
 
     @property
@@ -172,11 +181,15 @@ class RunFilter:
 
     @property
     def statuses(self) -> list[RunStatus]:
-        """:raises ValueError: when a status is unknown."""
+        """The statuses that are meant; empty for all.
+
+        :raises ValueError: when a status is unknown.
+        """
         return [RunStatus(item) for item in names(self.status)]
 
     @property
     def jobs(self) -> list[str]:
+        """The names of the jobs that are meant; empty for all."""
         return names(self.job)
 
 
@@ -201,8 +214,10 @@ class Step:
     """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0.
 
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
-    one is due, while the step waits for it. A durable wait is a step of another ``kind`` (``"sleep"``, ``"signal"``
-    ...): ``wake_at`` is when it is over or times out, ``waiting_for`` says in words what it waits for, while it does.
+    one is due, while the step waits for it. ``kind`` is ``"step"``, ``"transaction"`` or ``"value"`` (``ctx.now`` and
+    the like), or that of a durable wait (``"sleep"``, ``"signal"`` ...): ``wake_at`` is when that is over or times out,
+    ``waiting_for`` says in words what it waits for, while it does. ``output`` is the value as stored, dataclasses,
+    enums and models as plain data; ``error`` is set on a failed step, and on one that waits for its next attempt.
 
     ``queue_time`` is how many seconds the latest attempt could have begun and waited for an engine or a slot: a retry
     since it was due; the first steps after the run was claimed as long as the run itself had to wait to be claimed. A

@@ -106,7 +106,7 @@ SELECT id
 
 FIND_BY_CONCURRENCY_KEY = """
 SELECT id
-  FROM durable_runs
+  FROM durable_runs INDEXED BY durable_runs_by_concurrency_key
  WHERE concurrency_key = :key AND status = :status AND job = :job
    AND status IN ('pending', 'leased', 'waiting', 'cancelling')
    AND id <> :besides
@@ -129,9 +129,10 @@ UPDATE durable_runs
               WHERE candidate.status IN ('pending', 'cancelling') AND candidate.due = 1
                 AND (candidate.concurrency_key IS NULL
                      OR NOT EXISTS (SELECT 1
-                                      FROM durable_runs AS other
+                                      FROM durable_runs AS other INDEXED BY durable_runs_by_concurrency_key
                                      WHERE other.concurrency_key = candidate.concurrency_key
                                        AND other.status IN ('leased', 'cancelling')
+                                       AND other.status IN ('pending', 'leased', 'waiting', 'cancelling')
                                        AND (candidate.status = 'pending' OR other.lease_owner IS NOT NULL)))
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
@@ -293,19 +294,19 @@ UPDATE durable_runs
 NEXT_DUE = """
 SELECT MIN(due)
   FROM (SELECT MIN(run_at) AS due
-          FROM durable_runs
+          FROM durable_runs INDEXED BY durable_runs_scheduled
          WHERE status = 'pending' AND due = 0 AND paused = 0
          UNION ALL
         SELECT MIN(wake_at)
-          FROM durable_runs
+          FROM durable_runs INDEXED BY durable_runs_waiting
          WHERE status = 'waiting' AND wake_at IS NOT NULL
          UNION ALL
         SELECT MIN(deadline)
-          FROM durable_runs
+          FROM durable_runs INDEXED BY durable_runs_deadlines
          WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting')
          UNION ALL
         SELECT MIN(wake_at)
-          FROM durable_steps
+          FROM durable_steps INDEXED BY durable_steps_due
          WHERE status = 'running' AND wake_at IS NOT NULL)
 """
 

@@ -79,7 +79,7 @@ CREATE INDEX durable_runs_by_parent ON durable_runs (parent_run_id) WHERE parent
 CREATE INDEX durable_runs_waiting   ON durable_runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX durable_runs_deadlines ON durable_runs (deadline)
     WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting');
-CREATE INDEX durable_runs_by_concurrency_key ON durable_runs (concurrency_key, status)
+CREATE INDEX durable_runs_by_concurrency_key ON durable_runs (concurrency_key, status, job, id)
     WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'leased', 'waiting', 'cancelling');
 CREATE UNIQUE INDEX durable_runs_by_idempotency_key ON durable_runs (job, idempotency_key)
     WHERE idempotency_key IS NOT NULL;

@@ -134,3 +134,24 @@ async def test_a_run_that_is_deleted_while_its_code_still_runs_does_not_come_bac
             await asyncio.sleep(0)
         assert await engine.list_runs() == []
         assert await engine.count_runs() == {}
+
+
+async def test_lines_written_before_the_cancellation_are_kept_and_come_before_it(running):
+    written = asyncio.Event()
+
+    async def write_and_wait(ctx: Context) -> None:
+        ctx.log.info("so far")
+        written.set()
+        await asyncio.Event().wait()
+
+    @job("talkative")
+    async def talkative(ctx: Context, _: None) -> None:
+        await ctx.step("wait", write_and_wait, ctx)
+
+    async with running(talkative, clock=MockClock()) as engine:
+        run = await engine.trigger("talkative")
+        await written.wait()
+        await engine.cancel(run.id)  # while the line still rides along with no commit: the clock stands still
+        frames = [frame async for frame in engine.watch(run.id)]
+    told = [getattr(frame, "message", getattr(frame, "status", "")) for frame in frames]
+    assert told == ["pending", "leased", "running", "so far", "cancelled", "cancelled"]
