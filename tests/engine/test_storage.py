@@ -358,7 +358,9 @@ def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[s
     reads: set[str] = set()
     others: list[str] = []
     for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters):
-        found = re.match(r"(?:SEARCH|SCAN) (\w+) USING (?:COVERING )?(?:INDEX (\w+)|((?:INTEGER )?PRIMARY KEY))", detail)
+        found = re.match(
+            r"(?:SEARCH|SCAN) (\w+) USING (?:COVERING )?(?:INDEX (\w+)|((?:INTEGER )?PRIMARY KEY))", detail
+        )
         if found is not None:
             index = re.sub(r"^sqlite_autoindex_durable_runs_1$", "id", found[2] or "primary key")
             reads.add(f"{found[1]} by {index}")
