@@ -31,6 +31,7 @@ REQUIRED = (
     "durable-web.js",
     "engine-connection.js",
     "engine-worker.js",
+    "watch.js",
     "opfs-filesystem.js",
     "opfs-storage.js",
     "pyscript.js",
