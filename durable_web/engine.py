@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,7 +27,7 @@ from .identifiers import IdentifierFactory
 from .job import Job, Registry
 from .model import Frame, LogFrame, Progress, Run, RunFilter, RunStatus, Step, StoredFrame, to_milliseconds
 from .store import Database, Durability, Fact, Store
-from .timeline import Timeline
+from .timeline import Selection, Timeline, at_least
 from .triggers import Trigger
 
 PURGE_SECONDS = 60.0
@@ -107,7 +108,7 @@ class Engine:
         store = Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
         store.on_commit = self._on_commit
         store.journal.is_listening = self._events.is_listening
-        self._timeline = Timeline(store)
+        self._timeline = Timeline(store, self._clock)
         self._dispatcher = Dispatcher(
             store,
             self._registry,
@@ -331,14 +332,60 @@ class Engine:
 
         :raises RunNotFound: when there is no such run.
         """
-        async for batch in self.watch_batches(run_id, from_seq):
-            for frame in batch:
-                yield frame.to_frame()
+        async for frame in _frames(self.watch_batches(run_id, from_seq)):
+            yield frame
 
     def watch_batches(self, run_id: str, from_seq: int = 0) -> AsyncIterator[list[StoredFrame]]:
         """What ``watch`` gives, in batches of stored frames; for forwarding to another process or a page."""
         self._running_store()
         return self._timeline.watch(run_id, from_seq)
+
+    def watch_all(
+        self,
+        from_id: int | None = 0,
+        *,
+        jobs: str | Iterable[str] | None = None,
+        labels: dict[str, str] | None = None,
+        kinds: str | Iterable[str] | None = None,
+    ) -> AsyncIterator[Frame]:
+        """Every run's frames in commit order: first the history, then what commits; ends when the engine stops.
+
+        Of a run that was deleted the history has one frame, of the kind ``run_deleted``, for 30 days.
+
+        :param from_id: the ``id`` of the last frame that is known already; ``None`` for what is committed from now on.
+        :param jobs: only frames of runs of these jobs: a name, or several.
+        :param labels: only frames of runs that have these labels, all of them.
+        :param kinds: only frames of these kinds: ``"run_status"``, or several.
+        :raises ValueError: when there is no such kind.
+        """
+        return _frames(self.watch_all_batches(from_id, jobs=jobs, labels=labels, kinds=kinds))
+
+    def watch_all_batches(
+        self,
+        from_id: int | None = 0,
+        *,
+        jobs: str | Iterable[str] | None = None,
+        labels: dict[str, str] | None = None,
+        kinds: str | Iterable[str] | None = None,
+    ) -> AsyncIterator[list[StoredFrame]]:
+        """What ``watch_all`` gives, in batches of stored frames; for forwarding to another process or a page."""
+        self._running_store()
+        return self._timeline.watch_all(from_id, Selection.of(jobs, labels, kinds))
+
+    async def logs(self, run_id: str, from_seq: int = 0, limit: int = 100, level: str | None = None) -> list[LogFrame]:
+        """A page of the lines that a run has written, oldest first.
+
+        :param from_seq: the ``seq`` of the last line of the page before; 0 for the first page.
+        :param limit: at most so many, from 1 to 1,000; fewer come when there are no more.
+        :param level: only lines at least so severe: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
+        :raises RunNotFound: when there is no such run.
+        :raises ValueError: when the limit or the level is none.
+        """
+        if not 1 <= limit <= 1000:
+            raise ValueError(f"limit is a number from 1 to 1000, not {limit!r}")
+        self._running_store()
+        found = await self._timeline.logs(run_id, from_seq, limit, at_least(level))
+        return [frame.to_frame() for frame in found]  # type: ignore[misc]
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -516,6 +563,14 @@ class Engine:
             deleted = 0
         delay = 0.0 if deleted == PURGE_BATCH else PURGE_SECONDS
         self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
+
+
+async def _frames(batches: AsyncIterator[list[StoredFrame]]) -> AsyncIterator[Frame]:
+    """The frames of batches one by one; leaving them leaves the batches at once."""
+    async with aclosing(batches):  # type: ignore[type-var]
+        async for batch in batches:
+            for frame in batch:
+                yield frame.to_frame()
 
 
 def _duration(value: str | timedelta) -> timedelta:

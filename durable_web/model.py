@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codec import readable
 
@@ -215,10 +215,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class RunStatusFrame(Frame):
-    """The run's status changed. ``reason`` says why, where the status alone does not."""
+    """The run's status changed. ``reason`` says why, where the status alone does not.
+
+    ``current_step`` is the step that was recorded as running then: the one that a run waits for or goes on with.
+    """
 
     status: RunStatus
     attempt: int
+    current_step: str | None = None
     reason: str | None = None
     error: ErrorInfo | None = None
 
@@ -269,9 +273,10 @@ class ValueFrame(Frame):
 
 @dataclass(frozen=True, slots=True)
 class RunDeletedFrame(Frame):
-    """The run was deleted, and its timeline with it."""
+    """The run was deleted, and its timeline with it; this frame alone is left, for a while."""
 
     job: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 FRAME_TYPES: dict[str, type[Frame]] = {
@@ -284,8 +289,7 @@ FRAME_TYPES: dict[str, type[Frame]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFrame:
+class StoredFrame(NamedTuple):
     """A frame as the store has it: ``body`` is the JSON object text of the fields that its kind adds."""
 
     id: int
@@ -307,6 +311,7 @@ class StoredFrame:
             fields["error"] = ErrorInfo(**fields["error"])
         if self.kind == "run_status":
             fields["status"] = RunStatus(fields["status"])
+            fields["current_step"] = fields.pop("currentStep", None)
         elif self.kind == "step_status":
             fields["status"] = StepStatus(fields["status"])
             fields["retry_at"] = from_milliseconds(fields.pop("retryAt", None))
@@ -319,7 +324,7 @@ def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
     if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
-    if not isinstance(value, (Run, Step, Attempt, ErrorInfo, Progress)):
+    if not isinstance(value, (Run, Step, Attempt, Frame, ErrorInfo, Progress)):
         return readable(value)
     told = {}
     for name in (part.name for part in dataclasses.fields(value)):
@@ -330,6 +335,7 @@ def to_wire(value: Any) -> Any:
 
 _OWN_TIMES = frozenset(
     {
+        "ts",
         "created_at",
         "ready_at",
         "started_at",

@@ -14,6 +14,9 @@ from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_millise
 from . import queries
 from .journal import Journal
 
+DELETED_RUNS_KEPT = 30 * 24 * 60 * 60 * 1000
+"""For how long it is known that a run was deleted. Milliseconds."""
+
 _FOR_EVER = 1 << 62
 
 
@@ -315,17 +318,17 @@ class Runs:
     def delete(self, run_id: str, now: int) -> None:
         """Delete a run that has ended, and everything of it.
 
-        One frame stays behind, so that the numbers of the deleted ones are not given out again; it is replaced by the
-        next deletion's.
+        One frame stays behind for 30 days. It tells watchers that come later, and keeps the numbers of the deleted
+        frames from being given out again.
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active.
         """
         run = self.get(run_id)
         if not run.is_terminal:
             raise RunNotTerminal(run_id, run.status.value, "deleted")
-        self._journal.append(run_id, now, "run_deleted", {"job": run.job})
+        self._journal.append(run_id, now, "run_deleted", {"job": run.job, "labels": run.labels})
         for text in queries.DELETE_RUN:
-            self._connection.execute(text, {"run_id": run_id})
+            self._connection.execute(text, {"run_id": run_id, "forget_before": now - DELETED_RUNS_KEPT})
         self._journal.tell("run:delete", run_id, now, job_name=run.job, labels=run.labels)
 
     def ended_before(self, moment: int, limit: int) -> list[str]:

@@ -14,8 +14,9 @@
 --                  however many runs there are.
 -- durable_frames   A row is one entry of a run's timeline, append-only, written in the transaction of the change that it
 --                  tells of. `id` rises over all runs with commit order, `seq` counts 1, 2, 3 ... within a run. `body`
---                  is a JSON object of the fields that the kind adds, with names as they are on the wire. Of deleted
---                  runs one 'run_deleted' frame is left, the latest, so that an `id` is never given out twice.
+--                  is a JSON object of the fields that the kind adds, with names as they are on the wire. Of a deleted
+--                  run one 'run_deleted' frame is left for 30 days, so that watchers learn of it and an `id` is never
+--                  given out twice.
 --
 -- Times are milliseconds since 1970-01-01 UTC. Values (input, output) are the JSON text of durable_web.codec; errors are
 -- JSON objects {type, message, traceback}. What can be derived (a run's current step, how many steps it has completed)
@@ -110,6 +111,8 @@ CREATE TABLE durable_steps (
     completed_at     INTEGER,
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_steps_running ON durable_steps (run_id, position) WHERE status = 'running';
 
 CREATE TABLE durable_attempts (
     run_id           TEXT    NOT NULL,

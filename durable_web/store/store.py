@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..model import StoredFrame
 from . import queries
@@ -16,6 +17,8 @@ from .database import Database
 from .journal import Fact, Journal
 from .runs import Runs
 from .steps import Steps
+
+PAGE_CHARACTERS = 1 << 20
 
 OnCommit = Callable[[list[StoredFrame], list[Fact]], None]
 
@@ -62,7 +65,39 @@ class Store:
         """A number that changes when another process has committed to the file."""
         return self.database.connection.execute("PRAGMA data_version").fetchone()[0]
 
-    def read_frames(self, run_id: str, after_seq: int, limit: int) -> list[StoredFrame]:
-        """The next frames of a run strictly after ``after_seq``."""
-        values = {"run_id": run_id, "seq": after_seq, "limit": limit}
-        return [StoredFrame(*row) for row in self.database.connection.execute(queries.FRAMES, values)]
+    def newest_frame_id(self) -> int:
+        """The number of the frame that was committed last, of all runs; 0 when there is none yet."""
+        return self.database.connection.execute(queries.NEWEST_FRAME).fetchone()[0]
+
+    def newest_seq(self, run_id: str) -> int:
+        """The number of a run's last frame; 0 when it has none."""
+        return self.database.connection.execute(queries.NEWEST_SEQ, {"run_id": run_id}).fetchone()[0]
+
+    def read_frames(
+        self, run_id: str, after_seq: int, limit: int, characters: int = PAGE_CHARACTERS
+    ) -> list[StoredFrame]:
+        """The next frames of a run strictly after ``after_seq``.
+
+        :param limit, characters: how many at most, and how much text; one frame is given however long it is.
+        """
+        return self._page(queries.FRAMES, {"run_id": run_id, "seq": after_seq, "limit": limit}, characters)
+
+    def read_all_frames(self, after_id: int, limit: int, characters: int = PAGE_CHARACTERS) -> list[StoredFrame]:
+        """The next frames of all runs strictly after ``after_id``; limited as ``read_frames``."""
+        return self._page(queries.ALL_FRAMES, {"id": after_id, "limit": limit}, characters)
+
+    def read_logs(self, run_id: str, after_seq: int, until: int, levels: list[str], limit: int) -> list[StoredFrame]:
+        """The log lines of those levels among a run's frames strictly after ``after_seq`` up to ``until``."""
+        text, values = queries.logs(levels)
+        values |= {"run_id": run_id, "seq": after_seq, "until": until, "limit": limit}
+        return [StoredFrame._make(row) for row in self.database.connection.execute(text, values)]
+
+    def _page(self, text: str, values: dict[str, Any], characters: int) -> list[StoredFrame]:
+        page: list[StoredFrame] = []
+        for row in self.database.connection.execute(text, values):
+            frame = StoredFrame._make(row)
+            page.append(frame)
+            characters -= len(frame.body)
+            if characters <= 0:
+                break
+        return page

@@ -195,10 +195,12 @@ async def test_what_runs_per_step_and_per_claim_uses_an_index(running):
         for name, text in vars(queries).items()
         if name.isupper() and isinstance(text, str) and not name.startswith(("_", "INSERT"))
     }
+    per_step_and_claim["LOGS"] = queries.logs(["info", "error"])[0]
     assert {"CLAIM", "FENCE", "RECORD_STEP", "APPEND_FRAME", "NEXT_DUE", "SETTLE"} <= per_step_and_claim.keys()
+    assert {"FRAMES", "ALL_FRAMES", "NEWEST_FRAME", "NEWEST_SEQ", "CURRENT_STEP"} <= per_step_and_claim.keys()
     async with running() as engine:
         for name, text in per_step_and_claim.items():
-            parameters = dict.fromkeys(re.findall(r":([a-z_]+)", text))
+            parameters = dict.fromkeys(re.findall(r":([a-z_0-9]+)", text))
             plan = engine._store.database.connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
             scans = [row[3] for row in plan if row[3].startswith("SCAN") and " USING " not in row[3]]
             assert [scan for scan in scans if scan != "SCAN CONSTANT ROW"] == [], name
