@@ -153,7 +153,7 @@ function followAll(durable, job, whenOver) {
   const made = { listeners: new Set(), end: () => void watch.return() };
   void (async () => {
     try {
-      for (let frames; (frames = await watch.nextBatch()).length; ) {
+      for (let frames; (frames = await watch.nextBatch()).length;) {
         for (const listener of made.listeners) listener(frames);
       }
     } catch {

@@ -202,7 +202,7 @@ class FollowedRun extends Binding {
         this.#isWatching = true;
         const watch = this.durable.runs.watch(runId, { from: this.#seq });
         signal.addEventListener("abort", () => void watch.return(), { once: true });
-        for (let frames; (frames = await watch.nextBatch()).length && !signal.aborted; ) this.#take(frames);
+        for (let frames; (frames = await watch.nextBatch()).length && !signal.aborted;) this.#take(frames);
       } while (!signal.aborted && this.#known > this.#seq);
     } catch (error) {
       if (!signal.aborted) this.#lose(error);

@@ -64,7 +64,9 @@ export class DurableElement extends HTMLElement {
 
   /** @protected @param {Error} error why it cannot begin */
   refuse(error) {
-    this.root.replaceChildren(make("p", { class: "problem text", part: "problem", role: "alert" }, visible(error.message)));
+    this.root.replaceChildren(
+      make("p", { class: "problem text", part: "problem", role: "alert" }, visible(error.message)),
+    );
   }
 
   /** Once for all attributes that are set in one go. */
@@ -216,7 +218,11 @@ export function writeText(element, text) {
   if (texts.get(element) === text) return;
   texts.set(element, text);
   if (text.length <= MOST_CHARACTERS) return element.replaceChildren(visible(text));
-  const more = makeButton(`Show all ${text.length.toLocaleString("en")} characters`, () => element.replaceChildren(visible(text)), "plain");
+  const more = makeButton(
+    `Show all ${text.length.toLocaleString("en")} characters`,
+    () => element.replaceChildren(visible(text)),
+    "plain",
+  );
   element.replaceChildren(`${visible(cut(text, MOST_CHARACTERS))}… `, more);
 }
 
@@ -239,7 +245,11 @@ export class StatusView {
 /** How far a run has come, as a bar; it wanders as long as the end is not known. */
 export class ProgressView {
   #fill = make("div", { class: "fill", part: "fill" });
-  element = make("div", { class: "bar", part: "bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" }, this.#fill);
+  element = make(
+    "div",
+    { class: "bar", part: "bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" },
+    this.#fill,
+  );
 
   /** @param {Run | null} run @param {string} label */
   render(run, label) {

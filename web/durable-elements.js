@@ -114,7 +114,17 @@ export class DurableClient extends HTMLElement {
 
 /** One run: its state, progress, steps, error and output, and what can be done with it. */
 export class DurableRun extends DurableElement {
-  static observedAttributes = ["run-id", "job", "input", "start-label", "actions", "auto-resume", "follow-latest", "database", "jobs"];
+  static observedAttributes = [
+    "run-id",
+    "job",
+    "input",
+    "start-label",
+    "actions",
+    "auto-resume",
+    "follow-latest",
+    "database",
+    "jobs",
+  ];
 
   /** @param {Durable} client */
   begin(client) {
@@ -143,6 +153,7 @@ class RunView {
   #problem = make("p", { class: "problem text", part: "problem", role: "alert" });
   #buttons = make("div", { class: "buttons", part: "actions" });
   #announcement = make("p", { class: "visually-hidden", role: "status" });
+  #card = make("section", { class: "card", part: "card", tabindex: "-1" });
   #announced = { status: "", milestone: 0 };
   /** What the buttons are for. */
   #shownActions = "";
@@ -158,9 +169,19 @@ class RunView {
     const head = make("div", { class: "spread", part: "head" }, this.#title, this.#status.element);
     const foot = make("div", { class: "spread" }, this.#message, this.#percent);
     const progress = make("div", { class: "progress", part: "progress" }, this.#progress.element, foot);
-    const inside = [head, progress, this.#survived, this.#error, this.#outputDetails, this.#steps.element, this.#problem, this.#buttons];
+    const inside = [
+      head,
+      progress,
+      this.#survived,
+      this.#error,
+      this.#outputDetails,
+      this.#steps.element,
+      this.#problem,
+      this.#buttons,
+    ];
     this.#problem.hidden = true;
-    element.root.replaceChildren(make("section", { class: "card", part: "card" }, ...inside, this.#announcement));
+    this.#card.append(...inside, this.#announcement);
+    element.root.replaceChildren(this.#card);
   }
 
   /** @param {FollowedRun} binding */
@@ -173,7 +194,10 @@ class RunView {
     write(this.#percent, percentText(run));
     this.#survived.hidden = !run || run.attempt < 2;
     if (run && run.attempt > 1) {
-      write(this.#survived, `Survived ${countText(run.attempt - 1, "interruption")}: it went on from its last committed step.`);
+      write(
+        this.#survived,
+        `Survived ${countText(run.attempt - 1, "interruption")}: it went on from its last committed step.`,
+      );
     }
     this.#error.hidden = !run?.error;
     writeText(this.#error, run?.error?.message ?? "");
@@ -201,15 +225,19 @@ class RunView {
     const shown = JSON.stringify([canStart, status, run?.id]);
     if (shown === this.#shownActions) return;
     this.#shownActions = shown;
-    const buttons = run ? this.#offers(status).map(([action, label]) => this.#button(label, () => act(this.#element, this.#client, action, run))) : [];
+    const buttons = run
+      ? this.#offers(status).map(([action, label]) =>
+          this.#button(label, () => act(this.#element, this.#client, action, run)),
+        )
+      : [];
     if (canStart) {
       const label = this.#element.getAttribute("start-label") ?? "Start";
       buttons.unshift(this.#button(label, () => binding.trigger(this.#input), "primary"));
     }
-    const hadFocus = this.#buttons.matches(":focus-within");
+    const hadFocus = this.#card.matches(":focus") || this.#buttons.matches(":focus-within");
     this.#buttons.replaceChildren(...buttons);
     this.#buttons.hidden = !buttons.length;
-    if (hadFocus) buttons[0]?.focus();
+    if (hadFocus) (buttons[0] ?? this.#card).focus();
   }
 
   /** @param {string | null} status */
@@ -219,21 +247,21 @@ class RunView {
 
   /** @param {string} label @param {() => Promise<unknown>} work @param {string} [kind] */
   #button(label, work, kind) {
-    const button = makeButton(
-      label,
-      async () => {
-        this.#problem.hidden = true;
-        attribute(button, "disabled", "");
-        try {
-          await work();
-        } catch (error) {
-          this.#tell(/** @type {Error} */ (error));
-        } finally {
-          attribute(button, "disabled", null);
-        }
-      },
-      kind,
-    );
+    let isAtWork = false;
+    const press = async () => {
+      if (isAtWork) return;
+      isAtWork = this.#problem.hidden = true;
+      attribute(button, "aria-disabled", "true"); // a button that is disabled would lose the focus
+      try {
+        await work();
+      } catch (error) {
+        this.#tell(/** @type {Error} */ (error));
+      } finally {
+        isAtWork = false;
+        attribute(button, "aria-disabled", null);
+      }
+    };
+    const button = makeButton(label, press, kind);
     return button;
   }
 
@@ -283,7 +311,8 @@ class StepsView {
     if (!added.length) return;
     this.#seq = added[added.length - 1].seq;
     write(this.#summary, `${countText(stepCount, "step")} committed`);
-    const before = steps.length > added.length ? steps[steps.length - added.length - 1].runAttempt : added[0].runAttempt;
+    const before =
+      steps.length > added.length ? steps[steps.length - added.length - 1].runAttempt : added[0].runAttempt;
     this.#marks.append(...added.map((step, index) => markOf(step, added[index - 1]?.runAttempt ?? before)));
     while (this.#marks.childElementCount > MOST_MARKS) this.#marks.firstElementChild?.remove();
     this.#list.replaceChildren(...steps.slice(-LATEST_STEPS).reverse().map(lineOfStep));
@@ -300,7 +329,12 @@ function markOf({ status, runAttempt }, attemptBefore) {
 function lineOfStep({ name: step, status, attempt, duration }) {
   const failed = status === "completed" ? "" : `${status}, attempt ${attempt}, `;
   const took = duration === null || duration === undefined ? "" : durationText(duration);
-  return make("li", { class: "step" }, make("span", { class: "text" }, name(step)), make("span", { class: "muted" }, failed + took));
+  return make(
+    "li",
+    { class: "step" },
+    make("span", { class: "text" }, name(step)),
+    make("span", { class: "muted" }, failed + took),
+  );
 }
 
 /** The bar of a run alone. */
@@ -338,7 +372,12 @@ class LogView {
   #max;
   #note = make("p", { class: "muted", part: "note" });
   #lines = make("div");
-  #box = make("div", { class: "lines", part: "log", role: "log", tabindex: "0", "aria-label": "Log" }, this.#note, this.#lines);
+  #box = make(
+    "div",
+    { class: "lines", part: "log", role: "log", tabindex: "0", "aria-label": "Log" },
+    this.#note,
+    this.#lines,
+  );
   /** @type {string | null} */
   #runId = null;
   #seq = 0;
@@ -400,7 +439,20 @@ function elementOfLine({ ts, level, message, fields }) {
  */
 export class DurableRuns extends DurableElement {
   static observedAttributes = [
-    ...["job", "status", "labels", "search", "page-size", "actions", "href", "title-field", "empty", "label", "database", "jobs"],
+    ...[
+      "job",
+      "status",
+      "labels",
+      "search",
+      "page-size",
+      "actions",
+      "href",
+      "title-field",
+      "empty",
+      "label",
+      "database",
+      "jobs",
+    ],
   ];
 
   /** @param {Durable} client */
@@ -449,7 +501,13 @@ class RunsView {
     heads.push(make("th", { scope: "col" }, make("span", { class: "visually-hidden" }, "Actions")));
     const label = element.getAttribute("label") ?? "Runs";
     const caption = make("caption", {}, make("span", { class: "visually-hidden" }, label));
-    this.#table = make("table", { class: "table", part: "table" }, caption, make("thead", {}, make("tr", {}, ...heads)), this.#body);
+    this.#table = make(
+      "table",
+      { class: "table", part: "table" },
+      caption,
+      make("thead", {}, make("tr", {}, ...heads)),
+      this.#body,
+    );
     const inside = [this.#problem, this.#empty, this.#table, this.#pager];
     this.#region = make("div", { role: "region", "aria-label": label, tabindex: "-1", part: "region" }, ...inside);
     element.root.replaceChildren(this.#region);
@@ -478,7 +536,8 @@ class RunsView {
       this.#rows.delete(id);
     }
     runs.forEach((run, index) => {
-      const row = this.#rows.get(run.id) ?? new RunRow(this.#element, this.#offered, (action, of) => this.#act(action, of));
+      const row =
+        this.#rows.get(run.id) ?? new RunRow(this.#element, this.#offered, (action, of) => this.#act(action, of));
       this.#rows.set(run.id, row);
       row.render(run);
       const place = this.#body.children[index] ?? null;
@@ -522,7 +581,9 @@ class RunRow {
     this.#host = host;
     this.#offered = offered;
     this.#act = act;
-    this.#name = host.hasAttribute("href") ? make("a", { part: "link" }) : makeButton("", () => this.#select(), "plain");
+    this.#name = host.hasAttribute("href")
+      ? make("a", { part: "link" })
+      : makeButton("", () => this.#select(), "plain");
     const cells = [make("td", {}, this.#status.element), make("td", {}, this.#progress.element), this.#begun];
     const actions = make("td", { class: "actions", part: "actions" }, this.#buttons);
     this.element = make("tr", { part: "row" }, make("th", { scope: "row" }, this.#name), ...cells, actions);
@@ -555,14 +616,17 @@ class RunRow {
     if (shown === this.#shownActions) return;
     this.#shownActions = shown;
     const hadFocus = this.#buttons.matches(":focus-within");
-    const buttons = this.#isAsking ? this.#confirmation(title) : offers.map(([action, label]) => this.#button(action, label, title));
+    const buttons = this.#isAsking
+      ? this.#confirmation(title)
+      : offers.map(([action, label]) => this.#button(action, label, title));
     this.#buttons.replaceChildren(...buttons);
     if (hadFocus) buttons.at(-1)?.focus();
   }
 
   /** @param {string} action @param {string} label @param {string} title */
   #button(action, label, title) {
-    const work = action === "delete" ? () => this.#ask(true) : () => void this.#act(action, /** @type {Run} */ (this.#run));
+    const work =
+      action === "delete" ? () => this.#ask(true) : () => void this.#act(action, /** @type {Run} */ (this.#run));
     const button = makeButton(label, work);
     button.setAttribute("aria-label", `${label} ${title}`);
     return button;
@@ -570,7 +634,11 @@ class RunRow {
 
   /** What is deleted is gone: so it takes a second word. @param {string} title */
   #confirmation(title) {
-    const forGood = makeButton("Delete for good", () => void this.#act("delete", /** @type {Run} */ (this.#run)), "danger");
+    const forGood = makeButton(
+      "Delete for good",
+      () => void this.#act("delete", /** @type {Run} */ (this.#run)),
+      "danger",
+    );
     const keep = makeButton("Keep", () => this.#ask(false));
     forGood.setAttribute("aria-label", `Delete ${title} for good`);
     keep.setAttribute("aria-label", `Keep ${title}`);
@@ -585,7 +653,9 @@ class RunRow {
   }
 
   #select() {
-    this.#host.dispatchEvent(new CustomEvent("durable-select", { detail: { run: this.#run }, bubbles: true, composed: true }));
+    this.#host.dispatchEvent(
+      new CustomEvent("durable-select", { detail: { run: this.#run }, bubbles: true, composed: true }),
+    );
   }
 }
 

@@ -82,7 +82,7 @@ pre, .lines { max-height: var(--durable-log-height, 20rem); padding: 0.75rem 1re
 
 button { min-height: 2.5rem; padding: 0.25rem 1rem; border: 1px solid var(--_muted); border-radius: calc(var(--_radius) / 2); background: transparent; color: var(--_text); font: inherit; font-weight: 600; cursor: pointer; }
 button:hover:not(:disabled) { border-color: var(--_text); background: color-mix(in srgb, var(--_accent) 12%, transparent); }
-button:disabled { cursor: not-allowed; opacity: 0.55; }
+button:is(:disabled, [aria-disabled="true"]) { cursor: not-allowed; opacity: 0.55; }
 button.primary { border-color: var(--_accent); background: var(--_accent); color: var(--_on-accent); }
 button.primary:hover:not(:disabled) { border-color: var(--_accent); background: color-mix(in srgb, var(--_accent) 86%, var(--_text)); }
 button.danger { border-color: var(--_error); color: var(--_error); }

@@ -53,7 +53,9 @@ export function lineText({ level, message, fields }) {
 
 /** @param {Record<string, any> | undefined} fields */
 export function fieldsText(fields) {
-  const pairs = Object.entries(fields ?? {}).map(([name, value]) => ` ${name}=${typeof value === "string" ? value : JSON.stringify(value)}`);
+  const pairs = Object.entries(fields ?? {}).map(
+    ([name, value]) => ` ${name}=${typeof value === "string" ? value : JSON.stringify(value)}`,
+  );
   return pairs.join("");
 }
 
