@@ -9,7 +9,8 @@
  *     </durable-client>
  *
  *     <durable-client database jobs durability>              the client of the elements inside
- *     <durable-run run-id | job input start-label actions>   state, progress, steps, error and output, with buttons
+ *     <durable-run run-id | job input start-label actions>   state, progress, steps, error and output, with buttons;
+ *                                                            the slot "active" is shown until the run has ended
  *     <durable-progress run-id | job label>                  the bar alone
  *     <durable-log run-id | job max>                         the latest lines
  *     <durable-runs job status labels search page-size actions href title-field empty>   a table of runs
@@ -37,6 +38,7 @@ import {
   writeText,
 } from "./durable-element.js";
 import { clockText, countText, durationText, fieldsText, isTerminal, momentText, visible } from "./durable-text.js";
+import { styles } from "./durable-styles.js";
 import { connect } from "./durable-web.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
@@ -60,14 +62,15 @@ const MOST_READ_OUT = 3;
 export class DurableClient extends HTMLElement {
   static observedAttributes = ["database", "jobs"];
   #root = this.attachShadow({ mode: "open" });
-  #note = make("p", { part: "note", role: "status" });
-  #problem = make("p", { part: "problem", role: "alert" });
+  #note = make("p", { class: "muted", part: "note", role: "status" });
+  #problem = make("p", { class: "problem text", part: "problem", role: "alert" });
   /** @type {Durable | null} */
   #client = null;
   #connecting = "";
 
   constructor() {
     super();
+    this.#root.adoptedStyleSheets = [styles];
     this.#note.hidden = this.#problem.hidden = true;
     this.#root.append(this.#note, this.#problem, make("slot"));
   }
@@ -153,6 +156,8 @@ class RunView {
   #problem = make("p", { class: "problem text", part: "problem", role: "alert" });
   #buttons = make("div", { class: "buttons", part: "actions" });
   #announcement = make("p", { class: "visually-hidden", role: "status" });
+  #whileActive = make("slot", { name: "active" });
+  #foot = make("div", { class: "spread foot" });
   #card = make("section", { class: "card", part: "card", tabindex: "-1" });
   #announced = { status: "", milestone: 0 };
   /** What the buttons are for. */
@@ -169,18 +174,10 @@ class RunView {
     const head = make("div", { class: "spread", part: "head" }, this.#title, this.#status.element);
     const foot = make("div", { class: "spread" }, this.#message, this.#percent);
     const progress = make("div", { class: "progress", part: "progress" }, this.#progress.element, foot);
-    const inside = [
-      head,
-      progress,
-      this.#survived,
-      this.#error,
-      this.#outputDetails,
-      this.#steps.element,
-      this.#problem,
-      this.#buttons,
-    ];
+    this.#foot.append(this.#whileActive, this.#buttons);
+    const result = [this.#survived, this.#error, this.#outputDetails, this.#steps.element, this.#problem];
+    this.#card.append(head, progress, ...result, this.#foot, this.#announcement);
     this.#problem.hidden = true;
-    this.#card.append(...inside, this.#announcement);
     element.root.replaceChildren(this.#card);
   }
 
@@ -204,6 +201,8 @@ class RunView {
     this.#renderOutput(run);
     this.#steps.render(binding);
     this.#renderButtons(binding);
+    this.#whileActive.hidden = !binding.isActive;
+    this.#foot.hidden = this.#whileActive.hidden && this.#buttons.hidden;
     if (binding.problem) this.#tell(binding.problem);
     this.#announce(binding);
   }
@@ -294,7 +293,12 @@ class StepsView {
   #marks = make("span", { class: "marks", part: "marks", "aria-hidden": "true" });
   #summary = make("summary", { part: "steps-summary" });
   #list = make("ol", { class: "small" });
-  element = make("div", { part: "steps" }, this.#marks, make("details", {}, this.#summary, this.#list));
+  element = make(
+    "div",
+    { class: "progress", part: "steps" },
+    this.#marks,
+    make("details", {}, this.#summary, this.#list),
+  );
   #runId = "";
   #seq = 0;
 

@@ -22,13 +22,13 @@ const CSS = `
   --_radius: var(--durable-radius, 14px);
   --_mono: var(--durable-mono, ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace);
   display: block;
-  container-type: inline-size;
   color: var(--_text);
   font-family: var(--durable-font, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif);
   font-variant-numeric: tabular-nums;
   line-height: 1.5;
   overflow-wrap: anywhere;
 }
+:host(:is(durable-run, durable-runs, durable-log)) { container-type: inline-size; }
 :host([hidden]), [hidden] { display: none !important; }
 *, ::before, ::after { box-sizing: border-box; }
 p, ol, h2, pre { margin: 0; padding: 0; font: inherit; }
@@ -88,6 +88,7 @@ button.primary:hover:not(:disabled) { border-color: var(--_accent); background: 
 button.danger { border-color: var(--_error); color: var(--_error); }
 button.plain { min-height: 0; padding: 0; border: 0; border-radius: 4px; color: var(--_accent); text-align: start; text-decoration: underline; text-underline-offset: 0.18em; overflow-wrap: anywhere; }
 .buttons { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem; }
+.foot > slot { display: block; flex: 1 1 16rem; color: var(--_muted); }
 .table .buttons { justify-content: flex-end; }
 .table button:not(.plain) { min-height: 2.125rem; padding: 0 0.75rem; font-size: 0.9375em; }
 a { color: var(--_accent); text-underline-offset: 0.18em; }

@@ -316,7 +316,10 @@ def test_an_engine_that_cannot_start_is_told_by_the_client_element(browser, writ
 def test_colours_follow_the_properties_of_the_page_parts_its_rules_and_both_its_scheme(show):
     page = show(
         '<durable-run job="count"></durable-run>',
-        ":root { color-scheme: dark; --durable-surface: rgb(1, 2, 3) }\ndurable-run::part(title) { color: rgb(4, 5, 6) }",
+        """
+        :root { color-scheme: dark; --durable-surface: rgb(1, 2, 3) }
+        durable-run::part(title) { color: rgb(4, 5, 6) }
+        """,
     )
     style = "(element) => [getComputedStyle(element).backgroundColor, getComputedStyle(element).color]"
     assert part(page, "durable-run", "card").evaluate(style)[0] == "rgb(1, 2, 3)"
