@@ -37,6 +37,7 @@ REQUIRED = (
     "durable-text.js",
     "engine-connection.js",
     "engine-worker.js",
+    "watch.js",
     "opfs-filesystem.js",
     "opfs-storage.js",
     "pyscript.js",

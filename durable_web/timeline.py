@@ -162,15 +162,19 @@ class Timeline:
 
         :raises RunNotFound: when there is no such run.
         """
-        ended = self._store.runs.get(run_id).is_terminal
+        if not self._store.runs.exists(run_id):
+            raise RunNotFound(run_id)
         seq = from_seq
+        ended = False
         with self._tail(run_id, "seq") as tail:
             while not self._closed:
                 changed = tail.changed  # taken before reading: what commits meanwhile sets this one
                 frames = tail.after(seq)
                 if frames is None:
                     frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
-                    ended = ended or not (frames or self._store.runs.exists(run_id))
+                    if not frames and self._has_ended(run_id):
+                        frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)  # written since, by another process
+                        ended = True
                     await self._let_the_loop_turn()
                 if frames:
                     seq = frames[-1].seq
@@ -180,6 +184,11 @@ class Timeline:
                     return
                 elif not self._closed:
                     await changed.wait()
+
+    def _has_ended(self, run_id: str) -> bool:
+        """Whether a run has ended, or is gone."""
+        standing = self._store.runs.standing(run_id)
+        return standing is None or standing[0].is_terminal
 
     def watch_all(self, from_id: int | None, selection: Selection) -> AsyncIterator[list[StoredFrame]]:
         """Batches of the frames of all runs strictly after ``from_id``, in commit order; ends when the engine stops.

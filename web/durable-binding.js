@@ -4,7 +4,7 @@ import { DurableError } from "./engine-connection.js";
 import { visible } from "./durable-text.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./engine-connection.js").Frame} Frame */
+/** @typedef {import("./watch.js").Frame} Frame */
 
 /** How many characters the kept log lines have together; the latest line is always kept. */
 const MOST_CHARACTERS = 16_000_000;

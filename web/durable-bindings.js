@@ -24,7 +24,7 @@ export { Binding };
 /** @typedef {import("./durable-web.js").Durable} Durable */
 /** @typedef {import("./durable-web.js").Filter} Filter */
 /** @typedef {import("./durable-web.js").TriggerOptions} TriggerOptions */
-/** @typedef {import("./engine-connection.js").Frame} Frame */
+/** @typedef {import("./watch.js").Frame} Frame */
 /** @typedef {{current: number, total: number | null, message: string | null}} Progress */
 /** @typedef {{type: string, message: string, traceback?: string}} RunError */
 /**
