@@ -29,6 +29,12 @@ DIST = ROOT / "dist"
 REQUIRED = (
     "index.html",
     "durable-web.js",
+    "durable-binding.js",
+    "durable-bindings.js",
+    "durable-element.js",
+    "durable-elements.js",
+    "durable-styles.js",
+    "durable-text.js",
     "engine-connection.js",
     "engine-worker.js",
     "watch.js",
