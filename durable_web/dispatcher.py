@@ -19,6 +19,7 @@ from .executor import Execution, Services
 from .files import Files
 from .job import Job, Registry
 from .model import RunStatus
+from .schedules import Scheduler
 from .store import Claim, Store
 from .timeline import Timeline
 
@@ -57,6 +58,7 @@ class Dispatcher:
         files: Files,
         timeline: Timeline,
         events: Events,
+        scheduler: Scheduler,
         limits: Limits,
         owner: str,
         on_state: OnState,
@@ -64,12 +66,14 @@ class Dispatcher:
     ) -> None:
         self.commits = GroupCommit(store, clock, self._on_flush_failure)
         self.claimed = 0
+        self.cancelled: list[str] = []  # for another run of their group, in the open transaction
         self._store = store
         self._registry = registry
         self._clock = clock
         self._files = files
         self._timeline = timeline
         self._events = events
+        self._scheduler = scheduler
         self._limits = limits
         self._owner = owner
         self._on_state = on_state
@@ -148,6 +152,14 @@ class Dispatcher:
             if run_id in place:
                 place[run_id][0].abandon(cancelled=cancelled)
 
+    def leave_cancelled(self) -> None:
+        """Stop executing the runs that a transaction has cancelled for others, if it was committed."""
+        run_ids, self.cancelled = self.cancelled, []
+        for run_id in run_ids:
+            standing = self._store.runs.standing(run_id)
+            if standing is not None and standing[0] == RunStatus.CANCELLED:
+                self.abandon(run_id, cancelled=True)
+
     @property
     def is_idle(self) -> bool:
         """Whether nothing is executing; after ``fill_slots``, that nothing could be."""
@@ -176,12 +188,13 @@ class Dispatcher:
     def _claim_next(self) -> Claim | None:
         now = self._clock.now()
         with self._store.transaction():
+            has_openings = self._store.flow.admit(now)
             saturated = self._registry.saturated(self._store.runs.count_leased)
             claim = self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated)
             timeout = None if claim is None else self._timeout_of(claim)
             if claim is not None and timeout is not None:
                 self._store.runs.limit_duration(claim, now + round(timeout * 1000))
-        if timeout is not None:
+        if timeout is not None or has_openings:
             self.look_at_the_time()
         return claim
 
@@ -243,7 +256,7 @@ class Dispatcher:
     def look_at_the_time(self) -> None:
         """Do what is due, and set the timer for what is due next."""
         now = self._clock.now()
-        due = self._store.runs.next_due()
+        due = self._next_due()
         if due is not None and due <= now:
             try:
                 overdue = self._do_what_is_due(now)
@@ -253,11 +266,16 @@ class Dispatcher:
                 return
             for run_id in overdue:
                 self.abandon(run_id)
+            self.leave_cancelled()
             self.fill_slots()
-            due = self._store.runs.next_due()
+            due = self._next_due()
         if due is not None:
             delay = max((due - self._clock.now()) / 1000, 0.0)
             self._set_timer("due", min(delay, LONGEST_TIMER_SECONDS), self.look_at_the_time)
+
+    def _next_due(self) -> int | None:
+        dues = (self._store.runs.next_due(), self._store.flow.next_opening(), self._scheduler.next_due())
+        return min((due for due in dues if due is not None), default=None)
 
     def _do_what_is_due(self, now: int) -> list[str]:
         self.commits.flush()
@@ -267,6 +285,8 @@ class Dispatcher:
                 self._store.steps.cancel_running(run_id, now)
                 self._store.runs.expire(run_id, now)
             self._store.runs.wake_due(now)
+            self._store.flow.open(now)
+            self._scheduler.fire(now)
         return overdue
 
     def _beat(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .codec import restore, return_annotation, type_hints
 from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
+from .flow import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
 JobFunction = Callable[..., Awaitable[Any]]
 RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
@@ -83,6 +84,7 @@ class Job:
     retry: Retry = NO_RETRY
     timeout: float | None = None
     max_concurrent: int | None = None
+    flow: FlowControl = FREE
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Awaitable[Any]:
         return self.function(*arguments, **keywords)
@@ -119,6 +121,11 @@ def job(
     retry: Retry | None = None,
     timeout: float | None = None,
     max_concurrent: int | None = None,
+    concurrency: Concurrency | None = None,
+    throttle: Throttle | None = None,
+    rate_limit: RateLimit | None = None,
+    debounce: Debounce | None = None,
+    singleton: Singleton | None = None,
 ) -> Callable[[JobFunction], Job]:
     """Make a job of an ``async def`` that takes a ``Context`` and the run's input.
 
@@ -129,16 +136,22 @@ def job(
     :param retry: for the steps that say nothing else; by default a failed step is not tried again.
     :param timeout: seconds from a run's first execution to its deadline.
     :param max_concurrent: how many runs of this job may execute at a time, in all engines on one file.
+    :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be
+        made, and what becomes of a trigger that comes too soon; see :mod:`durable_web.flow`.
     :raises TypeError: when it is not an ``async def`` of two parameters, or ``name`` is not a non-empty string.
     """
     if not isinstance(name, str) or not name:
         raise TypeError('A job needs a name: write @job("import-csv") above the function.')
 
+    flow = FlowControl(
+        concurrency=concurrency, throttle=throttle, rate_limit=rate_limit, debounce=debounce, singleton=singleton
+    )
+
     def decorate(function: JobFunction) -> Job:
         _check_signature(name, function)
         input_type = _input_annotation(function) if input is None else input
         output_type = return_annotation(function) if output is None else output
-        return Job(name, function, version, input_type, output_type, retry or NO_RETRY, timeout, max_concurrent)
+        return Job(name, function, version, input_type, output_type, retry or NO_RETRY, timeout, max_concurrent, flow)
 
     return decorate
 

@@ -80,8 +80,8 @@ class Run:
     ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of the engine that it was
     executing on since a step was last committed. ``generation`` rises with every claim and retry; ``lease_owner`` and
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
-    have been claimed. ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
-    ``"coalesced"``.
+    have been claimed. ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"``,
+    ``"coalesced"``, ``"skipped"`` or ``"debounced"``.
     """
 
     id: str
@@ -203,6 +203,36 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a job is triggered again and again: at ``cron``'s times in ``timezone``, or ``every`` so many seconds.
+
+    ``next_due`` is the next due time, ``last_due`` the latest that made a run, and ``last_run_id`` that run. ``skips``
+    counts how often due times were passed over, ``last_skipped`` is the latest of these (of several that were missed at
+    once, the first), and ``skip_reason`` says why. ``jitter`` is in seconds.
+    """
+
+    name: str
+    job: str
+    cron: str | None
+    every: float | None
+    timezone: str
+    input: Any
+    labels: dict[str, str]
+    overlap: str
+    catch_up: str
+    jitter: float
+    paused: bool
+    next_due: datetime | None
+    last_due: datetime | None
+    last_run_id: str | None
+    skips: int
+    last_skipped: datetime | None
+    skip_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One entry of a timeline; ``id`` is the global cursor, ``seq`` the run's own, both rising with commit order."""
 
@@ -319,7 +349,7 @@ def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
     if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
-    if not isinstance(value, (Run, Step, Attempt, ErrorInfo, Progress)):
+    if not isinstance(value, (Run, Step, Attempt, ErrorInfo, Progress, Schedule)):
         return readable(value)
     told = {}
     for name in (part.name for part in dataclasses.fields(value)):
@@ -340,6 +370,9 @@ _OWN_TIMES = frozenset(
         "retry_at",
         "deadline",
         "lease_expires_at",
+        "next_due",
+        "last_due",
+        "last_skipped",
     }
 )
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotFound, RunNotTerminal
+from ..flow import Gate
 from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_milliseconds
 from . import queries
+from .flow import Flow
 from .journal import Journal
 
 _FOR_EVER = 1 << 62
@@ -50,6 +52,7 @@ class NewRun:
     priority: int = 0
     run_at: int | None = None
     deadline: int | None = None
+    gates: tuple[Gate, ...] = ()
 
 
 class Runs:
@@ -58,6 +61,7 @@ class Runs:
     def __init__(self, connection: sqlite3.Connection, journal: Journal) -> None:
         self._connection = connection
         self._journal = journal
+        self._flow = Flow(connection)
 
     # --- making ------------------------------------------------------------------------------------------------------
 
@@ -82,6 +86,8 @@ class Runs:
         self._connection.execute(queries.INSERT_RUN, values)
         labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
         self._connection.executemany(queries.INSERT_LABEL, labels)
+        if run.gates:
+            self._flow.enter(run.id, run.gates)
         self._journal.append_status(run.id, now, RunStatus.PENDING, attempt=0)
         if self._journal.is_listening:
             self._journal.tell("run:trigger", run.id, now, input=decode(run.input))

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from ..model import StoredFrame
 from . import queries
 from .database import Database
+from .flow import Flow
 from .journal import Fact, Journal
 from .runs import Runs
+from .schedules import Schedules
 from .steps import Steps
 
 OnCommit = Callable[[list[StoredFrame], list[Fact]], None]
@@ -29,6 +31,8 @@ class Store:
         self.journal = Journal(database.connection)
         self.runs = Runs(database.connection, self.journal)
         self.steps = Steps(database.connection, self.journal)
+        self.flow = Flow(database.connection)
+        self.schedules = Schedules(database.connection)
 
     def close(self) -> None:
         """Close the database."""
