@@ -220,7 +220,8 @@ class Engine:
 
         The options are those of :class:`Trigger`: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``,
         ``priority``, ``run_at``, ``deadline``. The run's ``disposition`` is ``"created"``, or ``"idempotent"``,
-        ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run came back. Raises what ``trigger_many`` raises.
+        ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run came back. Raises what ``trigger_many``
+        raises.
         """
         return (await self.trigger_many([Trigger(job, input, **options)]))[0]
 
