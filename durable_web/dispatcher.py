@@ -91,6 +91,7 @@ class Dispatcher:
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._unreleased: list[Claim] = []
         self._state = "running"
@@ -116,9 +117,10 @@ class Dispatcher:
         self.fill_slots()
 
     async def drain(self) -> None:
-        """Wait until nothing is executing."""
+        """Wait until nothing is executing: every run has ended, or is parked."""
         while self.executing:
-            await asyncio.wait([task for _, task in self.executing.values()])
+            self._has_left.clear()
+            await self._has_left.wait()
 
     async def stop(self) -> None:
         """Give back what is executing, and end it."""
@@ -226,6 +228,7 @@ class Dispatcher:
         for place in (self.executing, self.parked):
             if run_id in place and place[run_id][0] is execution:
                 del place[run_id]
+        self._has_left.set()
         if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
             error = task.exception() or RuntimeError()
             self._events.report(error, "executing a run", self._clock.now(), run_id)
@@ -236,6 +239,7 @@ class Dispatcher:
     def _on_parked(self, execution: Execution) -> None:
         run_id = execution.claim.run_id
         self.parked[run_id] = self.executing.pop(run_id)
+        self._has_left.set()
         while len(self.parked) > self._limits.max_parked:
             oldest, _ = self.parked.pop(next(iter(self.parked)))
             oldest.abandon()
