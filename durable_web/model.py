@@ -86,8 +86,8 @@ class Run:
     ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's
     ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the runs of
     ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
-    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
-    ``"coalesced"``.
+    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"``, ``"coalesced"``, ``"skipped"`` or
+    ``"debounced"``.
 
     ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
     the step whose failure failed the run, ``current_step`` the latest one that is seen to run. Times are aware
@@ -241,6 +241,36 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a job is triggered again and again: at ``cron``'s times in ``timezone``, or ``every`` so many seconds.
+
+    ``next_due`` is the next due time, ``last_due`` the latest that made a run, and ``last_run_id`` that run. ``skips``
+    counts how often due times were passed over, ``last_skipped`` is the latest of these (of several that were missed at
+    once, the first), and ``skip_reason`` says why. ``jitter`` is in seconds.
+    """
+
+    name: str
+    job: str
+    cron: str | None
+    every: float | None
+    timezone: str
+    input: Any
+    labels: dict[str, str]
+    overlap: str
+    catch_up: str
+    jitter: float
+    paused: bool
+    next_due: datetime | None
+    last_due: datetime | None
+    last_run_id: str | None
+    skips: int
+    last_skipped: datetime | None
+    skip_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One entry of a timeline; ``id`` is the global cursor, ``seq`` the run's own, both rising with commit order."""
 
@@ -367,7 +397,7 @@ def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
     if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
-    if not isinstance(value, (Run, Step, Attempt, Frame, ErrorInfo, Progress)):
+    if not isinstance(value, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return readable(value)
     told = {}
     for name in (part.name for part in dataclasses.fields(value)):
@@ -389,6 +419,9 @@ _OWN_TIMES = frozenset(
         "retry_at",
         "deadline",
         "lease_expires_at",
+        "next_due",
+        "last_due",
+        "last_skipped",
     }
 )
 

@@ -53,6 +53,14 @@ class _OpfsFiles:
         await self._bridge.remove(name)
 
 
+async def _install(libraries: list[str]) -> None:
+    """Load packages that the site's own lock file names; importing one that could not be had says what is missing."""
+    import pyodide_js
+    from pyodide.ffi import to_js
+
+    await pyodide_js.loadPackage(to_js(libraries))
+
+
 async def start(send: Send, options_json: str, files: Any) -> Host:
     """Load the jobs, start the engine, and serve the page.
 
@@ -73,6 +81,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         clock=_WorkerClock(),
         files=_OpfsFiles(files),
         on_state=host.tell_state,
+        install=_install,
     )
     host.attach(engine)
     await engine.start()
@@ -107,6 +116,11 @@ class Host:
             "runs.retrigger": engine.retrigger,
             "runs.fork": engine.fork,
             "runs.delete": engine.delete_run,
+            "schedules.create": engine.schedule,
+            "schedules.list": engine.list_schedules,
+            "schedules.pause": engine.pause_schedule,
+            "schedules.resume": engine.resume_schedule,
+            "schedules.delete": engine.delete_schedule,
         }
 
     def connect(self, send: Send) -> Session:

@@ -16,9 +16,11 @@ from ..model import StoredFrame
 from . import queries
 from .database import Database
 from .family import Family
+from .flow import Flow
 from .journal import Fact, Journal
 from .messages import Messages
 from .runs import Runs
+from .schedules import Schedules
 from .steps import Steps
 from .waits import Waits
 
@@ -42,6 +44,8 @@ class Store:
         self.family = Family(self.journal, self.runs, self.steps, self.waits)
         self.runs.on_end = self.family.end
         self.messages = Messages(database)
+        self.flow = Flow(database)
+        self.schedules = Schedules(database)
 
     def close(self) -> None:
         """Close the database."""
