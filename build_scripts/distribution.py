@@ -13,11 +13,11 @@ from pathlib import Path
 from environment import BUILD, ROOT
 from licenses import licenses_text
 from packages import (
-    MICROPIP_VERSION,
     NODE_MODULES,
     WEB,
+    PinnedWheel,
     build_own_wheel,
-    download_micropip,
+    download_wheels,
     install_npm_packages,
     project_version,
     sha256,
@@ -29,8 +29,15 @@ DIST = ROOT / "dist"
 REQUIRED = (
     "index.html",
     "durable-web.js",
+    "durable-binding.js",
+    "durable-bindings.js",
+    "durable-element.js",
+    "durable-elements.js",
+    "durable-styles.js",
+    "durable-text.js",
     "engine-connection.js",
     "engine-worker.js",
+    "watch.js",
     "opfs-filesystem.js",
     "opfs-storage.js",
     "pyscript.js",
@@ -76,10 +83,10 @@ def build() -> Path:
     """
     with exclusive(BUILD / "distribution.lock"):
         install_npm_packages()
-        micropip = download_micropip()
+        wheels = download_wheels()
         own_wheel = build_own_wheel()
         with stage("dist/") as progress:
-            files = plan(micropip, own_wheel)
+            files = plan(wheels, own_wheel)
             changes = apply(files, DIST)
             if changes:
                 progress.result = f"ready, {changes} of {len(files)} files changed"
@@ -87,15 +94,15 @@ def build() -> Path:
     return DIST
 
 
-def plan(micropip: Path, own_wheel: Path) -> Plan:
-    """What dist/ holds, given the two wheels; everything else is found in web/ and its node_modules."""
+def plan(wheels: dict[PinnedWheel, Path], own_wheel: Path) -> Plan:
+    """What dist/ holds, given the wheels; everything else is found in web/ and its node_modules."""
     return {
         **_own_files(),
         **_pyodide_page(),
         **{f"demo/data/{name}": NODE_MODULES / "vega-datasets" / "data" / name for name in _SAMPLE_DATA},
         **_interpreters(),
-        **_pyodide_packages(micropip, own_wheel),
-        "LICENSES.txt": licenses_text(NODE_MODULES, micropip).encode(),
+        **_pyodide_packages(wheels, own_wheel),
+        "LICENSES.txt": licenses_text(NODE_MODULES, wheels).encode(),
     }
 
 
@@ -142,18 +149,21 @@ def _interpreters() -> Plan:
     }
 
 
-def _pyodide_packages(micropip: Path, own_wheel: Path) -> Plan:
-    """The two wheels, and a lock file that knows these two packages, by paths relative to itself, and no others."""
+def _pyodide_packages(wheels: dict[PinnedWheel, Path], own_wheel: Path) -> Plan:
+    """The wheels, and a lock file that knows these packages, by paths relative to itself, and no others."""
     original = json.loads((NODE_MODULES / "pyodide" / "pyodide-lock.json").read_text(encoding="utf-8"))
     lock = {
         "info": original["info"],
         "packages": {
             "durable-web": _lock_entry("durable-web", project_version(), own_wheel, ["durable_web"]),
-            "micropip": _lock_entry("micropip", MICROPIP_VERSION, micropip, ["micropip"]),
+            **{
+                pinned.name: _lock_entry(pinned.name, pinned.version, wheel, [pinned.name])
+                for pinned, wheel in wheels.items()
+            },
         },
     }
     return {
-        f"vendor/pyodide/{micropip.name}": micropip,
+        **{f"vendor/pyodide/{wheel.name}": wheel for wheel in wheels.values()},
         f"vendor/pyodide/{own_wheel.name}": own_wheel,
         "vendor/pyodide/pyodide-lock.json": json.dumps(lock, indent=1).encode(),
     }

@@ -1,4 +1,4 @@
-"""What dist/ is made from beside web/: the pinned npm packages, micropip's wheel and the project's own wheel.
+"""What dist/ is made from beside web/: the pinned npm packages, wheels from PyPI and the project's own wheel.
 
 Each function brings one of them up to date, says so in one line of progress, and costs a few milliseconds when
 nothing has changed.
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from environment import BUILD, ROOT
@@ -20,8 +21,33 @@ from progress import SetupError, run, stage, write_atomically
 WEB = ROOT / "web"
 NODE_MODULES = WEB / "node_modules"
 
-MICROPIP_VERSION = "0.11.1"
-MICROPIP_SHA256 = "768de165adb8e66906039d8fec4127a57f522dfdf8e6fbff877a4616941ecfd3"
+
+@dataclass(frozen=True)
+class PinnedWheel:
+    """A wheel from PyPI, and the hash that it must have."""
+
+    name: str
+    version: str
+    tag: str
+    sha256: str
+    license: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}-{self.version}-{self.tag}-none-any.whl"
+
+
+PINNED_WHEELS = (
+    PinnedWheel(
+        "micropip", "0.11.1", "py3", "768de165adb8e66906039d8fec4127a57f522dfdf8e6fbff877a4616941ecfd3", "MPL-2.0"
+    ),
+    PinnedWheel(  # this and the next are only loaded where a page has a schedule with cron, or in a time zone
+        "cronsim", "2.8", "py3", "62115cabaa121953ac4bbf2e66808b5229ca6e47372a74e752b42fcdf28324a5", "BSD-3-Clause"
+    ),
+    PinnedWheel(
+        "tzdata", "2026.6", "py2.py3", "0a10eec6e13ef16b627fabed9a5f2ba61a62b1c67f327305f4e7e412a70b4aec", "Apache-2.0"
+    ),
+)
 
 _PYODIDE_PYTHON = "3.14"
 _OLDEST_NODE = 20
@@ -46,17 +72,21 @@ def install_npm_packages() -> Path:
     return NODE_MODULES
 
 
-def download_micropip() -> Path:
-    """The micropip wheel, from PyPI once and checked against the hash above every time.
+def download_wheels() -> dict[PinnedWheel, Path]:
+    """The pinned wheels, from PyPI once and checked against the hashes above every time.
 
-    :raises SetupError: when it cannot be downloaded or is not the file that was pinned.
+    :raises SetupError: when one cannot be downloaded or is not the file that was pinned.
     """
-    wheel = BUILD / f"micropip-{MICROPIP_VERSION}-py3-none-any.whl"
-    with stage("micropip"):
-        if not wheel.exists() or sha256(wheel) != MICROPIP_SHA256:
+    return {pinned: _download(pinned) for pinned in PINNED_WHEELS}
+
+
+def _download(pinned: PinnedWheel) -> Path:
+    wheel = BUILD / pinned.file_name
+    with stage(pinned.name):
+        if not wheel.exists() or sha256(wheel) != pinned.sha256:
             with _scratch_folder() as folder:
-                _download_wheel(f"micropip=={MICROPIP_VERSION}", folder)
-                _check_micropip(folder / wheel.name)
+                _download_wheel(f"{pinned.name}=={pinned.version}", folder)
+                _check_hash(folder / wheel.name, pinned.sha256)
                 (folder / wheel.name).replace(wheel)
     return wheel
 
@@ -110,13 +140,13 @@ def _download_wheel(requirement: str, folder: Path) -> None:
     run([*pip, requirement, "--no-deps", "--only-binary=:all:", "--python-version", _PYODIDE_PYTHON, "-d", folder])
 
 
-def _check_micropip(wheel: Path) -> None:
+def _check_hash(wheel: Path, expected: str) -> None:
     if not wheel.exists():
         raise SetupError(f"pip downloaded {_names(wheel.parent)} and not {wheel.name}.")
     measured = sha256(wheel)
-    if measured != MICROPIP_SHA256:
+    if measured != expected:
         raise SetupError(
-            f"{wheel.name} is not the file that was pinned: its SHA-256 is {measured}, expected {MICROPIP_SHA256}."
+            f"{wheel.name} is not the file that was pinned: its SHA-256 is {measured}, expected {expected}."
         )
 
 

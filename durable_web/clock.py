@@ -29,7 +29,7 @@ class Clock(Protocol):
         """Seconds from an arbitrary start; never goes back."""
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
-        """Call ``callback`` on the running event loop after ``delay`` seconds."""
+        """Call ``callback`` on the running event loop after ``delay`` seconds, at most 24 days."""
 
     async def turn(self) -> None:
         """Let everything else go first that is ready, messages from outside included."""
@@ -39,13 +39,17 @@ class SystemClock:
     """The computer's clock and the event loop's timers."""
 
     def now(self) -> int:
+        """``time.time_ns`` in milliseconds."""
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
+        """``time.monotonic``, in seconds."""
         return time.monotonic()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
+        """``call_later`` of the running event loop, in seconds."""
         return asyncio.get_running_loop().call_later(delay, callback)
 
     async def turn(self) -> None:
+        """One turn of the event loop."""
         await asyncio.sleep(0)

@@ -40,12 +40,14 @@ OPERATIONAL = frozenset(
 class Event:
     """Something that happened.
 
-    ``sequence`` counts this engine's events from 1. The fields that the type adds are in ``fields``, and are attributes
-    as well: ``run:trigger`` has input; ``run:coalesced`` skipped_input, skipped_labels; ``run:complete`` output,
-    duration; ``run:fail`` error, failed_step_name; ``run:dead`` error; ``run:leased`` input, lease_owner,
-    lease_expires_at; ``run:lease-renewed`` lease_expires_at; ``run:progress`` progress; ``step:start`` and
-    ``step:cancel`` step_name, step_index; ``step:complete`` also output, duration; ``step:fail`` also error, duration;
-    ``log:write`` step_name, level, message, data; ``worker:error`` error, context. Durations are seconds.
+    ``timestamp`` is when, in UTC; ``run_id`` is ``None`` only for trouble that concerns no run, ``job_name`` and
+    ``labels`` are then empty. ``sequence`` counts this engine's events from 1. The fields that the type adds are in
+    ``fields``, and are attributes as well: ``run:trigger`` has input; ``run:coalesced`` skipped_input,
+    skipped_labels; ``run:complete`` output, duration; ``run:fail`` error, failed_step_name; ``run:dead`` error;
+    ``run:leased`` input, lease_owner, lease_expires_at; ``run:lease-renewed`` lease_expires_at; ``run:progress``
+    progress; ``step:start`` and ``step:cancel`` step_name, step_index; ``step:complete`` also output, duration;
+    ``step:fail`` also error, duration; ``log:write`` step_name, level, message, data; ``worker:error`` error,
+    context. Durations are seconds.
     """
 
     type: str

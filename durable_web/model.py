@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codec import readable
 
@@ -31,10 +31,12 @@ class RunStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the run has ended: completed, failed, cancelled or dead."""
         return self in TERMINAL
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended: pending, leased, waiting or cancelling."""
         return self not in TERMINAL
 
 
@@ -84,8 +86,13 @@ class Run:
     ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's
     ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the runs of
     ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
-    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
-    ``"coalesced"``.
+    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"``, ``"coalesced"``, ``"skipped"`` or
+    ``"debounced"``.
+
+    ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
+    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. Times are aware
+    datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
+    first execution, ``completed_at`` of the end, whichever it was.
     """
 
     id: str
@@ -129,10 +136,12 @@ class Run:
 
     @property
     def is_terminal(self) -> bool:
+        """Whether the run has ended: completed, failed, cancelled or dead."""
         return self.status.is_terminal
 
     @property
     def is_active(self) -> bool:
+        """Whether the run has not ended: pending, leased, waiting or cancelling."""
         return self.status.is_active
 
     @property
@@ -172,11 +181,15 @@ class RunFilter:
 
     @property
     def statuses(self) -> list[RunStatus]:
-        """:raises ValueError: when a status is unknown."""
+        """The statuses that are meant; empty for all.
+
+        :raises ValueError: when a status is unknown.
+        """
         return [RunStatus(item) for item in names(self.status)]
 
     @property
     def jobs(self) -> list[str]:
+        """The names of the jobs that are meant; empty for all."""
         return names(self.job)
 
 
@@ -201,8 +214,10 @@ class Step:
     """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0.
 
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
-    one is due, while the step waits for it. A durable wait is a step of another ``kind`` (``"sleep"``, ``"signal"``
-    ...): ``wake_at`` is when it is over or times out, ``waiting_for`` says in words what it waits for, while it does.
+    one is due, while the step waits for it. ``kind`` is ``"step"``, ``"transaction"`` or ``"value"`` (``ctx.now`` and
+    the like), or that of a durable wait (``"sleep"``, ``"signal"`` ...): ``wake_at`` is when that is over or times out,
+    ``waiting_for`` says in words what it waits for, while it does. ``output`` is the value as stored, dataclasses,
+    enums and models as plain data; ``error`` is set on a failed step, and on one that waits for its next attempt.
 
     ``queue_time`` is how many seconds the latest attempt could have begun and waited for an engine or a slot: a retry
     since it was due; the first steps after the run was claimed as long as the run itself had to wait to be claimed. A
@@ -226,6 +241,36 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a job is triggered again and again: at ``cron``'s times in ``timezone``, or ``every`` so many seconds.
+
+    ``next_due`` is the next due time, ``last_due`` the latest that made a run, and ``last_run_id`` that run. ``skips``
+    counts how often due times were passed over, ``last_skipped`` is the latest of these (of several that were missed at
+    once, the first), and ``skip_reason`` says why. ``jitter`` is in seconds.
+    """
+
+    name: str
+    job: str
+    cron: str | None
+    every: float | None
+    timezone: str
+    input: Any
+    labels: dict[str, str]
+    overlap: str
+    catch_up: str
+    jitter: float
+    paused: bool
+    next_due: datetime | None
+    last_due: datetime | None
+    last_run_id: str | None
+    skips: int
+    last_skipped: datetime | None
+    skip_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One entry of a timeline; ``id`` is the global cursor, ``seq`` the run's own, both rising with commit order."""
 
@@ -238,10 +283,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class RunStatusFrame(Frame):
-    """The run's status changed. ``reason`` says why, where the status alone does not."""
+    """The run's status changed. ``reason`` says why, where the status alone does not.
+
+    ``current_step`` is the step that was recorded as running then: the one that a run waits for or goes on with.
+    """
 
     status: RunStatus
     attempt: int
+    current_step: str | None = None
     reason: str | None = None
     error: ErrorInfo | None = None
 
@@ -296,9 +345,10 @@ class ValueFrame(Frame):
 
 @dataclass(frozen=True, slots=True)
 class RunDeletedFrame(Frame):
-    """The run was deleted, and its timeline with it."""
+    """The run was deleted, and its timeline with it; this frame alone is left, for a while."""
 
     job: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 FRAME_TYPES: dict[str, type[Frame]] = {
@@ -311,8 +361,7 @@ FRAME_TYPES: dict[str, type[Frame]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFrame:
+class StoredFrame(NamedTuple):
     """A frame as the store has it: ``body`` is the JSON object text of the fields that its kind adds."""
 
     id: int
@@ -334,6 +383,7 @@ class StoredFrame:
             fields["error"] = ErrorInfo(**fields["error"])
         if self.kind == "run_status":
             fields["status"] = RunStatus(fields["status"])
+            fields["current_step"] = fields.pop("currentStep", None)
         elif self.kind == "step_status":
             fields["status"] = StepStatus(fields["status"])
             fields["retry_at"] = from_milliseconds(fields.pop("retryAt", None))
@@ -347,7 +397,7 @@ def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
     if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
-    if not isinstance(value, (Run, Step, Attempt, ErrorInfo, Progress)):
+    if not isinstance(value, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return readable(value)
     told = {}
     for name in (part.name for part in dataclasses.fields(value)):
@@ -358,6 +408,7 @@ def to_wire(value: Any) -> Any:
 
 _OWN_TIMES = frozenset(
     {
+        "ts",
         "created_at",
         "ready_at",
         "started_at",
@@ -368,6 +419,9 @@ _OWN_TIMES = frozenset(
         "retry_at",
         "deadline",
         "lease_expires_at",
+        "next_due",
+        "last_due",
+        "last_skipped",
     }
 )
 

@@ -15,6 +15,7 @@ from .compensation import Undo
 from .errors import SerializationError, StepFailed, TransactionError, describe
 from .job import Retry
 from .model import StepStatus
+from .parking import LONGEST_TIMER_SECONDS
 from .reports import current_step
 from .store import StepRecord
 
@@ -135,9 +136,9 @@ class Operations:
 
     @asynccontextmanager
     async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
-        """``asyncio.timeout`` on the engine's clock."""
+        """``asyncio.timeout`` on the engine's clock; a limit that no timer can count to is none."""
         task = asyncio.current_task()
-        if seconds is None or task is None:
+        if seconds is None or seconds > LONGEST_TIMER_SECONDS or task is None:
             yield
             return
         expired: list[bool] = []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .executor import Execution, Services
 
 PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
+LONGEST_TIMER_SECONDS = 24 * 24 * 60 * 60.0  # beyond 24.8 days a browser's timer fires at once
 NAMED_REASONS = 3
 
 
@@ -186,7 +187,8 @@ class Parking:
         self._wake_timer = None
         times = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
         if times and not self.is_parked:
-            self._wake_timer = self._clock.call_later((min(times) - self._clock.now()) / 1000, self._on_wake_timer)
+            delay = min((min(times) - self._clock.now()) / 1000, LONGEST_TIMER_SECONDS)
+            self._wake_timer = self._clock.call_later(delay, self._on_wake_timer)
 
     def _on_wake_timer(self) -> None:
         self._end_waits()

@@ -1,5 +1,6 @@
 """The repository can be cloned anywhere: every version is pinned, and nothing in it belongs to one machine."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import durable_web
+from durable_web import testing
 from environment import ROOT, pinned_packages
 from packages import WEB
 
@@ -59,6 +62,35 @@ def test_the_package_needs_nothing_at_run_time_and_its_licence_is_there():
     assert project["dependencies"] == []
     assert project["license"] == "MIT"
     assert "MIT License" in Path(ROOT / "LICENSE").read_text()
+
+
+def public_members() -> dict[str, object]:
+    """Every public class, function, method and property of the package and its testing module, by its name."""
+    exported = {name: getattr(durable_web, name) for name in durable_web.__all__}
+    shipped = {name: item for name, item in vars(testing).items() if not name.startswith("_")}
+    exported |= {name: item for name, item in shipped.items() if getattr(item, "__module__", "") == testing.__name__}
+    members = dict(exported)
+    for name, item in exported.items():
+        if inspect.isclass(item):
+            own = {key: value for key, value in vars(item).items() if not key.startswith("_")}
+            callables = {key: value for key, value in own.items() if inspect.isroutine(value) or _is_property(value)}
+            members |= {f"{name}.{key}": value for key, value in callables.items()}
+    return members
+
+
+def _is_property(value: object) -> bool:
+    return isinstance(value, property)
+
+
+def test_every_public_name_says_what_it_is_for():
+    members = public_members()
+    assert {"Engine.trigger", "Context.step_ref", "MockClock.advance", "Run.queue_time"} <= members.keys()
+    assert [name for name, item in members.items() if len((item.__doc__ or "").split()) < 3 or _is_made_up(item)] == []
+
+
+def _is_made_up(item: object) -> bool:
+    """Whether a docstring is only the signature that ``dataclass`` writes where there is none."""
+    return inspect.isclass(item) and (item.__doc__ or "").startswith(f"{item.__name__}(")
 
 
 def found_in(texts: dict[str, str], pattern: re.Pattern[str]) -> list[str]:

@@ -1,10 +1,11 @@
 // @ts-check
 /**
  * The worker that hosts the engine: boots Pyodide from this site's own files, mounts the database's storage, starts
- * `durable_web.browser` and passes messages between it and the page. The page's side is `durable-web.js`.
+ * `durable_web.browser` and passes messages between it and its clients: the page that has started it, and other tabs,
+ * which ask for a channel as engine-connection.js says. The pages' side is `durable-web.js`.
  *
- *     page → worker   first {type: "start", name, jobs, options}; when it is ready {type: "request" | "watch" | "unwatch",
- *                     id, ...}; at last {type: "stop"}
+ *     page → worker   first {type: "start", name, jobs, options, protocol}; when it is ready {type: "request" | "watch" |
+ *                     "credit" | "unwatch", id, ...}; at last {type: "stop"}
  *     worker → page   first {type: "boot", phase} several times; then {type: "ready"} or {type: "failed", error}; then
  *                     {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any time
  *                     {type: "error", error}; at last {type: "stopped"}
@@ -17,6 +18,20 @@ import { MOUNT_POINT, OpfsStorage } from "./opfs-storage.js";
 const PYODIDE = new URL("./vendor/pyodide/", import.meta.url).href;
 
 /** @typedef {{storage: OpfsStorage, host: any}} Engine */
+/** @typedef {{name: string, jobs: string[], options: {durability: string}, protocol: number}} Start */
+/** @typedef {{post: (message: any) => void, session?: any}} Client `session` is Python's side of it, once there is one */
+
+/** Tells this life of the engine from others. */
+const LEADER = crypto.randomUUID();
+
+/** The page that has started this worker. @type {Client} */
+const owner = { post: (message) => postMessage(message) };
+/** Other tabs. @type {Set<Client>} */
+const followers = new Set();
+/** Where other tabs ask for a channel. @type {BroadcastChannel | undefined} */
+let lobby;
+/** What a new client is told first. @type {object} */
+let standing = { type: "boot", phase: "storage", leader: LEADER };
 
 /** @type {Promise<OpfsStorage> | undefined} */
 let opening;
@@ -26,9 +41,13 @@ let booting;
 self.onmessage = ({ data: message }) => {
   switch (message.type) {
     case "start":
+      openLobby(message);
       booting = boot(message);
       booting.then(
-        () => postMessage({ type: "ready" }),
+        ({ host }) => {
+          tell({ type: "ready", leader: LEADER });
+          host.greet();
+        },
         (error) => end({ type: "failed", error: described(error) }),
       );
       break;
@@ -36,19 +55,85 @@ self.onmessage = ({ data: message }) => {
       void stop();
       break;
     default:
-      void receive(message);
+      void receive(owner, message);
   }
 };
 
 self.addEventListener("unhandledrejection", ({ reason }) => postMessage({ type: "error", error: described(reason) }));
 
+/** Tells every client where the engine stands, and those who come later. @param {object} message */
+function tell(message) {
+  standing = message;
+  for (const client of [owner, ...followers]) client.post(message);
+}
+
+/** @param {string} phase of starting */
+const report = (phase) => tell({ type: "boot", phase, leader: LEADER });
+
+/** @param {Start} start */
+function openLobby(start) {
+  lobby = new BroadcastChannel(`durable-web:${start.name}`);
+  lobby.onmessage = ({ data }) => {
+    if (data.type === "hello") admit(data.client, data.start, start);
+  };
+  lobby.postMessage({ type: "leading", leader: LEADER });
+}
+
 /**
- * @param {{name: string, jobs: string[], options: {durability: string}}} message
+ * Gives another tab a channel of its own, until it lets go of the lock with the channel's name.
+ *
+ * @param {string} id
+ * @param {Start} theirs
+ * @param {Start} ours
+ */
+function admit(id, theirs, ours) {
+  const name = `durable-web:${ours.name}:${id}`;
+  const channel = new BroadcastChannel(name);
+  const error = refusal(theirs, ours);
+  if (error) {
+    channel.postMessage({ type: "refused", leader: LEADER, error });
+    channel.close();
+    return;
+  }
+  /** @type {Client} */
+  const client = { post: (message) => channel.postMessage(message) };
+  followers.add(client);
+  channel.onmessage = ({ data }) => void receive(client, data);
+  client.post(standing);
+  const greet = (/** @type {Engine} */ { host }) => followers.has(client) && sessionOf(client, host).greet();
+  booting?.then(greet, () => {}); // the client hears of it
+  void navigator.locks.request(name, () => {
+    followers.delete(client);
+    channel.close();
+    client.session?.close();
+    client.session?.destroy();
+  });
+}
+
+/** Why another tab cannot use this engine, if so. @param {Start} theirs @param {Start} ours */
+function refusal(theirs, ours) {
+  const what = `The tab that runs the database ${JSON.stringify(ours.name)}`;
+  if (theirs.protocol !== ours.protocol) {
+    const message = `${what} has another release of this site's files. Close it, or reload it, and then reload this page.`;
+    return { code: "OtherReleaseError", message };
+  }
+  const options = (/** @type {Start} */ start) => JSON.stringify([[...start.jobs].sort(), start.options]);
+  if (options(theirs) === options(ours)) return undefined;
+  const message = `${what} was given other jobs or another durability. Give the same in every tab, or close that one first.`;
+  return { code: "OtherOptionsError", message };
+}
+
+/** @param {Client} client @param {any} host */
+function sessionOf(client, host) {
+  client.session ??= client === owner ? host : host.connect(client.post);
+  return client.session;
+}
+
+/**
+ * @param {Start} message
  * @returns {Promise<Engine>}
  */
 async function boot({ name, jobs, options }) {
-  const report = (/** @type {string} */ phase) => postMessage({ type: "boot", phase });
-
   report("storage");
   opening = OpfsStorage.open(name);
   const loading = load();
@@ -120,18 +205,18 @@ function notLoaded(what, reason) {
   return Object.assign(new Error(message, { cause: reason }), { code: "PythonUnavailableError" });
 }
 
-/** @param {any} message a request, watch or unwatch */
-async function receive(message) {
+/** @param {Client} client @param {any} message a request, watch, credit or unwatch */
+async function receive(client, message) {
   const { storage, host } = await /** @type {Promise<Engine>} */ (booting);
   if (!/^(files|debug)\./.test(message.method)) {
-    await host.receive(JSON.stringify(message));
+    if (client === owner || followers.has(client)) sessionOf(client, host).receive(JSON.stringify(message));
     return;
   }
   const { id, method, params } = message;
   try {
-    postMessage({ type: "response", id, result: await answer(storage, method, params) });
+    client.post({ type: "response", id, result: await answer(storage, method, params) });
   } catch (error) {
-    postMessage({ type: "response", id, error: described(error) });
+    client.post({ type: "response", id, error: described(error) });
   }
 }
 
@@ -165,6 +250,8 @@ async function stop() {
 
 /** Releases the files, then says the last word. @param {object} message */
 async function end(message) {
+  lobby?.postMessage({ type: "left", leader: LEADER });
+  lobby?.close();
   await opening?.then(
     (storage) => storage.close(),
     () => {},

@@ -106,7 +106,7 @@ SELECT id
 
 FIND_BY_CONCURRENCY_KEY = """
 SELECT id
-  FROM durable_runs
+  FROM durable_runs INDEXED BY durable_runs_by_concurrency_key
  WHERE concurrency_key = :key AND status = :status AND job = :job
    AND status IN ('pending', 'leased', 'waiting', 'cancelling')
    AND id <> :besides
@@ -129,9 +129,10 @@ UPDATE durable_runs
               WHERE candidate.status IN ('pending', 'cancelling') AND candidate.due = 1
                 AND (candidate.concurrency_key IS NULL
                      OR NOT EXISTS (SELECT 1
-                                      FROM durable_runs AS other
+                                      FROM durable_runs AS other INDEXED BY durable_runs_by_concurrency_key
                                      WHERE other.concurrency_key = candidate.concurrency_key
                                        AND other.status IN ('leased', 'cancelling')
+                                       AND other.status IN ('pending', 'leased', 'waiting', 'cancelling')
                                        AND (candidate.status = 'pending' OR other.lease_owner IS NOT NULL)))
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
@@ -293,19 +294,19 @@ UPDATE durable_runs
 NEXT_DUE = """
 SELECT MIN(due)
   FROM (SELECT MIN(run_at) AS due
-          FROM durable_runs
+          FROM durable_runs INDEXED BY durable_runs_scheduled
          WHERE status = 'pending' AND due = 0 AND paused = 0
          UNION ALL
         SELECT MIN(wake_at)
-          FROM durable_runs
+          FROM durable_runs INDEXED BY durable_runs_waiting
          WHERE status = 'waiting' AND wake_at IS NOT NULL
          UNION ALL
         SELECT MIN(deadline)
-          FROM durable_runs
+          FROM durable_runs INDEXED BY durable_runs_deadlines
          WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting')
          UNION ALL
         SELECT MIN(wake_at)
-          FROM durable_steps
+          FROM durable_steps INDEXED BY durable_steps_due
          WHERE status = 'running' AND wake_at IS NOT NULL)
 """
 
@@ -448,11 +449,14 @@ DELETE_STEPS = (
     "DELETE FROM durable_attempts WHERE run_id = :run_id",
 )
 
-DELETE_RUN = (
-    """
+FORGET_DELETED_RUNS = """
 DELETE FROM durable_frames
- WHERE kind = 'run_deleted' AND id < (SELECT MAX(id) FROM durable_frames)
-""",
+ WHERE ts < :forget_before
+   AND id IN (SELECT id FROM durable_frames WHERE kind = 'run_deleted' ORDER BY id LIMIT 2)
+"""
+
+DELETE_RUN = (
+    FORGET_DELETED_RUNS,
     "DELETE FROM durable_frames WHERE run_id = :run_id AND kind <> 'run_deleted'",
     *DELETE_STEPS,
     "DELETE FROM durable_values WHERE run_id = :run_id",
@@ -602,6 +606,43 @@ SELECT id, seq, ts, run_id, kind, body
  LIMIT :limit
 """
 
+ALL_FRAMES = """
+SELECT id, seq, ts, run_id, kind, body
+  FROM durable_frames
+ WHERE id > :id
+ ORDER BY id
+ LIMIT :limit
+"""
+
+_LOGS = """
+SELECT id, seq, ts, run_id, kind, body
+  FROM durable_frames
+ WHERE run_id = :run_id AND seq > :seq AND seq <= :until
+   AND kind = 'log'
+   AND json_extract(body, '$.level') IN ({levels})
+ ORDER BY seq
+ LIMIT :limit
+"""
+
+NEWEST_FRAME = """
+SELECT COALESCE(MAX(id), 0)
+  FROM durable_frames
+"""
+
+NEWEST_SEQ = """
+SELECT COALESCE(MAX(seq), 0)
+  FROM durable_frames
+ WHERE run_id = :run_id
+"""
+
+CURRENT_STEP = """
+SELECT name
+  FROM durable_steps
+ WHERE run_id = :run_id AND status = 'running'
+ ORDER BY position DESC
+ LIMIT 1
+"""
+
 LOG_BODIES = """
 SELECT body
   FROM durable_frames
@@ -628,6 +669,12 @@ def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: i
     where = "\n   AND ".join(conditions) or "TRUE"
     order = "id" if oldest_first else "id DESC"
     return f"{_SELECT_RUN}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
+
+
+def logs(levels: list[str]) -> tuple[str, dict[str, Any]]:
+    """The statement and the parameters that read the log lines of some levels among the next frames of a run."""
+    names, parameters = _many("level", levels)
+    return _LOGS.format(levels=names), parameters
 
 
 def count_runs(by: str) -> str:

@@ -37,17 +37,21 @@ class MockClock:
         self._order = itertools.count()
 
     def now(self) -> int:
+        """The wall-clock time, in milliseconds since 1970-01-01 UTC."""
         return self._start + round(self._elapsed * 1000)
 
     def monotonic(self) -> float:
+        """The seconds by which the clock was moved on so far."""
         return self._elapsed
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> _Timer:
+        """Call ``callback`` when the clock was moved on by ``delay`` seconds."""
         timer = _Timer(callback)
         heapq.heappush(self._timers, (self._elapsed + max(delay, 0.0), next(self._order), timer))
         return timer
 
     async def turn(self) -> None:
+        """One turn of the event loop; the clock stands still."""
         await asyncio.sleep(0)
 
     async def advance(self, seconds: float) -> None:

@@ -134,3 +134,52 @@ async def test_a_run_that_is_deleted_while_its_code_still_runs_does_not_come_bac
             await asyncio.sleep(0)
         assert await engine.list_runs() == []
         assert await engine.count_runs() == {}
+
+
+async def test_lines_written_before_the_cancellation_are_kept_and_come_before_it(running):
+    written = asyncio.Event()
+
+    async def write_and_wait(ctx: Context) -> None:
+        ctx.log.info("so far")
+        written.set()
+        await asyncio.Event().wait()
+
+    @job("talkative")
+    async def talkative(ctx: Context, _: None) -> None:
+        await ctx.step("wait", write_and_wait, ctx)
+
+    async with running(talkative, clock=MockClock()) as engine:
+        run = await engine.trigger("talkative")
+        await written.wait()
+        await engine.cancel(run.id)  # while the line still rides along with no commit: the clock stands still
+        frames = [frame async for frame in engine.watch(run.id)]
+    told = [getattr(frame, "message", getattr(frame, "status", "")) for frame in frames]
+    assert told == ["pending", "leased", "running", "so far", "cancelled", "cancelled"]
+
+
+async def test_a_job_can_leave_by_itself_when_its_run_was_cancelled(running):
+    noticed: list[bool] = []
+    gate = asyncio.Event()
+
+    @job("polite")
+    async def polite(ctx: Context, _: None) -> None:
+        ctx.raise_if_cancelled()  # not yet
+        with contextlib.suppress(asyncio.CancelledError):
+            await gate.wait()
+        noticed.append(ctx.cancelled)
+        try:
+            ctx.raise_if_cancelled()
+        except Exception:
+            noticed.append(False)  # what leaves a job cannot be caught by accident
+        noticed.append(False)
+
+    async with running(polite) as engine:
+        run = await engine.trigger("polite")
+        await asyncio.sleep(0)
+        assert (run.is_active, run.is_terminal) == (True, False)
+        run = await engine.cancel(run.id)
+        while engine._dispatcher.executing:
+            await asyncio.sleep(0)
+        assert (await engine.get_run(run.id)) == run
+    assert (run.status, run.is_active, run.is_terminal) == (RunStatus.CANCELLED, False, True)
+    assert noticed == [True]

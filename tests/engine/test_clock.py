@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from watching import finish, on_a_desk_only, timeline
@@ -32,7 +34,7 @@ def flaky(calls):
                 raise ConnectionError
             return len(calls)
 
-        return await ctx.step("call", call, retry=Retry(max_attempts=2, backoff=backoff, jitter=0))
+        return await ctx.step("call", call, retry=Retry(max_attempts=2, backoff=backoff, max_delay=backoff, jitter=0))
 
     return flaky_job
 
@@ -89,6 +91,42 @@ async def test_a_scheduled_run_and_a_deadline_follow_the_wall_clock(running, fla
         await clock.advance(2)
         assert (await engine.get_run(scheduled.id)).status == RunStatus.COMPLETED
         assert (await engine.get_run(limited.id)).error.type == "DeadlineExceeded"
+
+
+async def test_what_is_due_in_a_year_sets_no_timer_that_a_browser_could_not_count(running, flaky):
+    class BrowserClock(MockClock):
+        """A browser counts milliseconds in 32 bits: a longer timer fires at once, again and again."""
+
+        def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
+            assert delay < 2**31 / 1000, "this timer would fire at once"
+            return super().call_later(delay, callback)
+
+    gate = asyncio.Event()
+    attempts: list[int] = []
+    in_a_month = Retry(max_attempts=2, backoff=720 * HOUR, max_delay=720 * HOUR, jitter=0, timeout=720 * HOUR)
+
+    async def come_through() -> str:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ConnectionError
+        return "came through"
+
+    @job("busy")
+    async def busy_job(ctx: Context, _: None) -> list[Any]:
+        return await asyncio.gather(ctx.step("late", come_through, retry=in_a_month), ctx.step("busy", gate.wait))
+
+    clock = BrowserClock()
+    in_a_year = datetime.fromtimestamp(clock.now() / 1000, UTC) + timedelta(days=365)
+    async with running(flaky, busy_job, clock=clock, lease=1_000_000) as engine:
+        run = await engine.trigger("flaky", 0, run_at=in_a_year)
+        waiting = await engine.trigger("flaky", 365 * 24 * HOUR)
+        await settle()
+        assert (await engine.get_run(waiting.id)).status == RunStatus.WAITING
+        busy = await engine.trigger("busy")
+        await clock.advance(365 * 24 * HOUR + 10)
+        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+        gate.set()
+        assert (await finish(engine, busy)).output == ["came through", True]
 
 
 async def test_durations_are_never_negative(running):

@@ -22,6 +22,7 @@ from durable_web import (
     Engine,
     NotADatabaseError,
     Retry,
+    RunFilter,
     RunStatus,
     SchemaVersionError,
     StorageError,
@@ -299,16 +300,104 @@ async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_lat
     assert states == ["storage_error", "running"]
 
 
-async def test_what_runs_per_step_and_per_claim_uses_an_index(running):
-    per_step_and_claim = {
-        name: text
-        for name, text in vars(queries).items()
-        if name.isupper() and isinstance(text, str) and not name.startswith(("_", "INSERT"))
-    }
-    assert {"CLAIM", "FENCE", "RECORD_STEP", "APPEND_FRAME", "NEXT_DUE", "SETTLE"} <= per_step_and_claim.keys()
+RUN, STEP, FRAME = "durable_runs by id", "durable_steps by primary key", "durable_frames by durable_frames_by_run"
+RUNNING = "durable_steps by durable_steps_running"
+PLANS = {
+    "CLAIM": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
+    "CLAIM_BUT_SATURATED": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
+    "COUNT_LEASED": {"durable_counts by primary key"},
+    "FIND_BY_IDEMPOTENCY_KEY": {"durable_runs by durable_runs_by_idempotency_key"},
+    "FIND_BY_CONCURRENCY_KEY": {"durable_runs by durable_runs_by_concurrency_key"},
+    "NEXT_DUE": {
+        "durable_runs by durable_runs_scheduled",
+        "durable_runs by durable_runs_waiting",
+        "durable_runs by durable_runs_deadlines",
+        "durable_steps by durable_steps_due",
+    },
+    "MAKE_DUE": {"durable_runs by durable_runs_scheduled"},
+    "WAKE": {"durable_runs by durable_runs_waiting"},
+    "OVERDUE": {"durable_runs by durable_runs_deadlines"},
+    "ORPHANS": {"durable_runs by durable_runs_by_status"},
+    "ENDED_BEFORE": {"durable_runs by durable_runs_completed"},
+    "FENCE": {RUN},
+    "RENEW": {RUN},
+    "SETTLE": {RUN},
+    "PARK": {RUN},
+    "WAKE_ONE": {RUN},
+    "RELEASE": {RUN},
+    "CANCEL": {RUN},
+    "RESET_RECOVERIES": {RUN},
+    "LIMIT_DURATION": {RUN},
+    "SET_PROGRESS": {RUN},
+    "RUN_EXISTS": {RUN},
+    "RUN_IDENTITY": {RUN},
+    "RUN_STANDING": {RUN},
+    "GET_RUN": {RUN, STEP, RUNNING},
+    "STEPS": {STEP},
+    "RUNNING_STEPS": {RUNNING},
+    "CANCEL_STEPS": {STEP},
+    "EARLIER_ATTEMPTS": {STEP, "durable_attempts by primary key"},
+    "ATTEMPTS": {"durable_attempts by primary key"},
+    "RECORD_STEP": set(),
+    "RECORD_ATTEMPT": set(),
+    "GET_VALUE": {"durable_values by primary key"},
+    "SET_VALUE": set(),
+    "APPEND_FRAME": {FRAME},
+    "FRAMES": {FRAME},
+    "ALL_FRAMES": {"durable_frames by primary key"},
+    "NEWEST_SEQ": {FRAME},
+    "CURRENT_STEP": {RUNNING},
+}
+# An index for the order would cost every step a write; and of runs that are leased there are only few.
+SORTED_FEW = {"STEPS", "ORPHANS"}
+
+
+def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[str]]:
+    """The tables that a statement reads, each with the index it goes by, and what in its plan is no look-up."""
+    parameters = dict.fromkeys(re.findall(r":([a-z_0-9]+)", text))
+    reads: set[str] = set()
+    others: list[str] = []
+    for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters):
+        found = re.match(
+            r"(?:SEARCH|SCAN) (\w+) USING (?:COVERING )?(?:INDEX (\w+)|((?:INTEGER )?PRIMARY KEY))", detail
+        )
+        if found is not None:
+            index = re.sub(r"^sqlite_autoindex_durable_runs_1$", "id", found[2] or "primary key")
+            reads.add(f"{found[1]} by {index}")
+        elif detail.startswith(("SCAN", "SEARCH durable", "USE TEMP B-TREE")):
+            others.append(detail)
+    return reads, [detail for detail in others if detail != "SCAN CONSTANT ROW"]
+
+
+@pytest.mark.parametrize("name", PLANS)
+async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(running, name):
+    text = queries.claim(["one", "another"])[0] if name == "CLAIM_BUT_SATURATED" else getattr(queries, name)
     async with running() as engine:
-        for name, text in per_step_and_claim.items():
-            parameters = dict.fromkeys(re.findall(r":([a-z_]+)", text))
-            plan = engine._store.database.connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
-            scans = [row[3] for row in plan if row[3].startswith("SCAN") and " USING " not in row[3]]
-            assert [scan for scan in scans if scan != "SCAN CONSTANT ROW"] == [], name
+        reads, others = plan_of(engine._store.database.connection, text)
+    assert reads == PLANS[name]
+    assert others == (["USE TEMP B-TREE FOR ORDER BY"] if name in SORTED_FEW else [])
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({}, "id"),
+        ({"job": "one"}, "durable_runs_by_job"),
+        ({"status": "completed"}, "durable_runs_by_status"),
+    ],
+)
+async def test_a_page_of_runs_is_read_in_the_order_of_an_index(running, filters, index):
+    text, _ = queries.list_runs(RunFilter(**filters), False, "01", 50)
+    async with running() as engine:
+        reads, others = plan_of(engine._store.database.connection, text)
+    assert reads == {f"durable_runs by {index}", STEP, RUNNING}
+    assert others == []
+
+
+async def test_no_statement_by_name_scans_a_table(running):
+    async with running() as engine:
+        for name, text in vars(queries).items():
+            if not name.isupper() or name.startswith("_") or not isinstance(text, str):
+                continue
+            _, others = plan_of(engine._store.database.connection, text)
+            assert [detail for detail in others if detail.startswith("SCAN")] == [], name
