@@ -161,6 +161,7 @@ class Engine:
             on_state=self._on_state,
             on_idle=self._on_idle,
             on_neighbour=self._on_neighbour,
+            new_context=self._new_context,
         )
         self._delivery = Delivery(store, self._registry, self._clock, self._new_id)
         self._store = store
