@@ -29,6 +29,7 @@ DIST = ROOT / "dist"
 REQUIRED = (
     "index.html",
     "durable-web.js",
+    "calls.js",
     "durable-binding.js",
     "durable-bindings.js",
     "durable-element.js",
