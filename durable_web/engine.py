@@ -373,7 +373,7 @@ class Engine:
         return self._timeline.watch_all(from_id, Selection.of(jobs, labels, kinds))
 
     def newest_frame_id(self) -> int:
-        """The ``id`` of the frame that was committed last, after which ``watch_all`` tells what is new; 0 before any."""
+        """The ``id`` of the frame that was committed last, after which all is new; 0 before any."""
         return self._running_store().newest_frame_id()
 
     async def logs(self, run_id: str, from_seq: int = 0, limit: int = 100, level: str | None = None) -> list[LogFrame]:

@@ -83,6 +83,7 @@ class Host:
     """Serves the clients of one engine: the page that started it, and any other that connects."""
 
     def __init__(self, send: Send) -> None:
+        self.is_stopping = False
         self._state = ("running", "")
         self._sessions: set[Session] = set()
         self._methods: dict[str, Method] = {}
@@ -127,7 +128,9 @@ class Host:
         return sorted(session.watches for session in self._sessions)
 
     async def stop(self) -> None:
-        """Give the executing runs back, end every watch, and close the database."""
+        """Give the executing runs back, and close the database. Clients are not told that their watches end: they go on
+        with the next engine."""
+        self.is_stopping = True
         await self.engine.stop(drain=False)
 
     def tell_state(self, state: str, message: str) -> None:
@@ -223,7 +226,8 @@ class Session:
                         )
         except Exception as error:
             end["error"] = to_error(error)
-        self._post(end)
+        if not self._host.is_stopping:
+            self._post(end)
 
     def _batches(self, request_id: Any, message: dict[str, Any]) -> Any:
         engine = self._host.engine
