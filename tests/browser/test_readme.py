@@ -11,6 +11,8 @@ from chromium import TIMEOUT_MS
 from environment import ROOT
 from static_server import StaticServer
 
+expect.set_options(timeout=TIMEOUT_MS)
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^```\w+ ([\w.]+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
 TOTAL = sum(number * number for number in range(10))
@@ -38,7 +40,7 @@ def test_the_page_of_ten_lines_starts_a_job_shows_it_and_goes_on_after_a_crash(b
     expect(page.get_by_text("3 squared")).to_be_visible(timeout=TIMEOUT_MS)
     chromium.crash(page)
     page = chromium.open(site.url + "index.html")
-    expect(page.locator("durable-run [part~=status]")).to_have_text("Done", timeout=TIMEOUT_MS)
+    expect(page.locator("durable-run [part~=status]")).to_have_text("Done")
     expect(page.locator("durable-run [part~=survived]")).to_contain_text("Survived 1 interruption")
     expect(page.locator("durable-log [part~=line] .text")).to_have_text(LINES)
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
@@ -52,10 +54,10 @@ def test_the_pages_in_javascript_and_in_python_run_and_go_on_after_a_crash(brows
     chromium = browser()
     page = chromium.open(site.url + name)
     page.click("#start:enabled")
-    expect(page.locator("#log")).to_contain_text("3 squared", timeout=TIMEOUT_MS)
+    expect(page.locator("#log")).to_contain_text("3 squared")
     chromium.crash(page)
     page = chromium.open(site.url + name)
-    expect(page.locator("#state")).to_have_text(f"completed: {TOTAL}", timeout=TIMEOUT_MS)
+    expect(page.locator("#state")).to_have_text(f"completed: {TOTAL}")
     expect(page.locator("#log")).to_have_text("\n".join(LINES))
     assert page.evaluate("() => document.getElementById('bar').position") == 1
     assert chromium.requests_outside(site.origin) == []
