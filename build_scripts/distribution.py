@@ -34,6 +34,8 @@ REQUIRED = (
     "durable-bindings.js",
     "durable-element.js",
     "durable-elements.js",
+    "durable-run-view.js",
+    "durable-runs-view.js",
     "durable-styles.js",
     "durable-text.js",
     "engine-connection.js",
