@@ -1,22 +1,21 @@
 // @ts-check
 /**
- * The worker that hosts the engine: boots Pyodide from this site's own files, mounts the database's storage, starts
- * `durable_web.browser` and passes messages between it and the page. The page's side is `durable-web.js`.
+ * The worker that hosts the engine: starts Python, mounts the database's storage, starts `durable_web.browser` and passes
+ * messages between it and the page. The page's side is `durable-web.js`.
  *
  *     page → worker   first {type: "start", name, jobs, options}; when it is ready {type: "request" | "watch" | "unwatch",
  *                     id, ...}; at last {type: "stop"}
- *     worker → page   first {type: "boot", phase} several times; then {type: "ready"} or {type: "failed", error}; then
- *                     {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any time
- *                     {type: "error", error}; at last {type: "stopped"}
+ *     worker → page   first {type: "boot", phase, ...detail} several times; then {type: "ready"} or {type: "failed", error};
+ *                     then {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any
+ *                     time {type: "error", error}; at last {type: "stopped"}
  *
  * Python's own messages arrive as JSON text. An error on the way is always `{code, message, traceback}`.
  */
-import { mountStorage, withDurableSync } from "./opfs-filesystem.js";
+import { mountStorage } from "./opfs-filesystem.js";
 import { MOUNT_POINT, OpfsStorage } from "./opfs-storage.js";
+import { startPython } from "./pyodide-start.js";
 
-const PYODIDE = new URL("./vendor/pyodide/", import.meta.url).href;
-
-/** @typedef {{storage: OpfsStorage, host: any}} Engine */
+/** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
 
 /** @type {Promise<OpfsStorage> | undefined} */
 let opening;
@@ -43,26 +42,29 @@ self.onmessage = ({ data: message }) => {
 self.addEventListener("unhandledrejection", ({ reason }) => postMessage({ type: "error", error: described(reason) }));
 
 /**
- * @param {{name: string, jobs: string[], options: {durability: string}}} message
+ * @param {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean}}} message
  * @returns {Promise<Engine>}
  */
-async function boot({ name, jobs, options }) {
-  const report = (/** @type {string} */ phase) => postMessage({ type: "boot", phase });
+async function boot({ name, jobs, options: { snapshot, ...options } }) {
+  let isOpen = false;
+  const report = (/** @type {string} */ phase, /** @type {object} */ detail = {}) => {
+    if (isOpen || phase === "storage") postMessage({ type: "boot", phase, ...detail });
+  };
 
   report("storage");
   opening = OpfsStorage.open(name);
-  const loading = load();
-  loading.catch(() => {}); // the storage's error comes first
+  const sources = fetchAll(jobs);
+  const starting = startPython({ snapshot, report });
+  starting.catch(() => {}); // the storage's error comes first
   const storage = await opening;
+  isOpen = true;
 
   report("pyodide");
-  const pyodide = await loading;
+  const { pyodide, ...python } = await starting;
   mountStorage(pyodide, storage);
+  pyodide.registerJsModule("durable_worker", { fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone() });
 
-  report("packages");
-  await install(pyodide, ["micropip", "durable-web"]);
-
-  report("jobs");
+  report("jobs", python);
   const browser = pyodide.pyimport("durable_web.browser");
   const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options };
   const files = {
@@ -71,72 +73,33 @@ async function boot({ name, jobs, options }) {
   };
   const send = (/** @type {string} */ text) => postMessage(text);
   const host = await browser.start(send, JSON.stringify(settings), files);
-  return { storage, host };
+  return { storage, host, python };
 }
 
-/** Pyodide only warns when its WebAssembly cannot be instantiated, and then waits for ever; so we look on. */
-async function load() {
-  const { instantiateStreaming } = WebAssembly;
-  try {
-    const [{ loadPyodide }, { default: factory }] = await Promise.all([
-      import(`${PYODIDE}pyodide.mjs`),
-      import(`${PYODIDE}pyodide.asm.mjs`),
-    ]);
-    const refused = new Promise((_, reject) => {
-      WebAssembly.instantiateStreaming = (source, imports) => {
-        const instantiating = instantiateStreaming(source, imports);
-        instantiating.catch(reject);
-        return instantiating;
-      };
-    });
-    return await Promise.race([
-      loadPyodide({ indexURL: PYODIDE, createPyodideModule: withDurableSync(factory) }),
-      refused,
-    ]);
-  } catch (error) {
-    throw notLoaded("Python", error);
-  } finally {
-    WebAssembly.instantiateStreaming = instantiateStreaming;
-  }
-}
-
-/**
- * Installs packages whose wheels pyodide-lock.json names. Pyodide only complains when one cannot be had.
- *
- * @param {any} pyodide
- * @param {string[]} names
- */
-async function install(pyodide, names) {
-  /** @type {string[]} */
-  const complaints = [];
-  const errorCallback = (/** @type {string} */ text) => complaints.push(text);
-  await pyodide.loadPackage(names, { messageCallback: () => {}, errorCallback });
-  if (complaints.length) throw notLoaded(`The packages ${names.join(" and ")}`, complaints.join("\n"));
-}
-
-/** @param {string} what @param {any} reason */
-function notLoaded(what, reason) {
-  const message = `${what} could not be loaded from ${PYODIDE}: ${reason?.message ?? reason}`;
-  return Object.assign(new Error(message, { cause: reason }), { code: "PythonUnavailableError" });
+/** Asks for the job modules, while Python starts. @param {string[]} urls @returns {Map<string, Promise<Response>>} */
+function fetchAll(urls) {
+  const responses = new Map(urls.map((url) => [url, fetch(url, { cache: "no-cache" })]));
+  for (const response of responses.values()) response.catch(() => {}); // told to Python, which awaits it
+  return responses;
 }
 
 /** @param {any} message a request, watch or unwatch */
 async function receive(message) {
-  const { storage, host } = await /** @type {Promise<Engine>} */ (booting);
+  const engine = await /** @type {Promise<Engine>} */ (booting);
   if (!/^(files|debug)\./.test(message.method)) {
-    await host.receive(JSON.stringify(message));
+    await engine.host.receive(JSON.stringify(message));
     return;
   }
   const { id, method, params } = message;
   try {
-    postMessage({ type: "response", id, result: await answer(storage, method, params) });
+    postMessage({ type: "response", id, result: await answer(engine, method, params) });
   } catch (error) {
     postMessage({ type: "response", id, error: described(error) });
   }
 }
 
-/** What is answered without Python. @param {OpfsStorage} storage @param {string} method @param {any} params */
-function answer(storage, method, params) {
+/** What is answered without Python. @param {Engine} engine @param {string} method @param {any} params */
+function answer({ storage, python }, method, params) {
   switch (method) {
     case "files.put":
       return storage.put(params.name, params.blob);
@@ -148,6 +111,8 @@ function answer(storage, method, params) {
       return storage.remove(params.name);
     case "debug.flushes":
       return storage.flushes();
+    case "debug.start":
+      return python;
     default:
       throw new TypeError(`There is no method ${method}.`);
   }

@@ -91,25 +91,29 @@ def _resolve(url: str, requirement: str) -> str:
 
 
 async def _fetch(url: str) -> bytes:
-    from pyodide.http import pyfetch
+    from durable_worker import fetch  # begun while Python started
+    from pyodide.ffi import JsException
 
     try:
-        response = await pyfetch(url, cache="no-cache")
-    except OSError as error:
+        response = await fetch(url)
+    except JsException as error:
         raise JobModuleError(url, f"it could not be fetched ({error}).") from error
     if not response.ok:
         raise JobModuleError(url, f"the server answered {response.status} {response.status_text}".rstrip() + ".")
-    return await response.bytes()
+    return (await response.arrayBuffer()).to_bytes()
 
 
 async def _install(url: str, source: bytes) -> None:
     wanted = dependencies(url, source.decode("utf-8", "replace"))
     if not wanted:
         return
-    import micropip
+    from pyodide_js import loadPackage
 
     for requirement in wanted:
         try:
+            await loadPackage("micropip", messageCallback=lambda _: None)
+            import micropip
+
             await micropip.install(requirement)
         except Exception as error:
             raise JobModuleError(url, f"its package {requirement!r} could not be installed: {error}") from error
