@@ -92,7 +92,7 @@ def build() -> Path:
 
 
 def plan(micropip: Path, own_wheel: Path, snapshot: Path) -> Plan:
-    """What dist/ holds, given the two wheels and the memory snapshot; everything else is found in web/ and its node_modules."""
+    """What dist/ holds, given the two wheels and the snapshot; the rest is found in web/ and its node_modules."""
     return {
         **_own_files(),
         **_pyodide_page(),

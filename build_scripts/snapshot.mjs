@@ -22,10 +22,12 @@ const options = {
 
 /** What the engine needs, and what jobs commonly import; then everything that is as it would be right after a start. */
 const PREPARE = `
-import gc, os, sys
+import gc, importlib, os, sys
 sys.path.append(wheel_path)
-import asyncio, csv, json, random, sqlite3, tempfile, urllib.parse, uuid
-import durable_web.browser
+import asyncio, csv, importlib.metadata, json, random, sqlite3, tempfile, urllib.parse, uuid
+import durable_web.browser, durable_web.browser.fresh
+importlib.resources.files("durable_web.store").joinpath("schema.sql").read_text("utf-8")  # what reading imports
+importlib.invalidate_caches()
 del os.environ["PYTHONHASHSEED"]
 sys.path.remove("")  # loadPyodide puts it there when it restores, too
 sys.path_importer_cache.clear()

@@ -46,20 +46,27 @@ self.addEventListener("unhandledrejection", ({ reason }) => postMessage({ type: 
  * @returns {Promise<Engine>}
  */
 async function boot({ name, jobs, options: { snapshot, ...options } }) {
-  let isOpen = false;
-  const report = (/** @type {string} */ phase, /** @type {object} */ detail = {}) => {
-    if (isOpen || phase === "storage") postMessage({ type: "boot", phase, ...detail });
-  };
+  const report = (/** @type {string} */ phase, /** @type {object} */ detail = {}) =>
+    postMessage({ type: "boot", phase, ...detail });
 
   report("storage");
   opening = OpfsStorage.open(name);
+  let isOpen = false;
   const sources = fetchAll(jobs);
-  const starting = startPython({ snapshot, report });
+  /** @type {Parameters<typeof report>} */
+  let loaded = ["pyodide"];
+  const starting = startPython({
+    snapshot,
+    report(...news) {
+      loaded = news;
+      if (isOpen) report(...news);
+    },
+  });
   starting.catch(() => {}); // the storage's error comes first
   const storage = await opening;
   isOpen = true;
 
-  report("pyodide");
+  report(...loaded);
   const { pyodide, ...python } = await starting;
   mountStorage(pyodide, storage);
   pyodide.registerJsModule("durable_worker", { fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone() });

@@ -4,7 +4,7 @@
  * a Pyodide that has not started yet. `build_scripts/snapshot.py` makes the file and describes its format.
  *
  *     const snapshot = await MemorySnapshot.open(url, (loaded, total) => {});   // the first bytes are here
- *     const pyodide = await loadPyodide({ _loadSnapshot: ..., createPyodideModule: snapshot.restoredBy(factory) });
+ *     const pyodide = await loadPyodide({ _loadSnapshot: ..., createPyodideModule: snapshot.restoredBy(...) });
  *
  * Only changes are kept, because a WebAssembly memory also holds what belongs to one browser, such as the addresses of
  * functions that not every browser has: that must stay as it is.
@@ -21,23 +21,24 @@ const LARGEST = 256 * 1024 * 1024;
  *   hiwire: {hiwireKeys: unknown[], immortalKeys: string[]}}} Description
  */
 
+/** @typedef {{runs: Uint32Array, words: Uint32Array, wheel: Uint8Array}} Changes */
+
 /** Why a snapshot cannot be used. Python starts without it then. */
 export class SnapshotError extends Error {}
 
 export class MemorySnapshot {
   /** @type {Description} */
   #description;
-  /** @type {Promise<{runs: Uint32Array, words: Uint32Array, wheel: Uint8Array}>} */
-  #changes;
+  #readChanges;
 
-  /** @param {Description} description @param {Promise<{runs: Uint32Array, words: Uint32Array, wheel: Uint8Array}>} changes */
-  constructor(description, changes) {
+  /** @param {Description} description @param {() => Promise<Changes>} readChanges */
+  constructor(description, readChanges) {
     this.#description = description;
-    this.#changes = changes;
+    this.#readChanges = readChanges;
   }
 
   /**
-   * Resolves when the snapshot's description has arrived; the rest goes on arriving meanwhile.
+   * Resolves when the snapshot's description has arrived.
    *
    * @param {string} url
    * @param {(loaded: number, total: number | undefined) => void} progress bytes as they come from the network
@@ -57,18 +58,17 @@ export class MemorySnapshot {
 
     const sections = new Uint8Array(size);
     const description = JSON.parse(new TextDecoder().decode(await bytes.readInto(sections, 0, sizes[0])));
-    const changes = readChanges(bytes, sections, sizes, preamble.subarray(32));
-    changes.catch(() => {}); // told to whoever restores
-    return new MemorySnapshot(description, changes);
+    return new MemorySnapshot(description, () => readChanges(bytes, sections, sizes, preamble.subarray(32)));
   }
 
   /**
    * A factory for `loadPyodide({ createPyodideModule })` that puts the snapshot into the module's memory.
    *
    * @param {Factory} factory
+   * @param {Promise<void>} compiling resolves when the browser compiles the WebAssembly; inflating keeps this thread busy
    * @returns {Factory} rejects with a SnapshotError when the snapshot is broken or was made for other files
    */
-  restoredBy(factory) {
+  restoredBy(factory, compiling) {
     return async (settings) => {
       const { buildId, wheelSha256, wheelPath, memorySize, tableSize, hiwire } = this.#description;
       if (settings.API.config.BUILD_ID !== buildId) throw new SnapshotError("it was made with another Pyodide");
@@ -76,7 +76,7 @@ export class MemorySnapshot {
       settings.INITIAL_MEMORY = memorySize;
       const [module, { runs, words, wheel }, lock] = await Promise.all([
         factory(settings),
-        this.#changes,
+        compiling.then(() => this.#readChanges()),
         settings.API.lockFilePromise,
       ]);
       const isOther = lock.packages["durable-web"]?.sha256 !== wheelSha256;
@@ -96,6 +96,7 @@ export class MemorySnapshot {
 /**
  * @param {ByteReader} bytes @param {Uint8Array<ArrayBuffer>} sections the first is there, the others follow
  * @param {number[]} sizes @param {Uint8Array} expected SHA-256 of all sections
+ * @returns {Promise<Changes>}
  */
 async function readChanges(bytes, sections, [described, runs, words, wheel], expected) {
   await bytes.readInto(sections, described, runs + words + wheel);

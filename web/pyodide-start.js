@@ -13,6 +13,7 @@ const SNAPSHOT = `${PYODIDE}snapshot.bin.gz`;
 /** Milliseconds between two reports of what has been loaded. */
 const REPORT_INTERVAL = 100;
 
+/** @typedef {import("./memory-snapshot.js").Factory} Factory */
 /** @typedef {(phase: "pyodide" | "packages", detail?: {loaded: number, total?: number}) => void} Report sizes in bytes */
 /** @typedef {{pyodide: any, start: "snapshot" | "plain", reason?: string}} Started `reason` is why it was a plain start */
 
@@ -43,7 +44,7 @@ async function restore(report) {
   opening.catch(() => {}); // told below
   const pyodide = await load(
     downloads,
-    (factory) => async (settings) => (await opening).restoredBy(withDurableSync(factory))(settings),
+    (factory, compiling) => async (settings) => (await opening).restoredBy(withDurableSync(factory), compiling)(settings),
     { _loadSnapshot: Promise.resolve(new Uint8Array(1)) }, // asks for a restoration; the bytes come from `restoredBy`
   );
   pyodide._module._tzset();
@@ -55,7 +56,7 @@ async function restore(report) {
  * Pyodide only warns when its WebAssembly cannot be instantiated, and then waits for ever; so we look on.
  *
  * @param {Downloads} downloads
- * @param {(factory: import("./memory-snapshot.js").Factory) => import("./memory-snapshot.js").Factory} wrap
+ * @param {(factory: Factory, compiling: Promise<void>) => Factory} wrap `compiling` resolves when the browser compiles
  * @param {object} [options] more for loadPyodide
  */
 async function load(downloads, wrap, options) {
@@ -64,16 +65,19 @@ async function load(downloads, wrap, options) {
     const importing = import(`${PYODIDE}pyodide.asm.mjs`);
     importing.catch(() => {}); // told by createPyodideModule
     const { loadPyodide } = await import(`${PYODIDE}pyodide.mjs`);
+    let begin = () => {};
+    const compiling = /** @type {Promise<void>} */ (new Promise((resolve) => (begin = resolve)));
     const refused = new Promise((_, reject) => {
       WebAssembly.instantiateStreaming = (source, imports) => {
+        begin();
         void downloads.follow("wasm", source);
         const instantiating = instantiateStreaming(source, imports);
         instantiating.then(() => downloads.complete("wasm"), reject);
         return instantiating;
       };
     });
-    /** @type {import("./memory-snapshot.js").Factory} */
-    const createPyodideModule = async (settings) => wrap((await importing).default)(settings);
+    /** @type {Factory} */
+    const createPyodideModule = async (settings) => wrap((await importing).default, compiling)(settings);
     return await Promise.race([loadPyodide({ indexURL: PYODIDE, createPyodideModule, ...options }), refused]);
   } catch (error) {
     throw notLoaded("Python", error);

@@ -1,8 +1,9 @@
 """What a Python that was restored from a memory snapshot must not have in common with every other one.
 
-Everything in memory is as it was when the snapshot was made, on another computer, and the same in every worker: the state
-of ``random``, the time zone, the language. What asks the browser at the time (``os.urandom``, ``secrets``, ``uuid``, the
-clocks) needs no renewal. The seed of ``hash`` cannot be renewed: sets of strings have the same order in every worker.
+Everything in memory is as it was when the snapshot was made, on another computer, and the same in every worker: the
+state of ``random``, the time zone, the language. What asks the browser at the time (``os.urandom``, ``secrets``,
+``uuid``, the clocks) needs no renewal. The seed of ``hash`` cannot be renewed: sets of strings have the same order in
+every worker.
 """
 
 from __future__ import annotations
