@@ -85,7 +85,8 @@ def _pack(folder: Path, wheel: Path, wheel_path: str) -> bytes:
 def _changed_words(python: bytes, first: bytes, second: bytes) -> Iterator[int]:
     """The words that are not as they are before every start, by their number.
 
-    What differs between one start and another, as random numbers do, belongs to Python's state and is taken along.
+    What differs between one start and another (the time, random numbers, the environment) is taken along as well, so
+    that all of it is of one piece.
     """
     for offset in range(0, len(python), _BLOCK):
         blocks = [memory[offset : offset + _BLOCK] for memory in (python, first, second)]

@@ -17,8 +17,10 @@ const LARGEST = 256 * 1024 * 1024;
 
 /** @typedef {(settings: any) => Promise<any>} Factory the default export of pyodide.asm.mjs */
 /**
+ * `stackSwitching` are the words to write where Python can be suspended (`run_sync`); `hiwire` is Pyodide's own.
+ *
  * @typedef {{buildId: string, wheelSha256: string, wheelPath: string, memorySize: number, tableSize: number,
- *   hiwire: {hiwireKeys: unknown[], immortalKeys: string[]}}} Description
+ *   stackSwitching: [number, number][], hiwire: {hiwireKeys: unknown[], immortalKeys: string[]}}} Description
  */
 
 /** @typedef {{runs: Uint32Array, words: Uint32Array, wheel: Uint8Array}} Changes */
@@ -70,7 +72,7 @@ export class MemorySnapshot {
    */
   restoredBy(factory, compiling) {
     return async (settings) => {
-      const { buildId, wheelSha256, wheelPath, memorySize, tableSize, hiwire } = this.#description;
+      const { buildId, wheelSha256, wheelPath, memorySize, tableSize, stackSwitching, hiwire } = this.#description;
       if (settings.API.config.BUILD_ID !== buildId) throw new SnapshotError("it was made with another Pyodide");
       settings.noInitialRun = true;
       settings.INITIAL_MEMORY = memorySize;
@@ -86,6 +88,7 @@ export class MemorySnapshot {
       module.FS.writeFile(wheelPath, wheel);
       module.API.restoreSnapshot = () => {
         apply(runs, words, module.HEAPU32);
+        if (module.jspiSupported) for (const [index, word] of stackSwitching) module.HEAPU32[index] = word;
         return hiwire;
       };
       return module;

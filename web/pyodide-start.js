@@ -47,9 +47,15 @@ async function restore(report) {
     (factory, compiling) => async (settings) => (await opening).restoredBy(withDurableSync(factory), compiling)(settings),
     { _loadSnapshot: Promise.resolve(new Uint8Array(1)) }, // asks for a restoration; the bytes come from `restoredBy`
   );
-  pyodide._module._tzset();
+  renewTimeZone(pyodide._module);
   pyodide.pyimport("durable_web.browser.fresh").renew(navigator.language);
   return pyodide;
+}
+
+/** What `tzset` does, and does only once. @param {any} module */
+function renewTimeZone(module) {
+  const [standard, summer] = module.HEAPU32.subarray(module.___tzname / 4);
+  module.__tzset_js(module.___timezone, module.___daylight, standard, summer);
 }
 
 /**
