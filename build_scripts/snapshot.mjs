@@ -3,7 +3,8 @@
 //     node snapshot.mjs <folder of Pyodide> <durable-web wheel> <path of the wheel inside> <folder for the results>
 //
 // Results: python.bin, the memory after the imports; start-1.bin, the memory of a module in which Python has not started;
-// start-2.bin, the same at another time, with other random numbers, in another environment; description.json. build_scripts/snapshot.py makes the snapshot out of them.
+// start-2.bin, the same at another time, with other random numbers, in another environment; description.json.
+// build_scripts/snapshot.py makes the snapshot out of them.
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
@@ -32,10 +33,11 @@ Date.now = () => Date.UTC(2026, 0, seed);
 performance.now = () => seed;
 process.env.TZ = "UTC";
 
-/** Lets Pyodide find a WebAssembly that can suspend Python, as not every Node.js and not every browser has, or one that cannot. */
+/** Shows Pyodide a WebAssembly that can suspend Python, or one that cannot: both are common. @param {boolean} isOffered */
 function offerStackSwitching(isOffered) {
   delete WebAssembly.Suspender;
   delete WebAssembly.Suspending;
+  delete WebAssembly.promising;
   if (!isOffered) return;
   WebAssembly.Suspending = function (method) {
     return method;

@@ -6,8 +6,8 @@
  *     const snapshot = await MemorySnapshot.open(url, (loaded, total) => {});   // the first bytes are here
  *     const pyodide = await loadPyodide({ _loadSnapshot: ..., createPyodideModule: snapshot.restoredBy(...) });
  *
- * Only changes are kept, because a WebAssembly memory also holds what belongs to one browser, such as the addresses of
- * functions that not every browser has: that must stay as it is.
+ * Only changes are kept: they are less, and a WebAssembly memory also holds what belongs to one browser, such as the
+ * addresses of functions that not every browser has, which must stay as it is.
  */
 
 const MAGIC = "DWSNAP01";

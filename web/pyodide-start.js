@@ -52,7 +52,7 @@ async function restore(report) {
   return pyodide;
 }
 
-/** What `tzset` does, and does only once. @param {any} module */
+/** The browser's time zone, for C: its own `tzset` does this once, and has done it before the snapshot. @param {any} module */
 function renewTimeZone(module) {
   const [standard, summer] = module.HEAPU32.subarray(module.___tzname / 4);
   module.__tzset_js(module.___timezone, module.___daylight, standard, summer);

@@ -99,7 +99,7 @@ async def _fetch(url: str) -> bytes:
     except JsException as error:
         raise JobModuleError(url, f"it could not be fetched ({error}).") from error
     if not response.ok:
-        raise JobModuleError(url, f"the server answered {response.status} {response.status_text}".rstrip() + ".")
+        raise JobModuleError(url, f"the server answered {response.status} {response.statusText}".rstrip() + ".")
     return (await response.arrayBuffer()).to_bytes()
 
 
