@@ -87,6 +87,7 @@ export class MemorySnapshot {
       if (!hasRoom) throw new SnapshotError("this browser lays out the memory in another way");
       module.FS.writeFile(wheelPath, wheel);
       module.API.restoreSnapshot = () => {
+        module.API.restoreSnapshot = undefined; // lets go of the snapshot's bytes
         apply(runs, words, module.HEAPU32);
         if (module.jspiSupported) for (const [index, word] of stackSwitching) module.HEAPU32[index] = word;
         return hiwire;
