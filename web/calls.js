@@ -28,6 +28,7 @@ const REPEATABLE = new Set([
   "files.delete",
   "engine.watches",
   "debug.flushes",
+  "debug.start",
   "runs.pause",
   "runs.resume",
   "schedules.create",

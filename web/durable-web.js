@@ -57,10 +57,15 @@ export { DurableError };
 /** @typedef {"starting" | "ready" | "failed" | "closed"} Status */
 /** @typedef {"leader" | "follower"} Role */
 /**
- * @typedef {{status: Status, message: string, phase?: string, role?: Role}} StatusDetail `phase`, while starting, is a key
- *   of PHASES; `role` is there when the status is "ready"
+ * @typedef {{status: Status, message: string, role?: Role, phase?: string, loaded?: number, total?: number,
+ *   start?: string, reason?: string}} StatusDetail `role` is there when the status is "ready". While starting: `phase` is a
+ *   key of PHASES; while Python is loaded, `loaded` of `total` bytes are there; after it, `start` says whether it came from
+ *   the "snapshot" or was "plain", for that `reason`
  */
-/** @typedef {{jobs: string[], durability?: "full" | "normal", onstatus?: (detail: StatusDetail) => void}} Options */
+/**
+ * @typedef {{jobs: string[], durability?: "full" | "normal", snapshot?: boolean,
+ *   onstatus?: (detail: StatusDetail) => void}} Options
+ */
 /**
  * @typedef {{idempotencyKey?: string, concurrencyKey?: string, coalesce?: "skip" | "active", labels?: Record<string, string>,
  *   priority?: number, runAt?: number, deadline?: number}} TriggerOptions times are milliseconds since 1970 UTC
@@ -102,10 +107,11 @@ const clients = new Map();
  *
  * @param {string} name 1 to 64 letters, digits, dots, hyphens and underscores
  * @param {Options} options `jobs` are URLs of Python modules, relative to the page; `durability` "full" survives a power
- *   cut, "normal" is faster and survives any death of the browser; `onstatus` is told the status now, and every change
+ *   cut, "normal" is faster and survives any death of the browser; `snapshot: false` starts Python without the
+ *   memory snapshot, for comparison; `onstatus` is told the status now, and every change
  * @returns {Promise<Durable>}
  */
-export async function connect(name, { jobs, durability = "full", onstatus }) {
+export async function connect(name, { jobs, durability = "full", snapshot = true, onstatus }) {
   if (!/^(?!\.+$)[A-Za-z0-9._-]{1,64}$/.test(name)) {
     throw failure(
       "InvalidNameError",
@@ -125,7 +131,7 @@ export async function connect(name, { jobs, durability = "full", onstatus }) {
     type: "start",
     name,
     jobs: jobs.map((url) => new URL(url, document.baseURI).href),
-    options: { durability },
+    options: { durability, snapshot },
     protocol: PROTOCOL,
   };
   if (clients.get(name)?.status === "closed") await clients.get(name)?.close();
@@ -374,8 +380,10 @@ export class Durable extends EventTarget {
     const { type, id } = message;
     const error = message.error && new DurableError(message.error);
     switch (type) {
-      case "boot":
-        return this.#become({ status: "starting", message: PHASES[message.phase], phase: message.phase });
+      case "boot": {
+        const { type: _, leader: __, ...detail } = message;
+        return this.#become({ status: "starting", message: PHASES[detail.phase], ...detail });
+      }
       case "ready":
         this.#become({ status: "ready", message: "ready", role: this.#engine?.role });
         return this.#watches.forEach((watch, id) => this.#subscribe(id, watch));
