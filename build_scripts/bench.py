@@ -99,7 +99,7 @@ def _measure_in_browser(
         if name in wanted:
 
             def work(measure: Callable[..., object] = measure) -> object:
-                with laboratory(playwright, dist, bundles) as lab:
+                with laboratory(playwright, dist, bundles, fine_clock=measure is latency.measure_frames) as lab:
                     return measure(bench, lab, scale)
 
             _attempt(report, name, work)

@@ -142,15 +142,20 @@ def servers(dist: Path, bundles: Path) -> Iterator[tuple[StaticServer, StaticSer
 
 
 @contextlib.contextmanager
-def laboratory(playwright: Playwright, dist: Path, bundles: Path) -> Iterator[Laboratory]:
-    """A laboratory on an empty profile; after ``DEADLINE`` its Chromium is killed."""
+def laboratory(
+    playwright: Playwright, dist: Path, bundles: Path, *, fine_clock: bool = False
+) -> Iterator[Laboratory]:
+    """A laboratory on an empty profile; after ``DEADLINE`` its Chromium is killed.
+
+    :param fine_clock: let the engine's pages be isolated too: only there does a page's clock count microseconds.
+    """
     with (
         servers(dist, bundles) as (plain, isolated),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         launch(playwright, Path(folder) / "profile") as chromium,
         deadline(chromium),
     ):
-        yield Laboratory(chromium, plain, isolated)
+        yield Laboratory(chromium, isolated if fine_clock else plain, isolated)
 
 
 @contextlib.contextmanager

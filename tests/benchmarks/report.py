@@ -43,8 +43,9 @@ class Report:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """What became of the targets."""
-        return judge(self.measurements)
+        """What became of the targets whose measurement was made, or failed."""
+        is_whole = bool(self.failures)
+        return [each for each in judge(self.measurements) if is_whole or each.target.measurement in self.measurements]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it. There is no way back: reports are not compared with each other."""

@@ -90,15 +90,17 @@ globalThis.engine = {
     return milliseconds;
   },
 
-  /** From the commit of each of so many steps to the page's handler of its frame. @returns {Promise<number[]>} */
+  /** From the COMMIT of each of so many steps to the page's handler of its frame. @returns {Promise<number[]>} */
   async commitToPage(count, pauseSeconds) {
     const { id } = await durable.trigger("paced", { count, pause: pauseSeconds });
     const seen = [];
     for await (const frame of durable.runs.watch(id)) {
       if (frame.kind === "step_status" && frame.status === "completed") seen.push(now());
     }
-    const { output } = await durable.runs.get(id);
-    return seen.map((moment, index) => moment - output[index]);
+    const { output: commits } = await durable.runs.get(id);
+    // The first commit and frame are of the step that began to listen; that of the step that ended it was not heard.
+    if (commits.length !== count + 1 || seen.length !== count + 2) throw new Error(`${commits.length}, ${seen.length}`);
+    return commits.map((moment, index) => seen[index] - moment).slice(1);
   },
 
   /** Log lines in a tight loop: the lines per second that the job made, and the page's longest task meanwhile. */

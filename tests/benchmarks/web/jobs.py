@@ -34,15 +34,21 @@ async def interrupted(ctx: Context, input: None) -> None:
 
 @job("paced")
 async def paced(ctx: Context, input: dict) -> list[float]:
-    """Steps with a pause after each; the moments right after their commits, in milliseconds since 1970."""
+    """Steps with a pause after each; when each of their commits began, in milliseconds since 1970."""
     from js import performance
 
-    committed = []
+    commits: list[float] = []
+
+    def note(statement: str) -> None:
+        if statement.startswith("COMMIT"):
+            commits.append(performance.timeOrigin + performance.now())
+
+    await ctx.transaction("listen", lambda connection: connection.set_trace_callback(note))
     for number in range(input["count"]):
-        await ctx.step(f"step {number}", abs, number)
-        committed.append(performance.timeOrigin + performance.now())
         await asyncio.sleep(input["pause"])
-    return committed
+        await ctx.step(f"step {number}", abs, number)
+    await ctx.transaction("listen no more", lambda connection: connection.set_trace_callback(None))
+    return commits
 
 
 @job("lines")
