@@ -22,9 +22,10 @@ from progress import write_atomically
 sys.path.insert(0, str(ROOT / "tests"))
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Playwright
+
     from benchmarks.report import Report
     from benchmarks.series import Measurement
-    from playwright.sync_api import Playwright
 
 NAMES = ("steps", "runs", "parallel", "latency", "replay", "starts", "frames", "growth", "memory", "desk")
 
@@ -75,11 +76,18 @@ def _measure(arguments: argparse.Namespace) -> "Report":
 
         _attempt(report, "desk", lambda: measure_desk(bench, dbos, scale))
     report.seconds = time.monotonic() - began
+    report.facts |= bench.facts
     return report
 
 
 def _measure_in_browser(
-    wanted: set[str], report: "Report", playwright: "Playwright", dist: Path, bundles: Path, bench: object, scale: object
+    wanted: set[str],
+    report: "Report",
+    playwright: "Playwright",
+    dist: Path,
+    bundles: Path,
+    bench: object,
+    scale: object,
 ) -> None:
     from benchmarks import growth, in_browser, latency
     from benchmarks.laboratory import laboratory

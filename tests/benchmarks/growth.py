@@ -20,9 +20,7 @@ def measure_growth(bench: Bench, lab: Laboratory, scale: Scale) -> list[Measurem
     """Steps, runs, latency and replay over databases of different pasts."""
     counted = {past: _fill(lab, past) for past in scale.pasts}
     pages = {past: lab.engine(_name(past), durability="full") for past in scale.pasts}
-    recorded = {
-        past: page.evaluate("(count) => engine.record(count)", scale.replayed) for past, page in pages.items()
-    }
+    recorded = {past: page.evaluate("(count) => engine.record(count)", scale.replayed) for past, page in pages.items()}
 
     def ask(question: str, past: int) -> Callable[[], float | list[float]]:
         page = pages[past]

@@ -19,6 +19,8 @@ def measure_steps(bench: Bench, lab: Laboratory, scale: Scale) -> Measurement:
     """Durable steps per second, one run of small steps, and what limits them."""
     raw = lab.pyodide("raw")
     raw("open_raw", synchronous="FULL")
+    bench.facts |= {f"{name} in Pyodide": version for name, version in raw("versions").items()}
+    bench.facts["SQLite on opfs-sahpool"] = lab.official_sqlite("FULL")("version")
 
     def engine(durability: str) -> Callable[[], float]:
         page = lab.engine(durability, durability=durability)

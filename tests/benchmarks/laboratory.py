@@ -142,9 +142,7 @@ def servers(dist: Path, bundles: Path) -> Iterator[tuple[StaticServer, StaticSer
 
 
 @contextlib.contextmanager
-def laboratory(
-    playwright: Playwright, dist: Path, bundles: Path, *, fine_clock: bool = False
-) -> Iterator[Laboratory]:
+def laboratory(playwright: Playwright, dist: Path, bundles: Path, *, fine_clock: bool = False) -> Iterator[Laboratory]:
     """A laboratory on an empty profile; after ``DEADLINE`` its Chromium is killed.
 
     :param fine_clock: let the engine's pages be isolated too: only there does a page's clock count microseconds.

@@ -42,7 +42,8 @@ class Process:
         :raises RuntimeError: when the process has ended instead; it has said why on the standard error.
         """
         asked, answered = self._process.stdin, self._process.stdout
-        assert asked is not None and answered is not None
+        assert asked is not None
+        assert answered is not None
         asked.write(json.dumps([question, parameters]) + "\n")
         asked.flush()
         line = answered.readline()
@@ -96,7 +97,10 @@ def _steps(bench: Bench, running: dict[str, Process], scale: Scale) -> Measureme
         subjects[name] = lambda name=name: scale.steps / running[name].ask("steps", count=scale.steps)
     for measure in subjects.values():
         measure()
-    notes = {DBOS: "as it comes, with a rollback journal", TUNED_DBOS: "the same, with journal_mode=WAL set from outside"}
+    notes = {
+        DBOS: "as it comes, with a rollback journal",
+        TUNED_DBOS: "the same, with journal_mode=WAL set from outside",
+    }
     found = Measurement("desk-steps", f"CPython: durable steps, one run of {count} small steps")
     found.series += bench.take_turns("steps/s", subjects, notes=notes).values()
     found.notes.append(f"dbos made {scale.steps} steps a turn.")
@@ -147,8 +151,9 @@ def _growth(bench: Bench, engine: Process, scale: Scale) -> list[Measurement]:
     found = []
     for name, (title, unit, question, count) in questions.items():
         subjects = {
-            label: lambda label=label, question=question, count=count: count
-            / engine.ask(question, name=label, count=count)
+            label: lambda label=label, question=question, count=count: (
+                count / engine.ask(question, name=label, count=count)
+            )
             for label in labels.values()
         }
         for measure in subjects.values():

@@ -90,11 +90,14 @@ class Bench:
 
     :param rounds: how many turns each subject has.
     :param tell: called with a line of progress before each turn.
+
+    Measurements add to ``facts`` what they find out of what they run on.
     """
 
     def __init__(self, rounds: int, *, tell: Callable[[str], None] = lambda line: None) -> None:
         self.run = secrets.token_hex(6)
         self.rounds = rounds
+        self.facts: dict[str, str] = {}
         self._tell = tell
 
     def take_turns(

@@ -45,7 +45,9 @@ def measure_starts(bench: Bench, playwright: Playwright, dist: Path, bundles: Pa
 
             return measure
 
-        first.series += bench.take_turns("ms", {kind: first_visit(kind) for kind in kinds}, rounds=scale.starts).values()
+        first.series += bench.take_turns(
+            "ms", {kind: first_visit(kind) for kind in kinds}, rounds=scale.starts
+        ).values()
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             launch(playwright, Path(folder) / "profile") as chromium,

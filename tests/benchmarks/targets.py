@@ -58,7 +58,9 @@ TARGETS = (
     Target("durable steps against the peer", "steps", FULL, PEER, 50),
     Target("one-step runs against the peer", "runs", "engine", PEER, 50),
     Target("trigger to completed, against the peer at a 50 ms poll", "latency", "engine", PEER, 15, inverted=True),
-    Target("trigger to completed, against the sum of its parts", "latency", "engine", "sum of the parts", 5, at_most=True),
+    Target(
+        "trigger to completed, against the sum of its parts", "latency", "engine", "sum of the parts", 5, at_most=True
+    ),
     Target("replay of 1,000 steps, against the peer", "replay", "engine", PEER, 100, inverted=True),
     Target("100 runs in parallel against one, steps", "parallel", "100 runs", "one run", 2),
     Target("steps with 100,000 finished runs against none", "growth-steps", "100,000", "0", 0.9),

@@ -1,4 +1,4 @@
-"""A process that is asked questions, one line of JSON each, on its standard input, and answers on its standard output."""
+"""A process that answers questions: one line of JSON each on its standard input, and one on its standard output."""
 
 import json
 import sys

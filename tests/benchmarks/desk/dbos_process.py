@@ -13,12 +13,14 @@ from dbos import DBOS
 
 FILE = Path(sys.argv[1]) / f"dbos-{sys.argv[2]}.sqlite3"
 
-DBOS(config={
-    "name": "benchmark",
-    "system_database_url": f"sqlite:///{FILE}",
-    "run_admin_server": False,
-    "log_level": "ERROR",
-})
+DBOS(
+    config={
+        "name": "benchmark",
+        "system_database_url": f"sqlite:///{FILE}",
+        "run_admin_server": False,
+        "log_level": "ERROR",
+    }
+)
 
 
 @DBOS.step()

@@ -19,7 +19,7 @@ async function open({ name }) {
   await pyodide.loadPackage("durable-web", { messageCallback: () => {} });
   for (const module of ["history.py", "jobs.py", "workbench.py"]) {
     const response = await fetch(new URL(module, import.meta.url));
-    pyodide.FS.writeFile(`/home/pyodide/${module}`, await response.text());
+    pyodide.FS.writeFile(module, await response.text());
   }
   workbench = pyodide.pyimport("workbench");
 }

@@ -6,6 +6,7 @@ import sqlite3InitModule from "@sqlite.org/sqlite-wasm";
 
 /** @type {any} */
 let database;
+let version = "";
 
 const methods = {
   async open({ name, synchronous }) {
@@ -16,8 +17,11 @@ const methods = {
     const mode = database.selectValue("PRAGMA journal_mode = WAL");
     database.exec(`PRAGMA synchronous = ${synchronous}`);
     database.exec("CREATE TABLE IF NOT EXISTS row (id INTEGER PRIMARY KEY, text TEXT NOT NULL)");
-    return { version: sqlite3.version.libVersion, mode };
+    if (mode !== "wal") throw new Error(`The journal mode is ${mode}.`);
+    version = sqlite3.version.libVersion;
   },
+
+  version: () => version,
 
   /** Milliseconds for so many transactions of one row each. */
   commits({ count }) {

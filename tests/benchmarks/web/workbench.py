@@ -5,15 +5,14 @@ import json
 import platform
 import sqlite3
 import time
-from typing import Any
 
 import history
 import jobs
 
 from durable_web import Engine
 
-_raw: sqlite3.Connection
-_engine: Engine
+_opened: dict[str, sqlite3.Connection] = {}
+_engines: dict[str, Engine] = {}
 
 
 async def call(method: str, text: str) -> str:
@@ -29,48 +28,48 @@ def versions(folder: str) -> dict[str, str]:
 
 def open_raw(folder: str, synchronous: str) -> None:
     """A database like the engine's, with one table."""
-    global _raw
-    _raw = sqlite3.connect(f"{folder}/database.sqlite3", isolation_level=None)
+    raw = _opened["raw"] = sqlite3.connect(f"{folder}/database.sqlite3", isolation_level=None)
     for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", f"synchronous = {synchronous}"):
-        _raw.execute(f"PRAGMA {pragma}")
-    _raw.execute("CREATE TABLE IF NOT EXISTS row (id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
+        raw.execute(f"PRAGMA {pragma}")
+    raw.execute("CREATE TABLE IF NOT EXISTS row (id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
 
 
 def commits(folder: str, count: int, synchronous: str) -> float:
     """Milliseconds for so many transactions of one row each."""
-    _raw.execute(f"PRAGMA synchronous = {synchronous}")
+    raw = _opened["raw"]
+    raw.execute(f"PRAGMA synchronous = {synchronous}")
     began = time.perf_counter()
     for number in range(count):
-        _raw.execute("BEGIN IMMEDIATE")
-        _raw.execute("INSERT INTO row (text) VALUES (?)", (str(number),))
-        _raw.execute("COMMIT")
+        raw.execute("BEGIN IMMEDIATE")
+        raw.execute("INSERT INTO row (text) VALUES (?)", (str(number),))
+        raw.execute("COMMIT")
     return (time.perf_counter() - began) * 1000
 
 
 async def open_engine(folder: str, max_concurrent_runs: int, durability: str = "full") -> None:
     """An engine for so many runs at a time."""
-    global _engine
-    _engine = Engine(
+    engine = _engines["engine"] = Engine(
         f"{folder}/database.sqlite3",
         [jobs.steps],
         durability=durability,
         exclusive=True,
         max_concurrent_runs=max_concurrent_runs,
     )
-    await _engine.start()
+    await engine.start()
 
 
 async def close_engine(folder: str) -> None:
     """Close the engine's database."""
-    await _engine.stop()
+    await _engines["engine"].stop()
 
 
 async def runs(folder: str, count: int, steps: int) -> float:
-    """So many runs of so many steps, as many at a time as the engine was opened for: milliseconds until all have ended."""
+    """Milliseconds for so many runs of so many steps, as many at a time as the engine was opened for."""
+    engine = _engines["engine"]
     began = time.perf_counter()
-    made = [await _engine.trigger("steps", {"count": steps}) for _ in range(count)]
+    made = [await engine.trigger("steps", {"count": steps}) for _ in range(count)]
     for run in made:
-        await _engine.wait_for_run(run.id)
+        await engine.wait_for_run(run.id)
     return (time.perf_counter() - began) * 1000
 
 
@@ -78,7 +77,7 @@ async def sizes(folder: str) -> dict[str, int]:
     """Bytes of the WebAssembly memory, and of the database's pages."""
     from pyodide_js import _module
 
-    connection = _engine._store.database.connection
+    connection = _engines["engine"]._store.database.connection
     pages, page_size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     return {"memory": _module.HEAPU8.length, "database": pages * page_size}
 
