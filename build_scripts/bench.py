@@ -8,7 +8,9 @@ files. Numbers of different runs are not compared: what the machine did in betwe
 import argparse
 import json
 import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distribution import build
-from environment import ROOT, run_in_environment
+from environment import BUILD, ROOT, run_in_environment
 from progress import write_atomically
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Playwright
 
     from benchmarks.report import Report
-    from benchmarks.series import Measurement
+    from benchmarks.scale import Scale
+    from benchmarks.series import Bench, Measurement
 
-NAMES = ("steps", "runs", "parallel", "latency", "replay", "starts", "frames", "growth", "memory", "desk")
+NAMES = ("steps", "runs", "parallel", "latency", "replay", "starts", "frames", "growth", "memory", "profile", "desk")
 
 Work = Callable[[], "Measurement | list[Measurement]"]
 
@@ -75,6 +78,8 @@ def _measure(arguments: argparse.Namespace) -> "Report":
         from benchmarks.on_desk import measure_desk
 
         _attempt(report, "desk", lambda: measure_desk(bench, dbos, scale))
+    if "profile" in wanted:
+        _attempt(report, "profile on CPython", lambda: _profile_on_desk(bench, scale))
     report.seconds = time.monotonic() - began
     report.facts |= bench.facts
     return report
@@ -86,10 +91,10 @@ def _measure_in_browser(
     playwright: "Playwright",
     dist: Path,
     bundles: Path,
-    bench: object,
-    scale: object,
+    bench: "Bench",
+    scale: "Scale",
 ) -> None:
-    from benchmarks import growth, in_browser, latency
+    from benchmarks import growth, in_browser, latency, where
     from benchmarks.laboratory import laboratory
     from benchmarks.starting import measure_starts
 
@@ -102,17 +107,25 @@ def _measure_in_browser(
         "frames": latency.measure_frames,
         "growth": growth.measure_growth,
         "memory": growth.measure_memory,
+        "profile": where.profile_in_browser,
     }
     for name, measure in in_laboratory.items():
         if name in wanted:
 
-            def work(measure: Callable[..., object] = measure) -> object:
+            def work(measure: Callable[..., object] = measure) -> "Measurement | list[Measurement]":
                 with laboratory(playwright, dist, bundles, fine_clock=measure is latency.measure_frames) as lab:
                     return measure(bench, lab, scale)
 
             _attempt(report, name, work)
     if "starts" in wanted:
         _attempt(report, "starts", lambda: measure_starts(bench, playwright, dist, bundles, scale))
+
+
+def _profile_on_desk(bench: "Bench", scale: "Scale") -> "list[Measurement]":
+    from benchmarks.where import profile_on_desk
+
+    with tempfile.TemporaryDirectory(dir=BUILD, prefix="benchmark-") as folder:
+        return profile_on_desk(bench, folder, scale)
 
 
 def _attempt(report: "Report", name: str, work: Work) -> None:
@@ -142,8 +155,6 @@ def _new_report(run: str, scale: str, playwright: "Playwright") -> "Report":
 
 
 def _chromium_version(program: Path) -> str:
-    import subprocess
-
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
 
 

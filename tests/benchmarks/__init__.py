@@ -8,6 +8,6 @@ measurement take turns, so that whatever the machine does meanwhile happens to a
     targets.py     the ratios that are to be reached
     peers.py       installing and bundling what is compared with
     laboratory.py  the Chromium, the pages and the processes in which it all happens
-    in_browser.py, latency.py, starting.py, growth.py, on_desk.py   the measurements
+    in_browser.py, latency.py, starting.py, growth.py, on_desk.py, where.py   the measurements
     report.py, html_report.py, plots.py   the table, the JSON and the page with plots
 """

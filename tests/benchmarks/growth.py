@@ -37,8 +37,9 @@ def measure_growth(bench: Bench, lab: Laboratory, scale: Scale) -> list[Measurem
     found = []
     for question, (title, unit) in _QUESTIONS.items():
         subjects = {_label(past): ask(question, past) for past in scale.pasts}
-        for measure in subjects.values():
-            measure()
+        if question == "growth-steps":  # the first of them warms up for the others
+            for measure in subjects.values():
+                measure()
         measurement = Measurement(question, title)
         notes = {_label(past): f"{counted[past]['frames']:,} frames" for past in scale.pasts if past}
         rounds = bench.rounds if question == "growth-steps" else min(bench.rounds, 3)

@@ -58,6 +58,8 @@ class _Axis:
 
 
 def _better(unit: str) -> str:
+    if unit == "%":
+        return "of the profiled time"
     return "more is better" if unit.endswith("/s") else "less is better"
 
 

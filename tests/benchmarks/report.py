@@ -119,6 +119,8 @@ def _numbers(measurements: Mapping[str, Measurement]) -> list[str]:
 
 
 def _targets(report: Report) -> list[str]:
+    if not report.verdicts:
+        return []
     lines = ["", "Targets (ratios of medians within this run)"]
     for verdict in report.verdicts:
         measured = "-" if verdict.measured is None else f"{verdict.measured:.3g}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import history
 import jobs
+import profiling
 from conversation import answer
 
 from durable_web import Engine, Trigger
@@ -98,6 +99,17 @@ def counts(name: str, count: int) -> float:
     return _timed(execute())
 
 
+def profile(name: str, count: int, runs: bool) -> dict[str, Any]:
+    """Where the time of so many steps goes, or of so many one-step runs."""
+    engine = _engines[name]
+
+    async def execute(number: int) -> None:
+        for _ in range(number if runs else 1):
+            await engine.trigger_and_wait("steps", {"count": 1 if runs else number})
+
+    return _loop.run_until_complete(profiling.profile(engine, execute, count))
+
+
 def _path(name: str) -> str:
     return str(FOLDER / f"{name}.sqlite3")
 
@@ -114,6 +126,6 @@ _raw.execute("CREATE TABLE row (id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
 answer(
     {
         function.__name__: function
-        for function in (fill, open_engine, commits, runs, triggered, record, replay, lists, counts)
+        for function in (fill, open_engine, commits, runs, triggered, record, replay, lists, counts, profile)
     }
 )

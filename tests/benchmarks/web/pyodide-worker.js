@@ -17,7 +17,7 @@ async function open({ name }) {
   pyodide = await loadPyodide({ indexURL: PYODIDE, createPyodideModule: withDurableSync(factory) });
   mountStorage(pyodide, storage);
   await pyodide.loadPackage("durable-web", { messageCallback: () => {} });
-  for (const module of ["history.py", "jobs.py", "workbench.py"]) {
+  for (const module of ["history.py", "jobs.py", "profiling.py", "workbench.py"]) {
     const response = await fetch(new URL(module, import.meta.url));
     pyodide.FS.writeFile(module, await response.text());
   }

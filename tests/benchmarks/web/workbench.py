@@ -5,9 +5,11 @@ import json
 import platform
 import sqlite3
 import time
+from typing import Any
 
 import history
 import jobs
+import profiling
 
 from durable_web import Engine
 
@@ -71,6 +73,17 @@ async def runs(folder: str, count: int, steps: int) -> float:
     for run in made:
         await engine.wait_for_run(run.id)
     return (time.perf_counter() - began) * 1000
+
+
+async def profile(folder: str, count: int, runs: bool) -> dict[str, Any]:
+    """Where the time of so many steps goes, or of so many one-step runs."""
+    engine = _engines["engine"]
+
+    async def execute(number: int) -> None:
+        for _ in range(number if runs else 1):
+            await engine.trigger_and_wait("steps", {"count": 1 if runs else number})
+
+    return await profiling.profile(engine, execute, count)
 
 
 async def sizes(folder: str) -> dict[str, int]:
