@@ -7,6 +7,7 @@ from .clock import Clock, SystemClock
 from .context import Context
 from .engine import Engine
 from .errors import (
+    ChildFailed,
     ConflictError,
     DatabaseInUseError,
     DatabaseReadOnlyError,
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attempt",
+    "ChildFailed",
     "Clock",
     "ConflictError",
     "Context",
