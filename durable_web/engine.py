@@ -468,8 +468,7 @@ class Engine:
         store = self._running_store()
         self._dispatcher.commits.flush()
         with store.transaction():
-            if not (compensate and store.runs.get(run_id).status == RunStatus.CANCELLING):
-                store.family.cancel(run_id, self._clock.now(), compensate=compensate)
+            store.family.cancel(run_id, self._clock.now(), compensate=compensate)
         return store.runs.get(run_id)
 
     async def retry(self, run_id: str) -> Run:

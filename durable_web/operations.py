@@ -67,15 +67,9 @@ class Operations:
             return _replay(record, annotation)
         if has_undo:
             record = self._execution.put(dataclasses.replace(record, undo=1))
-        self._execution.parking.in_flight += 1
-        task = asyncio.current_task()
-        self._execution.tasks.append(task)
-        try:
+        with self._execution.under_way():
             record = await self._execution.may_begin(record)
             return await self._attempts(record, function, arguments, retry, annotation)
-        finally:
-            self._execution.tasks.remove(task)
-            self._execution.parking.land()
 
     async def _attempts(
         self,
