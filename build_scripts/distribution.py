@@ -23,23 +23,29 @@ from packages import (
     sha256,
 )
 from progress import SetupError, exclusive, stage, write_atomically
+from snapshot import PYODIDE_FILES, make_snapshot
 
 DIST = ROOT / "dist"
 
 REQUIRED = (
     "index.html",
     "durable-web.js",
+    "calls.js",
     "durable-binding.js",
     "durable-bindings.js",
     "durable-element.js",
     "durable-elements.js",
+    "durable-run-view.js",
+    "durable-runs-view.js",
     "durable-styles.js",
     "durable-text.js",
     "engine-connection.js",
     "engine-worker.js",
     "watch.js",
+    "memory-snapshot.js",
     "opfs-filesystem.js",
     "opfs-storage.js",
+    "pyodide-start.js",
     "pyscript.js",
     "python-bridge.js",
     "durable_page.py",
@@ -59,6 +65,7 @@ REQUIRED = (
     "vendor/pyodide/pyodide.asm.wasm",
     "vendor/pyodide/python_stdlib.zip",
     "vendor/pyodide/pyodide-lock.json",
+    "vendor/pyodide/snapshot.bin.gz",
     "vendor/pyscript/core.js",
     "vendor/pyscript/core.css",
     "vendor/micropython/micropython.mjs",
@@ -68,7 +75,6 @@ REQUIRED = (
 """Files without which dist/ is of no use; a build that has no source for one of them fails."""
 
 _NOT_SHIPPED = {"node_modules", "package.json", "package-lock.json", "__pycache__"}
-_PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
 _MICROPYTHON_FILES = ("micropython.mjs", "micropython.wasm")
 _SAMPLE_DATA = ("birdstrikes.csv", "zipcodes.csv")
 
@@ -85,8 +91,9 @@ def build() -> Path:
         install_npm_packages()
         wheels = download_wheels()
         own_wheel = build_own_wheel()
+        snapshot = make_snapshot(own_wheel)
         with stage("dist/") as progress:
-            files = plan(wheels, own_wheel)
+            files = plan(wheels, own_wheel, snapshot)
             changes = apply(files, DIST)
             if changes:
                 progress.result = f"ready, {changes} of {len(files)} files changed"
@@ -94,14 +101,15 @@ def build() -> Path:
     return DIST
 
 
-def plan(wheels: dict[PinnedWheel, Path], own_wheel: Path) -> Plan:
-    """What dist/ holds, given the wheels; everything else is found in web/ and its node_modules."""
+def plan(wheels: dict[PinnedWheel, Path], own_wheel: Path, snapshot: Path) -> Plan:
+    """What dist/ holds, given the wheels and the snapshot; the rest is found in web/ and its node_modules."""
     return {
         **_own_files(),
         **_pyodide_page(),
         **{f"demo/data/{name}": NODE_MODULES / "vega-datasets" / "data" / name for name in _SAMPLE_DATA},
         **_interpreters(),
         **_pyodide_packages(wheels, own_wheel),
+        "vendor/pyodide/snapshot.bin.gz": snapshot,
         "LICENSES.txt": licenses_text(NODE_MODULES, wheels).encode(),
     }
 
@@ -143,7 +151,7 @@ def _interpreters() -> Plan:
     pyscript = NODE_MODULES / "@pyscript" / "core" / "dist"
     micropython = NODE_MODULES / "@micropython" / "micropython-webassembly-pyscript"
     return {
-        **{f"vendor/pyodide/{name}": NODE_MODULES / "pyodide" / name for name in _PYODIDE_FILES},
+        **{f"vendor/pyodide/{name}": NODE_MODULES / "pyodide" / name for name in PYODIDE_FILES},
         **{f"vendor/pyscript/{path.name}": path for path in sorted(pyscript.iterdir()) if path.suffix != ".map"},
         **{f"vendor/micropython/{name}": micropython / name for name in _MICROPYTHON_FILES},
     }

@@ -63,9 +63,9 @@ def install_npm_packages() -> Path:
     :raises SetupError: without a Node.js that is new enough, or when npm fails.
     """
     stamp_file = NODE_MODULES / ".durable-web-stamp"
-    stamp = _digest([WEB / "package.json", WEB / "package-lock.json", WEB / ".npmrc"])
+    stamp = digest([WEB / "package.json", WEB / "package-lock.json", WEB / ".npmrc"])
     with stage("npm packages"):
-        if _read(stamp_file) != stamp:
+        if read_stamp(stamp_file) != stamp:
             npm = _find_npm()
             run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"], cwd=WEB)
             write_atomically(stamp_file, stamp.encode())
@@ -84,7 +84,7 @@ def _download(pinned: PinnedWheel) -> Path:
     wheel = BUILD / pinned.file_name
     with stage(pinned.name):
         if not wheel.exists() or sha256(wheel) != pinned.sha256:
-            with _scratch_folder() as folder:
+            with scratch_folder() as folder:
                 _download_wheel(f"{pinned.name}=={pinned.version}", folder)
                 _check_hash(folder / wheel.name, pinned.sha256)
                 (folder / wheel.name).replace(wheel)
@@ -98,11 +98,11 @@ def build_own_wheel() -> Path:
     """
     wheels = BUILD / "wheel"
     stamp_file = wheels / "stamp"
-    stamp = _digest(_wheel_sources())
+    stamp = digest(_wheel_sources())
     wheel = wheels / f"durable_web-{project_version()}-py3-none-any.whl"
     with stage("durable-web wheel"):
-        if _read(stamp_file) != stamp or not wheel.exists():
-            with _scratch_folder() as folder:
+        if read_stamp(stamp_file) != stamp or not wheel.exists():
+            with scratch_folder() as folder:
                 run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT)
                 if not (folder / wheel.name).exists():
                     raise SetupError(f"hatchling built {_names(folder)} and not {wheel.name}.")
@@ -124,15 +124,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_npm() -> str:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        raise SetupError(f"There is no {'npm' if node else 'node'} on this machine's PATH. {_NODE_ADVICE}")
+def find_node() -> str:
+    """The Node.js on the PATH.
+
+    :raises SetupError: when there is none, or it is too old.
+    """
+    node = _find("node")
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
     major = version.removeprefix("v").partition(".")[0]
     if not major.isdigit() or int(major) < _OLDEST_NODE:
         raise SetupError(f"Node.js is too old: {node} is {version or 'of no known version'}. {_NODE_ADVICE}")
-    return npm
+    return node
+
+
+def _find_npm() -> str:
+    find_node()  # npm runs in it
+    return _find("npm")
+
+
+def _find(program: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise SetupError(f"There is no {program} on this machine's PATH. {_NODE_ADVICE}")
+    return found
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
@@ -158,19 +172,21 @@ def _wheel_sources() -> Iterator[Path]:
             yield path
 
 
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
+def digest(paths: Iterable[Path]) -> str:
+    """One SHA-256 of the names and contents of files below ROOT, in hexadecimal."""
+    total = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(ROOT).as_posix()} {sha256(path)}\n".encode())
-    return digest.hexdigest()
+        total.update(f"{path.relative_to(ROOT).as_posix()} {sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
-def _read(path: Path) -> str | None:
+def read_stamp(path: Path) -> str | None:
+    """What a file says that tells from what a result was made, if it is there."""
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
     """A folder beside the results, so that what is made in it can be renamed into place; gone afterwards."""
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD, prefix="partial-") as folder:

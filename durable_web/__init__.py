@@ -7,6 +7,7 @@ from .clock import Clock, SystemClock
 from .context import Context
 from .engine import Engine
 from .errors import (
+    ChildFailed,
     ConflictError,
     DatabaseInUseError,
     DatabaseReadOnlyError,
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attempt",
+    "ChildFailed",
     "Clock",
     "Concurrency",
     "ConflictError",

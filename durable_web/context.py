@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -246,7 +245,8 @@ class Context:
 
         :raises ChildFailed: when the child failed, died, was cancelled or ran out of time.
         """
-        return await self._execution.waiting.child(name, Trigger(job, input, **_child_options(options)))
+        (child,) = self._execution.waiting.children([name], [Trigger(job, input, **_child_options(options))])
+        return await child()
 
     async def start_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> str:
         """Start a run without waiting for it, and return its id; the options are those of ``run_job``.
@@ -276,10 +276,9 @@ class Context:
             raise ValueError(f'mode is "all" or "fail_fast", not {mode!r}.')
         if max_concurrent is not None and max_concurrent < 1:
             raise ValueError(f"max_concurrent is at least 1, not {max_concurrent!r}.")
-        children = [
-            functools.partial(self.run_job, f"{name}[{index}]", job, item, **options)
-            for index, item in enumerate(inputs)
-        ]
+        triggers = [Trigger(job, item, **_child_options(options)) for item in inputs]
+        names = [f"{name}[{index}]" for index in range(len(triggers))]
+        children = self._execution.waiting.children(names, triggers)
         return await fan_out(name, children, max_concurrent, fail_fast=mode == "fail_fast")
 
     def continue_as_new(self, input: Any = None) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from .clock import Clock
@@ -12,18 +12,24 @@ from .codec import decode, encode
 from .errors import DurableWebError, RunNotActive, UpdateRejected, WebhookNotFound
 from .job import Job, Registry
 from .model import StepStatus
-from .store import NewRun, Store
+from .store import Store
 from .triggers import Trigger
+
+MakeRun = Callable[[Store, Trigger, Job, str, int], tuple[str, str]]
 
 
 class Delivery:
     """Delivers to the runs of one store; each delivery is one transaction."""
 
-    def __init__(self, store: Store, registry: Registry, clock: Clock, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, clock: Clock, new_id: Callable[[], str], make: MakeRun
+    ) -> None:
+        """``make`` makes a run as ``engine.trigger`` does, inside a transaction."""
         self._store = store
         self._registry = registry
         self._clock = clock
         self._new_id = new_id
+        self._make = make
         self._answers: dict[tuple[str, str, str], asyncio.Future[None]] = {}
 
     # --- signals -----------------------------------------------------------------------------------------------------
@@ -55,7 +61,7 @@ class Delivery:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def publish(self, topic: str, payload: Any, event_id: str | None) -> list[str]:
-        """Let an event reach whoever waits for it, and start the jobs that it starts; the ids of these runs.
+        """Let an event reach whoever waits for it, and start the jobs that it starts; the ids of all these runs.
 
         Inside a transaction.
         """
@@ -69,16 +75,9 @@ class Delivery:
                 reason = f"an event on {topic!r} has come"
                 self._store.waits.settle(run_id, name, now, output=text, reason=reason)
                 reached.append(run_id)
-        return list(dict.fromkeys(reached)) + [self._start(job, payload, now) for job in self._started_by(topic)]
-
-    def _started_by(self, topic: str) -> Iterable[Job]:
-        return self._registry.started_by(topic)
-
-    def _start(self, job: Job, payload: Any, now: int) -> str:
-        trigger = Trigger(job, payload)
-        made: NewRun = trigger.new_run(self._new_id(), *trigger.check(self._registry))
-        self._store.runs.insert(made, now)
-        return made.id
+        triggers = [Trigger(job, payload) for job in self._registry.started_by(topic)]
+        started = [self._make(self._store, trigger, *trigger.check(self._registry), now)[0] for trigger in triggers]
+        return list(dict.fromkeys(reached + started))
 
     # --- webhooks ----------------------------------------------------------------------------------------------------
 

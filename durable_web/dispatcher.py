@@ -349,8 +349,7 @@ class Dispatcher:
         with self._store.transaction():
             overdue = self._store.runs.overdue(now)
             for run_id in overdue:
-                self._store.steps.cancel_running(run_id, now)
-                self._store.runs.expire(run_id, now)
+                self._store.family.expire(run_id, now)
             self._store.runs.wake_due(now)
             self._store.waits.settle_due(now)
             self._store.flow.open(now)

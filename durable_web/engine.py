@@ -163,7 +163,7 @@ class Engine:
             on_neighbour=self._on_neighbour,
             new_context=self._new_context,
         )
-        self._delivery = Delivery(store, self._registry, self._clock, self._new_id)
+        self._delivery = Delivery(store, self._registry, self._clock, self._new_id, self._make)
         self._store = store
         try:
             if libraries := self._scheduler.libraries():
@@ -474,8 +474,7 @@ class Engine:
         store = self._running_store()
         self._dispatcher.commits.flush()
         with store.transaction():
-            if not (compensate and store.runs.get(run_id).status == RunStatus.CANCELLING):
-                store.family.cancel(run_id, self._clock.now(), compensate=compensate)
+            store.family.cancel(run_id, self._clock.now(), compensate=compensate)
         return store.runs.get(run_id)
 
     async def retry(self, run_id: str) -> Run:
@@ -609,6 +608,7 @@ class Engine:
         with store.transaction():
             (run,) = self._make_all(store, [checked])
             self._delivery.signal(run.id, name, payload, signal_id)
+        self._dispatcher.look_at_the_time()
         return run
 
     async def publish(self, topic: str, payload: Any = None, event_id: str | None = None) -> list[str]:
@@ -618,9 +618,12 @@ class Engine:
         :param event_id: a second event of that id reaches nobody.
         :raises InvalidInput, SerializationError: when the payload does not fit the input of a job that it starts, or
             cannot be stored.
+        :raises RateLimited: when the rate limit of a job that it starts has no room. The event has reached nobody then.
         """
         with self._running_store().transaction():
-            return self._delivery.publish(topic, payload, event_id)
+            reached = self._delivery.publish(topic, payload, event_id)
+        self._dispatcher.look_at_the_time()
+        return reached
 
     async def deliver_webhook(self, token: str, body: Any = None) -> bool:
         """Deliver what was sent to a webhook of ``ctx.webhook``; ``False`` when it was delivered before.
@@ -675,6 +678,7 @@ class Engine:
                 raise RunNotActive(run_id, run.status.value, "resumed")
             store.runs.unpause(run_id, self._clock.now())
             store.waits.resume_breakpoints(run_id, self._clock.now())
+        self._dispatcher.look_at_the_time()
         return store.runs.get(run_id)
 
     # --- schedules ---------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -113,8 +113,10 @@ class Execution:
             input_value = self.job.validate_input(decode(self.claim.input, self.job.input_type))
             output = self.job.validate_output(await self.job.function(context, input_value))
             text = encode(output, path=f"output of job {self.job.name!r}")
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit, Unwind, ContinueAsNew) as error:
-            failure = error
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failure = _own_reason(error)
         with suppress(Unwind, asyncio.CancelledError):  # it may be taken away while it is being compensated
             await self._end(self._broken or failure, text)
 
@@ -186,6 +188,18 @@ class Execution:
             self._abandoned = True
             self._cancel_tasks()
 
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """A branch is in the middle of something: it is told when that has to stop."""
+        task = asyncio.current_task()
+        self.tasks.append(task)
+        self.parking.in_flight += 1
+        try:
+            yield
+        finally:
+            self.tasks.remove(task)
+            self.parking.land()
+
     def abandon(self, *, cancelled: bool = False) -> None:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
         self._abandoned = True
@@ -229,15 +243,13 @@ class Execution:
         self.parking.resume()
 
     def look_at_waits(self) -> None:
-        """Let the branches go on whose durable wait somebody has ended, or may have."""
-        self.parking.notice(self._has_ended)
-
-    def _has_ended(self, name: str) -> bool:
-        record = self._store.steps.find(self.claim.run_id, name)
-        if record is None or record.status == StepStatus.CANCELLED:
-            return False
-        self.records[name] = record
-        return record.is_settled or self._store.messages.next(self.claim.run_id, record.topic or "") is not None
+        """Let the branches go on whose durable wait somebody has ended, or that have a message to look at."""
+        awaited = self.parking.awaited
+        if awaited:
+            ended = self._store.waits.ended(self.claim.run_id, awaited)
+            for name in ended:
+                self.reload(name)
+            self.parking.notice(set(ended))
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -260,12 +272,11 @@ class Execution:
         )
 
     async def may_begin(self, record: StepRecord) -> StepRecord:
-        """Return once the run is not paused, and leased; what a parked run asked for begins only then."""
-        self.parking.in_flight += 1
-        try:
-            has_waited = await self.parking.may_begin()
-        finally:
-            self.parking.land()
+        """Return once the run is not paused, and leased; what a parked run asked for begins only then.
+
+        For a branch that is under way.
+        """
+        has_waited = await self.parking.may_begin()
         if not has_waited or record.retry_at is not None:
             return record
         return self.begin(record, ready_at=record.started_at)
@@ -298,6 +309,10 @@ class Execution:
     def record(self, key: str) -> StepRecord:
         """What is recorded under a key that has been entered."""
         return self.records[key]
+
+    def has_outcome(self, key: str) -> bool:
+        """Whether an outcome is recorded under a key."""
+        return key in self.records and self.records[key].is_settled
 
     def reload(self, key: str) -> StepRecord:
         """The same, as it now is in the store."""
@@ -445,6 +460,18 @@ class Execution:
         """What the step that asks is called, among all steps of all runs."""
         step = current_step.get()
         return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
+
+
+def _own_reason(error: BaseException) -> BaseException:
+    """Why a body was left: of a task group's errors, what the engine itself has thrown."""
+    if isinstance(error, BaseExceptionGroup):
+        for kind in (Unwind, ContinueAsNew):
+            found = error.subgroup(kind)
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            if found is not None:
+                return found
+    return error
 
 
 def _describe_failure(error: BaseException) -> dict[str, str]:

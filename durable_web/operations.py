@@ -67,15 +67,9 @@ class Operations:
             return _replay(record, annotation)
         if has_undo:
             record = self._execution.put(dataclasses.replace(record, undo=1))
-        self._execution.parking.in_flight += 1
-        task = asyncio.current_task()
-        self._execution.tasks.append(task)
-        try:
+        with self._execution.under_way():
             record = await self._execution.may_begin(record)
             return await self._attempts(record, function, arguments, retry, annotation)
-        finally:
-            self._execution.tasks.remove(task)
-            self._execution.parking.land()
 
     async def _attempts(
         self,
@@ -176,7 +170,8 @@ class Operations:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        record = await self._execution.may_begin(record)
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
         token = current_step.set(record)
         self._execution.ending.add(record.name)
         context = contextvars.copy_context()  # a group may be committed from within another run's step
@@ -213,7 +208,8 @@ class Operations:
         record = self._execution.enter(self._execution.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        record = await self._execution.may_begin(record)
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
         text = encode(make(), path=f"value {record.name!r}")
         await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
         return decode(text)
@@ -224,7 +220,8 @@ class Operations:
             was_past = self._execution.is_replaying
             record = self._execution.enter(f"patch:{change_id}", PATCH)
             if not record.is_settled:
-                record = await self._execution.may_begin(record)
+                with self._execution.under_way():
+                    record = await self._execution.may_begin(record)
                 await self._execution.commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
             self._patches[change_id] = decode(self._execution.records[record.name].output or "null")
         return self._patches[change_id]

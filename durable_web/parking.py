@@ -8,7 +8,7 @@ in memory if it is still there, else by replaying.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,10 +76,15 @@ class Parking:
         if self._waits and not self.in_flight:
             self.park_soon()
 
-    def notice(self, has_ended: Callable[[str], bool]) -> None:
+    @property
+    def awaited(self) -> list[str]:
+        """The names of the durable waits that branches wait for."""
+        return [wait.step for wait in self._waits if wait.step is not None]
+
+    def notice(self, ended: Collection[str]) -> None:
         """Let the branches go on whose durable wait has ended."""
-        for wait in list(self._waits):
-            if wait.step is not None and not wait.over.done() and has_ended(wait.step):
+        for wait in self._waits:
+            if wait.step in ended and not wait.over.done():
                 wait.over.set_result(None)
         self._waits = [wait for wait in self._waits if not wait.over.done()]
 
@@ -127,16 +132,24 @@ class Parking:
         execution.reports.write_progress()
         attempts = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
         wake_at, reason = min(attempts, default=None), self._reason()
+        ended: list[str] = []  # by another process, which could not see that the run was about to wait
+
+        def park() -> None:
+            ended.extend(self._services.store.waits.ended(execution.claim.run_id, self.awaited))
+            if not ended:
+                self._services.store.runs.park(execution.claim, now, wake_at, reason)
+
         try:
-            self._services.commits.commit_now(
-                lambda: self._services.store.runs.park(execution.claim, now, wake_at, reason)
-            )
+            self._services.commits.commit_now(park)
         except LeaseLost:
             execution.abandon()
             return
         except StorageError as trouble:
             execution.abandon()
             self._services.on_storage_trouble(execution.claim, trouble)
+            return
+        if ended:
+            execution.look_at_waits()
             return
         self._resumed = asyncio.Event()
         self._arm()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ from .errors import (
     message_of,
 )
 from .identifiers import derive
-from .model import StepStatus, to_milliseconds
-from .store import StepRecord
+from .job import Job
+from .model import RunStatus, StepStatus, to_milliseconds
+from .store import NewRun, StepRecord
 from .triggers import Trigger
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ class Waiting:
         """The recorded name of a new webhook, and its token."""
         token = urlsafe_b64encode(os.urandom(24)).decode()
         key = self._execution.name(name)
-        record = await self._begin(key, WEBHOOK, topic=f"{WEBHOOK}:{token}", detail=encode(token))
+        with self._execution.under_way():
+            record = await self._begin(key, WEBHOOK, topic=f"{WEBHOOK}:{token}", detail=encode(token))
         return key, decode(record.detail or "null")
 
     async def webhook_body(self, name: str, timeout: float | None) -> Any:
@@ -122,7 +125,7 @@ class Waiting:
                 if reason is None:
                     self._store.messages.mark(run_id, topic, message.message_id, "taken")
                     taken = encode([message.message_id, decode(message.payload)])
-                    self._end(record, now, output=taken)
+                    self._end(record, now, output=taken, message_id=message.message_id)
                     return
                 self._store.messages.mark(run_id, topic, message.message_id, "rejected", encode(reason))
                 self._store.journal.changed.add(run_id)
@@ -149,53 +152,62 @@ class Waiting:
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
-    async def child(self, name: str, trigger: Trigger) -> Any:
-        """The output of a run that this one starts."""
-        job, text = trigger.check(self._services.registry)
+    def children(self, names: Iterable[str], triggers: Iterable[Trigger]) -> list[Callable[[], Awaitable[Any]]]:
+        """Child runs that are started when they are called: each gives its output.
+
+        Their names are given now, and what they are to be started with is checked; of one that has ended already, it
+        is not, because the code may have changed since.
+        """
+        return [self._child(self._execution.name(name), trigger) for name, trigger in zip(names, triggers, strict=True)]
+
+    def _child(self, key: str, trigger: Trigger) -> Callable[[], Awaitable[Any]]:
+        made = self._check(key, trigger)
+        name = trigger.job.name if isinstance(trigger.job, Job) else trigger.job
+        type_ = self._services.registry[name].output_type if name in self._services.registry else Any
+        return functools.partial(self._run_child, key, made, type_)
+
+    async def _run_child(self, key: str, made: NewRun | None, type_: Any) -> Any:
         parent = self._execution.claim.run_id
 
         def start(record: StepRecord, now: int) -> None:
-            child_id = derive(parent, record.name)
-            made = trigger.new_run(child_id, job, text)
-            self._start(dataclasses.replace(made, parent_run_id=parent, parent_step=record.name), record, now)
+            if made is not None:
+                self._start(dataclasses.replace(made, parent_run_id=parent, parent_step=key), record, now)
 
-        key = self._execution.name(name)
-        child_id = derive(parent, key)
-        record = await self._wait_for(key, CHILD, detail=encode(child_id), take=start)
+        record = await self._wait_for(key, CHILD, take=start)
         if record.status == StepStatus.FAILED:
             error = record.error or {}
-            raise ChildFailed(record.name, child_id, error.get("type", ""), error.get("message", ""))
-        return decode(record.output or "null", job.output_type)
+            raise ChildFailed(key, derive(parent, key), error.get("type", ""), error.get("message", ""))
+        return decode(record.output or "null", type_)
 
-    def _start(self, child: Any, record: StepRecord, now: int) -> None:
+    def _start(self, child: NewRun, record: StepRecord, now: int) -> None:
         """Insert the child; one that is there already, of before a retry, goes on, or has its output taken."""
-        runs = self._store.runs
-        if not runs.exists(child.id):
-            runs.insert(child, now)
-            return
-        found = runs.get(child.id)
-        if found.is_active:
-            return
-        if found.status == "completed":
-            self._end(record, now, output=encode(found.output))
-        else:
-            self._store.steps.forget_unsettled(child.id)
-            runs.reopen(child.id, now, child.input)
+        latest = self._store.runs.latest(child.id)
+        if latest is None:
+            self._store.runs.insert(child, now)
+        elif latest.status == RunStatus.COMPLETED:
+            self._end(record, now, output=latest.output or "null")
+        elif latest.status.is_terminal:
+            self._store.steps.forget_unsettled(latest.run_id)
+            self._store.runs.reopen(latest.run_id, now, child.input if latest.run_id == child.id else None)
 
     async def start(self, name: str, trigger: Trigger) -> str:
         """Start a run, and do not wait for it: its id."""
-        job, text = trigger.check(self._services.registry)
-        parent = self._execution.claim.run_id
+        key = self._execution.name(name)
+        made = self._check(key, trigger)
 
         def insert(record: StepRecord, now: int) -> None:
-            child_id = derive(parent, record.name)
-            if not self._store.runs.exists(child_id):
-                made = trigger.new_run(child_id, job, text)
-                self._store.runs.insert(dataclasses.replace(made, parent_run_id=parent), now)
-            self._end(record, now, output=encode(child_id))
+            if made is not None and not self._store.runs.exists(made.id):
+                self._store.runs.insert(dataclasses.replace(made, parent_run_id=self._execution.claim.run_id), now)
+            self._end(record, now, output=encode(derive(self._execution.claim.run_id, key)))
 
-        record = await self._wait(name, START, take=insert)
-        return _result(record)
+        return _result(await self._wait_for(key, START, take=insert))
+
+    def _check(self, key: str, trigger: Trigger) -> NewRun | None:
+        """The run to be started under a name; ``None`` when it has been, and its end is recorded."""
+        if self._execution.is_unwinding or self._execution.has_outcome(key):
+            return None
+        job, text = trigger.check(self._services.registry)
+        return trigger.new_run(derive(self._execution.claim.run_id, key), job, text)
 
     # --- what they share ---------------------------------------------------------------------------------------------
 
@@ -217,47 +229,31 @@ class Waiting:
     async def _wait_for(self, key: str, kind: str, **what: Any) -> StepRecord:
         """The record of a wait once somebody has ended it; if need be, begin it."""
         execution = self._execution
-        task = asyncio.current_task()
-        execution.tasks.append(task)
-        try:
-            if self._was_called_off(key, kind):
-                await self._wait_to_be_called_off()
-            record = await self._begin(key, kind, **what)
-            return record if record.is_settled else await self._wait_until_settled(record, what.get("take"))
-        except asyncio.CancelledError:
-            if kind in _CALLED_OFF:
-                self._call_off(execution.records[key], what.get("topic"))
-            raise
-        finally:
-            execution.tasks.remove(task)
-
-    async def _wait_until_settled(self, record: StepRecord, take: Take | None) -> StepRecord:
-        parking = self._execution.parking
-        parking.in_flight += 1
-        try:
-            while not record.is_settled:
-                await parking.wait_for(record.name, record.wake_at, record.waiting_for or record.kind)
-                record = self._execution.records[record.name]
-                if not record.is_settled:  # a message has come that has to be looked at
-                    record = await self._commit(record, take)
-        finally:
-            parking.land()
+        with execution.under_way():
+            try:
+                if self._was_called_off(key, kind):
+                    execution.check()
+                    await asyncio.get_running_loop().create_future()  # for the body to call it off again
+                record = await self._begin(key, kind, **what)
+                while not record.is_settled:
+                    await execution.parking.wait_for(key, record.wake_at, record.waiting_for or kind)
+                    record = execution.record(key)
+                    if not record.is_settled:  # a message has come that has to be looked at
+                        record = await self._commit(record, what.get("take"))
+            except asyncio.CancelledError:
+                if kind in _CALLED_OFF:
+                    self._call_off(execution.record(key), what.get("topic"))
+                raise
         return record
 
     def _was_called_off(self, key: str, kind: str) -> bool:
-        """Whether the body has called the wait off in an earlier execution, and so will in this one."""
+        """Whether the body has called the wait off in an earlier execution, and so will in this one.
+
+        It must not end before that: the body would go another way than it went.
+        """
         found = self._execution.records.get(key)
         is_called_off = found is not None and found.status == StepStatus.CANCELLED and found.kind == kind
         return is_called_off and kind in _CALLED_OFF and not self._execution.is_unwinding
-
-    async def _wait_to_be_called_off(self) -> None:
-        """Wait for nothing else, so that the body goes the way that it went; the run is not parked meanwhile."""
-        self._execution.check()
-        self._execution.parking.in_flight += 1
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            self._execution.parking.land()
 
     def _call_off(self, record: StepRecord, topic: str | None) -> None:
         """The body itself waits no longer, because of a timeout say.
@@ -271,8 +267,8 @@ class Waiting:
         execution.records[record.name] = dataclasses.replace(record, status=StepStatus.CANCELLED)
 
         def write() -> None:
-            ended = self._store.waits.call_off(run_id, record.name, now)
-            if record.kind == SIGNAL and ended is not None and ended.detail is not None:
+            ended = self._store.family.call_off(run_id, record.name, now)
+            if record.kind in (SIGNAL, UPDATE) and ended is not None and ended.detail is not None:
                 self._store.messages.put_back(run_id, topic or "", ended.detail)
 
         execution.ride_along(write)
@@ -312,7 +308,7 @@ class Waiting:
         begun = execution.reload(record.name)
         if record.kind in (CHILD, START) or (begun.wake_at is not None and not begun.is_settled):
             self._services.on_timer()
-            begun = execution.reload(record.name)  # its time may have come by now
+            begun = execution.reload(record.name)  # it may have come just now
         return begun
 
     def _end(self, record: StepRecord, now: int, output: str = "null", message_id: str | None = None) -> None:

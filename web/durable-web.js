@@ -14,10 +14,13 @@
  *
  * When the leader goes, watches go on by themselves from the last frame that arrived. A call that has no answer then is
  *
- *     made again     where it only reads (runs.get, list, count, steps, logs, event; files.get, list), where making it
- *                    again changes nothing (files.delete), and a trigger that has an `idempotencyKey`
+ *     made again     where it only reads (runs.get, list, count, steps, logs, event; files.get, list; schedules.list),
+ *                    where making it again changes nothing (runs.pause, resume; schedules.create, pause, resume;
+ *                    deliverWebhook; files.delete), and where the engine knows it again: a trigger that has an
+ *                    `idempotencyKey`, a signal, an update or an event that has an id
  *     failed         all others (trigger without a key, runs.cancel, retry, retryWithInput, retrigger, fork, delete;
- *                    files.put): EngineStoppedError, for whether it took effect is not known; look, and then decide
+ *                    schedules.delete; files.put): EngineStoppedError, for whether it took effect is not known; look,
+ *                    and then decide
  *
  * A call that is made while no engine is ready waits for the next one.
  *
@@ -36,6 +39,7 @@
  *     EngineStoppedError      the engine stopped before it answered, because its page went away or was put aside
  *     ClosedError             the client was closed
  */
+import { fileCalls, isRepeatable, refuseWhatIsNotJson, runCalls, scheduleCalls } from "./calls.js";
 import {
   DurableError,
   EngineChannel,
@@ -53,10 +57,15 @@ export { DurableError };
 /** @typedef {"starting" | "ready" | "failed" | "closed"} Status */
 /** @typedef {"leader" | "follower"} Role */
 /**
- * @typedef {{status: Status, message: string, phase?: string, role?: Role}} StatusDetail `phase`, while starting, is a key
- *   of PHASES; `role` is there when the status is "ready"
+ * @typedef {{status: Status, message: string, role?: Role, phase?: string, loaded?: number, total?: number,
+ *   start?: string, reason?: string}} StatusDetail `role` is there when the status is "ready". While starting: `phase` is a
+ *   key of PHASES; while Python is loaded, `loaded` of `total` bytes are there; after it, `start` says whether it came from
+ *   the "snapshot" or was "plain", for that `reason`
  */
-/** @typedef {{jobs: string[], durability?: "full" | "normal", onstatus?: (detail: StatusDetail) => void}} Options */
+/**
+ * @typedef {{jobs: string[], durability?: "full" | "normal", snapshot?: boolean,
+ *   onstatus?: (detail: StatusDetail) => void}} Options
+ */
 /**
  * @typedef {{idempotencyKey?: string, concurrencyKey?: string, coalesce?: "skip" | "active", labels?: Record<string, string>,
  *   priority?: number, runAt?: number, deadline?: number}} TriggerOptions times are milliseconds since 1970 UTC
@@ -88,20 +97,6 @@ const SILENCE =
   "the tab that runs the database does not answer: it is busy, or has an older release of these files; " +
   "this tab takes over when that one is closed";
 
-/** What may be asked again when it is not known whether it was heard. */
-const REPEATABLE = new Set([
-  "runs.get",
-  "runs.list",
-  "runs.count",
-  "runs.steps",
-  "runs.logs",
-  "runs.event",
-  "files.get",
-  "files.list",
-  "files.delete",
-  "engine.watches",
-  "debug.flushes",
-]);
 
 /** The open clients of this page, by name. @type {Map<string, Durable>} */
 const clients = new Map();
@@ -112,10 +107,11 @@ const clients = new Map();
  *
  * @param {string} name 1 to 64 letters, digits, dots, hyphens and underscores
  * @param {Options} options `jobs` are URLs of Python modules, relative to the page; `durability` "full" survives a power
- *   cut, "normal" is faster and survives any death of the browser; `onstatus` is told the status now, and every change
+ *   cut, "normal" is faster and survives any death of the browser; `snapshot: false` starts Python without the
+ *   memory snapshot, for comparison; `onstatus` is told the status now, and every change
  * @returns {Promise<Durable>}
  */
-export async function connect(name, { jobs, durability = "full", onstatus }) {
+export async function connect(name, { jobs, durability = "full", snapshot = true, onstatus }) {
   if (!/^(?!\.+$)[A-Za-z0-9._-]{1,64}$/.test(name)) {
     throw failure(
       "InvalidNameError",
@@ -135,7 +131,7 @@ export async function connect(name, { jobs, durability = "full", onstatus }) {
     type: "start",
     name,
     jobs: jobs.map((url) => new URL(url, document.baseURI).href),
-    options: { durability },
+    options: { durability, snapshot },
     protocol: PROTOCOL,
   };
   if (clients.get(name)?.status === "closed") await clients.get(name)?.close();
@@ -226,78 +222,52 @@ export class Durable extends EventTarget {
     return this.#call("trigger", { ...options, job, input });
   }
 
-  runs = {
-    /** @param {string} id @returns {Promise<any>} */
-    get: (id) => this.#call("runs.get", { runId: id }),
-    /** @param {Filter} [filter] @returns {Promise<any[]>} */
-    list: (filter = {}) => this.#call("runs.list", filter),
-    /** @param {string} id @returns {Promise<any>} */
-    cancel: (id) => this.#call("runs.cancel", { runId: id }),
-    /** How many runs there are for each "status" or "job". @param {string} [by] @returns {Promise<Record<string, number>>} */
-    count: (by = "status") => this.#call("runs.count", { by }),
-    /** @param {string} id @returns {Promise<any[]>} */
-    steps: (id) => this.#call("runs.steps", { runId: id }),
-    /** What the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
-    event: (id, key) => this.#call("runs.event", { runId: id, key }),
-    /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<any>} */
-    retry: (id) => this.#call("runs.retry", { runId: id }),
-    /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<any>} */
-    retryWithInput: async (id, input) => {
-      refuseWhatIsNotJson(input, "input");
-      return this.#call("runs.retryWithInput", { runId: id, input });
-    },
-    /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<any>} */
-    retrigger: (id) => this.#call("runs.retrigger", { runId: id }),
-    /** Makes a new run that has the steps before the one named. @param {string} id @param {string} fromStep @returns {Promise<any>} */
-    fork: (id, fromStep) => this.#call("runs.fork", { runId: id, fromStep }),
-    /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
-    delete: (id) => this.#call("runs.delete", { runId: id }),
-    /**
-     * The frames of a run's timeline after the one numbered `from`, each exactly once: those that are there, then new
-     * ones as they are committed. It ends by itself when the run has ended; leaving the loop unsubscribes.
-     *
-     * @param {string} id
-     * @param {{from?: number}} [options]
-     */
-    watch: (id, { from = 0 } = {}) => this.#watch({ runId: id }, from),
-    /**
-     * The frames of all runs in the order of their commits, each exactly once: those with an `id` above `from`, or those
-     * from "now" on. It does not end by itself; leaving the loop unsubscribes.
-     *
-     * @param {{from?: number | "now"} & FrameFilter} [options] only frames of runs of these `jobs`, with these `labels`,
-     *   and of these `kinds`
-     */
-    watchAll: ({ from = 0, ...filters } = {}) => this.#watch({ filters }, from === "now" ? null : from),
-    /**
-     * A page of the lines that a run has written, oldest first.
-     *
-     * @param {string} id
-     * @param {{from?: number, limit?: number, level?: "debug" | "info" | "warning" | "error"}} [options] `from` is the
-     *   `seq` of the last line of the page before; at most `limit` lines (100, up to 1,000), at least as severe as `level`
-     * @returns {Promise<any[]>}
-     */
-    logs: (id, { from = 0, limit, level } = {}) => this.#call("runs.logs", { runId: id, fromSeq: from, limit, level }),
-  };
+  /**
+   * Makes a run of a job, or finds the one that stands for it, and sends it a signal, all or nothing.
+   *
+   * @param {string} job
+   * @param {unknown} input a JSON value
+   * @param {{name: string, payload?: unknown, signalId?: string}} signal
+   * @param {TriggerOptions} [options]
+   * @returns {Promise<any>} the run
+   */
+  async triggerWithSignal(job, input, { name, payload = null, signalId }, options = {}) {
+    refuseWhatIsNotJson(input, "input");
+    refuseWhatIsNotJson(payload, "payload");
+    return this.#call("triggerWithSignal", { ...options, job, input, name, payload, signalId });
+  }
 
-  files = {
-    /**
-     * Makes a file durable: resolves when every byte is on the disk. Its name is made unique.
-     *
-     * @param {Blob} blob
-     * @param {string} [name] by default that of the File
-     * @returns {Promise<FileInfo>}
-     */
-    put: async (blob, name = blob instanceof File ? blob.name : "file") => {
-      if (!(blob instanceof Blob)) throw failure("TypeError", "files.put() takes a File or a Blob.");
-      return this.#call("files.put", { name, blob });
-    },
-    /** @param {string} name @returns {Promise<Blob>} */
-    get: async (name) => (await this.#call("files.get", { name })).blob,
-    /** @returns {Promise<FileInfo[]>} */
-    list: () => this.#call("files.list", {}),
-    /** @param {string} name @returns {Promise<void>} */
-    delete: (name) => this.#call("files.delete", { name }),
-  };
+  /**
+   * Lets an event reach every run that waits for it, and starts the jobs that it starts.
+   *
+   * @param {string} topic
+   * @param {unknown} [payload] a JSON value
+   * @param {{eventId?: string}} [options] a second event of one id reaches nobody
+   * @returns {Promise<string[]>} the ids of these runs
+   */
+  async publish(topic, payload = null, { eventId } = {}) {
+    refuseWhatIsNotJson(payload, "payload");
+    return this.#call("publish", { topic, payload, eventId });
+  }
+
+  /**
+   * Delivers what was sent to a webhook of a run; false when it was delivered before.
+   *
+   * @param {string} token
+   * @param {unknown} [body] a JSON value
+   * @returns {Promise<boolean>}
+   */
+  async deliverWebhook(token, body = null) {
+    refuseWhatIsNotJson(body, "body");
+    return this.#call("deliverWebhook", { token, body });
+  }
+
+  runs = runCalls(
+    (method, params) => this.#call(method, params),
+    (subject, from) => this.#watch(subject, from),
+  );
+  schedules = scheduleCalls((method, params) => this.#call(method, params));
+  files = fileCalls((method, params) => this.#call(method, params));
 
   /** How often each file was flushed to the disk since the engine started. @returns {Promise<Record<string, number>>} */
   flushes() {
@@ -410,8 +380,10 @@ export class Durable extends EventTarget {
     const { type, id } = message;
     const error = message.error && new DurableError(message.error);
     switch (type) {
-      case "boot":
-        return this.#become({ status: "starting", message: PHASES[message.phase], phase: message.phase });
+      case "boot": {
+        const { type: _, leader: __, ...detail } = message;
+        return this.#become({ status: "starting", message: PHASES[detail.phase], ...detail });
+      }
       case "ready":
         this.#become({ status: "ready", message: "ready", role: this.#engine?.role });
         return this.#watches.forEach((watch, id) => this.#subscribe(id, watch));
@@ -434,7 +406,7 @@ export class Durable extends EventTarget {
 
   /** @param {string} method @param {Record<string, any>} params */
   async #call(method, params) {
-    const isRepeatable = REPEATABLE.has(method) || (method === "trigger" && params.idempotencyKey != null);
+    const mayRepeat = isRepeatable(method, params);
     for (;;) {
       await this.settled();
       if (this.error) throw this.error;
@@ -443,7 +415,7 @@ export class Durable extends EventTarget {
         return await engine.request(method, params);
       } catch (error) {
         const isUnanswered = error instanceof DurableError && error.code === "EngineStoppedError";
-        if (!isUnanswered || !isRepeatable) throw error;
+        if (!isUnanswered || !mayRepeat) throw error;
       }
     }
   }
@@ -510,37 +482,3 @@ export class Durable extends EventTarget {
 }
 
 const leaderLost = () => unanswered("EngineStoppedError", "The tab that ran the database went away");
-
-/**
- * JSON.stringify would leave out a function, and turn NaN into null and a Date into text; but the input of a job is never
- * altered silently.
- *
- * @param {unknown} value
- * @param {string} path
- * @param {unknown[]} ancestors
- */
-function refuseWhatIsNotJson(value, path, ancestors = []) {
-  if (value === null || typeof value === "string" || typeof value === "boolean" || Number.isFinite(value)) return;
-  if (typeof value !== "object")
-    throw notJson(path, typeof value === "number" || value === undefined ? String(value) : `a ${typeof value}`);
-  if (ancestors.includes(value)) throw notJson(path, "an object that contains itself");
-  if (!Array.isArray(value) && !isPlain(value))
-    throw notJson(path, `an instance of ${value.constructor?.name ?? "a class"}`);
-  if (Object.getOwnPropertySymbols(value).length) throw notJson(path, "an object with a symbol for a key");
-  const inner = [...ancestors, value];
-  if (Array.isArray(value)) Array.from(value, (item, index) => refuseWhatIsNotJson(item, `${path}[${index}]`, inner));
-  else for (const [key, item] of Object.entries(value)) refuseWhatIsNotJson(item, `${path}.${key}`, inner);
-}
-
-/** Also an object of another frame's. @param {object} value */
-const isPlain = (value) =>
-  [null, Object.prototype].includes(Object.getPrototypeOf(value)) ||
-  Object.getPrototypeOf(Object.getPrototypeOf(value)) === null;
-
-/** @param {string} path @param {string} kind */
-const notJson = (path, kind) =>
-  failure(
-    "SerializationError",
-    `${path} is ${kind}, which JSON cannot hold. ` +
-      "A job's input is made of objects, arrays, strings, finite numbers, booleans and null.",
-  );

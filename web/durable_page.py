@@ -55,7 +55,7 @@ class Record:
 async def connect(name, jobs, durability="full", on_status=None, on_engine=None):
     """Connect to the database ``name``, in which the jobs of the modules at the URLs ``jobs`` are run.
 
-    Returns a ``Durable`` when the engine is ready, or when another tab runs it (its ``status`` is then ``"blocked"``).
+    Returns a ``Durable`` when the engine is ready, in this tab or in another one that runs the database.
     ``on_status`` is called with the status, a message, and the phase of starting, now and whenever they change.
     ``on_engine`` is called with a state and a message when the engine stops claiming runs (``"storage_full"`` or
     ``"storage_error"``) and when it goes on (``"running"``).
@@ -72,13 +72,15 @@ async def connect(name, jobs, durability="full", on_status=None, on_engine=None)
 class Durable:
     """A connection to one database; ``connect`` makes it.
 
-    ``status`` is ``"starting"``, ``"ready"``, ``"blocked"`` (another tab runs the database), ``"failed"`` or
-    ``"closed"``; ``status_message`` says it in words.
+    ``status`` is ``"starting"`` (also while another tab takes over), ``"ready"``, ``"failed"`` or ``"closed"``;
+    ``status_message`` says it in words. ``role`` is ``"leader"`` where this tab runs the engine, ``"follower"`` where
+    another one does, and None while neither is known.
     """
 
     def __init__(self, on_status=None, on_engine=None):
         self.status = "starting"
         self.status_message = ""
+        self.role = None
         self._on_status = on_status
         self._on_engine = on_engine
         self._client = None
@@ -215,11 +217,11 @@ class Durable:
         await self._call("files.delete", name)
 
     async def when_ready(self):
-        """Wait until this tab runs the engine: at once when it does, or when the tab that does has gone away."""
+        """Wait until the engine is ready, in this tab or in another: at once, unless one is just taking over."""
         await _result(bridge.whenReady(self._client))
 
     async def close(self):
-        """Stop the engine, or stop waiting for it. Runs go on when someone connects again."""
+        """Leave the database. Runs go on in another tab that is connected, or when someone connects again."""
         await self._call("close")
 
     async def _call(self, method, *parameters):
@@ -237,6 +239,7 @@ class Durable:
         detail = json.loads(text)
         self.status = detail["status"]
         self.status_message = detail["message"]
+        self.role = detail.get("role")
         if self._on_status is not None:
             self._on_status(self.status, self.status_message, detail.get("phase"))
 

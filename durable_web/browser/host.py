@@ -103,6 +103,9 @@ class Host:
         self.engine = engine
         self._methods |= {
             "trigger": engine.trigger,
+            "triggerWithSignal": engine.trigger_with_signal,
+            "publish": engine.publish,
+            "deliverWebhook": engine.deliver_webhook,
             "engine.watches": self.watches,
             "runs.get": engine.get_run,
             "runs.list": engine.list_runs,
@@ -110,6 +113,10 @@ class Host:
             "runs.steps": engine.get_steps,
             "runs.logs": engine.logs,
             "runs.event": engine.get_event,
+            "runs.signal": engine.signal,
+            "runs.update": engine.update,
+            "runs.pause": engine.pause,
+            "runs.resume": engine.resume,
             "runs.cancel": engine.cancel,
             "runs.retry": engine.retry,
             "runs.retryWithInput": engine.retry_with_input,

@@ -1,11 +1,16 @@
-"""Runs that belong together: a child's end ends its parent's wait; a cancelled run's children are cancelled."""
+"""Runs that belong together: when a child ends, its parent hears of it; when a run is cancelled, so are its children.
+
+A child that a person cancels together with its parent is cancelled as that person says. One that the engine cancels,
+because its parent has failed or waits for it no longer, undoes what it has done first, where its steps say how. One
+that is undoing its steps already is left to it.
+"""
 
 from __future__ import annotations
 
 from ..model import RunStatus
 from .journal import Journal
 from .runs import Ended, Runs
-from .steps import Steps
+from .steps import StepRecord, Steps
 from .waits import Waits
 
 
@@ -20,29 +25,52 @@ class Family:
 
     def end(self, ended: Ended, now: int) -> None:
         """A run has ended: cancel the children that it was waiting for, and end its parent's wait for it."""
-        for child_id in self._runs.active_children(ended.run_id, awaited=True):
-            self.cancel(child_id, now)
-        if ended.parent_run_id is None or ended.parent_step is None:
-            return
+        if ended.status != RunStatus.CANCELLED:  # whoever cancelled it has said what becomes of its children
+            self.cancel_awaited(ended.run_id, now)
+        if ended.continued_as is not None:
+            self._runs.adopt_children(ended.run_id, ended.continued_as)
+        elif ended.parent_run_id is not None and ended.parent_step is not None:
+            self._end_wait(ended.parent_run_id, ended.parent_step, ended, now)
+
+    def _end_wait(self, parent_run_id: str, step: str, ended: Ended, now: int) -> None:
         error = None
         if ended.status != RunStatus.COMPLETED:
             message = f"The child run {ended.run_id} was cancelled."
             error = ended.error or {"type": "Cancelled", "message": message, "traceback": ""}
-        self._waits.settle(
-            ended.parent_run_id,
-            ended.parent_step,
-            now,
-            output=ended.output,
-            error=error,
-            reason=f"child run {ended.parent_step!r} has ended",
-        )
+        reason = f"child run {step!r} has ended"
+        self._waits.settle(parent_run_id, step, now, output=ended.output, error=error, reason=reason)
+
+    def cancel_awaited(self, run_id: str, now: int) -> None:
+        """Cancel the active runs for whose end a run waits."""
+        for child_id in self._runs.active_children(run_id, awaited=True):
+            self.cancel(child_id, now, compensate=True)
+
+    def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:
+        """The body itself waits no longer, for a child or for anything else: the child is cancelled.
+
+        The record of the wait as it was; ``None`` when it never began.
+        """
+        found = self._waits.call_off(run_id, name, now)
+        child_id = self._runs.active_child(run_id, name) if found is not None and found.kind == "child" else None
+        if child_id is not None:
+            self.cancel(child_id, now, compensate=True)
+        return found
+
+    def expire(self, run_id: str, now: int) -> None:
+        """Fail an active run because its deadline has passed, after compensating what has to be."""
+        self._steps.cancel_running(run_id, now)
+        self._runs.expire(run_id, now)
+        self.cancel_awaited(run_id, now)
 
     def cancel(self, run_id: str, now: int, *, compensate: bool = False) -> None:
         """Cancel an active run, and every active run that it has started.
 
-        :param compensate: let runs that have steps to compensate do so before they end.
+        :param compensate: let runs that have steps to compensate do so before they end; one that is at it, goes on.
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
+        standing = self._runs.standing(run_id)
+        if compensate and standing is not None and standing[0] == RunStatus.CANCELLING:
+            return
         self._steps.cancel_running(run_id, now)
         if not (compensate and self._runs.begin_compensation(run_id, RunStatus.CANCELLED, now)):
             self._runs.cancel(run_id, now)

@@ -78,6 +78,12 @@ SELECT job, labels
  WHERE id = :id
 """
 
+RUN_OUTCOME = """
+SELECT status, output, continued_as
+  FROM durable_runs
+ WHERE id = :id
+"""
+
 RUN_STANDING = """
 SELECT status, generation, paused
   FROM durable_runs
@@ -280,9 +286,15 @@ RETURNING attempt
 
 ACTIVE_CHILDREN = """
 SELECT id, parent_step
-  FROM durable_runs
- WHERE parent_run_id = :id AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+  FROM durable_runs INDEXED BY durable_runs_by_parent
+ WHERE parent_run_id = :id AND status IN ('pending', 'leased', 'waiting')
  ORDER BY id
+"""
+
+ADOPT_CHILDREN = """
+UPDATE durable_runs INDEXED BY durable_runs_by_parent
+   SET parent_run_id = :successor_id
+ WHERE parent_run_id = :id AND parent_step IS NULL AND status IN ('pending', 'leased', 'waiting')
 """
 
 LINK_DEAD_LETTER = """
@@ -359,7 +371,7 @@ UPDATE durable_runs
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
- WHERE id = :id
+ WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
 RETURNING attempt, parent_run_id, parent_step
 """
 
@@ -513,7 +525,7 @@ VALUES (:run_id, :name, :attempt, :error, :queued, :started_at, :now)
 """
 
 RUNNING_STEPS = """
-SELECT name, position, attempt, started_at
+SELECT name, kind, position, attempt, started_at
   FROM durable_steps
  WHERE run_id = :run_id AND status = 'running'
  ORDER BY position

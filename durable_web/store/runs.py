@@ -67,6 +67,15 @@ class NewRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a run stands, and its output as the codec's text."""
+
+    run_id: str
+    status: RunStatus
+    output: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A run that has just ended, for whoever waits for it; ``output`` is the codec's text."""
 
@@ -76,12 +85,18 @@ class Ended:
     status: RunStatus
     output: str | None = None
     error: dict[str, str] | None = None
+    continued_as: str | None = None
 
 
 class Runs:
-    """The verbs on runs. ``on_end`` is called, in the transaction, with every run that ends."""
+    """The verbs on runs.
+
+    ``on_end`` is called, in the transaction, with every run that ends; ``before_burial`` with the id of one that is to
+    be dead.
+    """
 
     on_end: Callable[[Ended, int], None] = staticmethod(lambda ended, now: None)
+    before_burial: Callable[[str, int], None] = staticmethod(lambda run_id, now: None)
 
     def __init__(self, database: Database, journal: Journal) -> None:
         self._database = database
@@ -153,6 +168,16 @@ class Runs:
     def exists(self, run_id: str) -> bool:
         """Whether there is such a run."""
         return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
+
+    def latest(self, run_id: str) -> Outcome | None:
+        """What has become of a run, or of the last one as which it went on; ``None`` when it is not there."""
+        found = None
+        while (row := self._database.row(queries.RUN_OUTCOME, {"id": run_id})) is not None:
+            found = Outcome(run_id, RunStatus(row[0]), row[1])
+            if row[2] is None:
+                break
+            run_id = row[2]
+        return found
 
     def standing(self, run_id: str) -> tuple[RunStatus, int, bool] | None:
         """The status and the generation of a run, and whether it is paused; ``None`` when it is gone."""
@@ -271,8 +296,7 @@ class Runs:
             raise LeaseLost(claim.run_id)
         reason = None if continued_as is None else f"it goes on as {continued_as}"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
-        if continued_as is None:
-            self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error), now)
+        self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
         if not self._journal.is_listening:
             return
         if status == RunStatus.CANCELLED:
@@ -351,11 +375,13 @@ class Runs:
         return [row[0] for row in self._database.rows(queries.OVERDUE, {"now": now})]
 
     def expire(self, run_id: str, now: int) -> None:
-        """Fail an active run because its deadline has passed."""
+        """Fail an active run because its deadline has passed; does nothing when it has ended meanwhile."""
         error = {"type": "DeadlineExceeded", "message": "The run's deadline passed before it ended.", "traceback": ""}
         if self.begin_compensation(run_id, RunStatus.FAILED, now, error):
             return
         row = self._database.row(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)})
+        if row is None:
+            return
         self._journal.append_status(run_id, now, RunStatus.FAILED, attempt=row[0], error=error)
         self.on_end(Ended(run_id, row[1], row[2], RunStatus.FAILED, error=error), now)
         self._journal.tell("run:fail", run_id, now, error=ErrorInfo(**error), failed_step_name=None)
@@ -402,6 +428,7 @@ class Runs:
                     run_id, now, RunStatus(status), attempt=attempt, reason="its engine stopped"
                 )
             else:
+                self.before_burial(run_id, now)
                 dead.append(self._bury(run_id, attempt, recoveries, now))
         return dead
 
@@ -437,12 +464,21 @@ class Runs:
         self.on_end(Ended(run_id, row[1], row[2], RunStatus.CANCELLED), now)
 
     def active_children(self, run_id: str, *, awaited: bool = False) -> list[str]:
-        """The ids of the runs that a run has started and that have not ended, the oldest first.
+        """The ids of the runs that a run has started and that are neither ended nor about to, the oldest first.
 
         :param awaited: only of those whose end the run waits for.
         """
         rows = self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})
         return [child_id for child_id, step in rows if step is not None or not awaited]
+
+    def active_child(self, run_id: str, step: str) -> str | None:
+        """The id of the run that a run waits for under a step's name, unless that has ended."""
+        rows = self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})
+        return next((child_id for child_id, name in rows if name == step), None)
+
+    def adopt_children(self, run_id: str, successor_id: str) -> None:
+        """Let the active runs that a run has started without waiting for them be the children of its successor."""
+        self._database.execute(queries.ADOPT_CHILDREN, {"id": run_id, "successor_id": successor_id})
 
     def reopen(self, run_id: str, now: int, input_text: str | None) -> None:
         """Let a run that has failed, died or was cancelled go on; with ``input_text``, on another input.

@@ -8,6 +8,7 @@ memory, hears of it after the commit.
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from ..model import StepStatus
 from .database import Database
@@ -44,6 +45,17 @@ _TOPIC_STATUS = """
 SELECT run_id, name, status
   FROM durable_steps
  WHERE topic = :topic
+"""
+
+_ENDED = """
+SELECT wait.value
+  FROM json_each(:names) AS wait
+  JOIN durable_steps AS step ON step.run_id = :run_id AND step.name = wait.value
+ WHERE step.status IN ('completed', 'failed')
+    OR (step.status = 'running'
+        AND EXISTS (SELECT 1
+                      FROM durable_messages INDEXED BY durable_messages_pending
+                     WHERE run_id = :run_id AND topic = step.topic AND status = 'pending'))
 """
 
 _BREAKPOINTS = """
@@ -147,6 +159,10 @@ class Waits:
             else:
                 self.settle(run_id, name, now, reason=f"sleep {name!r} is over")
         return len(due) == DUE_BATCH
+
+    def ended(self, run_id: str, names: list[str]) -> list[str]:
+        """Which of these waits have ended, or have a message that they may take."""
+        return [row[0] for row in self._database.rows(_ENDED, {"run_id": run_id, "names": json.dumps(names)})]
 
     def find_in_run(self, run_id: str, topic: str) -> str | None:
         """The name of the first wait of a run for that topic."""

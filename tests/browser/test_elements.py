@@ -6,6 +6,10 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from chromium import TIMEOUT_MS
+
+expect.set_options(timeout=TIMEOUT_MS)
+
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
     "style-src 'self'; img-src 'self' data:"

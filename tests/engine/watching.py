@@ -27,3 +27,11 @@ async def finish(engine: Engine, run: Run) -> Run:
 async def timeline(engine: Engine, run: Run, from_seq: int = 0) -> list[Any]:
     """All frames of a run, to its end."""
     return [frame async for frame in engine.watch(run.id, from_seq)]
+
+
+async def reach(engine: Engine, run_id: str, status: str) -> Run:
+    """Wait until a run stands at a status, and return it."""
+    async for frame in engine.watch(run_id):
+        if frame.kind == "run_status" and frame.status == status:
+            break
+    return await engine.get_run(run_id)

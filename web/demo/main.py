@@ -52,7 +52,6 @@ class Demo:
         opened = js.Date.now()
         try:
             self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
-            await self._durable.when_ready()
         except DurableError as error:
             notices.tell_start_failed(error)
             return
@@ -90,7 +89,7 @@ class Demo:
     async def _clear_away(self):
         """Delete what tabs that died have left: half-made downloads, files that were imported but not deleted, and
         imports of which only the tables are gone. Where another tab leads, it may be about to use them."""
-        if getattr(self._durable.client, "role", None) == "follower":
+        if self._durable.role == "follower":
             return
         for run in await self._durable.list_runs(job="export-csv", status=ACTIVE):
             await self._durable.cancel(run.id)
