@@ -23,8 +23,8 @@ class MockClock:
 
     >>> clock = MockClock()
     >>> async with engine(reminder, clock=clock) as e:
-    ...     run = await e.trigger(reminder)  # sleeps for a week
-    ...     await clock.advance(7 * 24 * 3600)
+    ...     run = await e.trigger(reminder)  # which sleeps for an hour
+    ...     await clock.advance(3600)
     ...     assert (await e.get_run(run.id)).status == "completed"
 
     :param now: the wall-clock time to begin with, in milliseconds since 1970-01-01 UTC.

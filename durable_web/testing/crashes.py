@@ -83,17 +83,24 @@ def crash_at(
     """Let an engine die right before, or right after, a commit; nothing is written from there on.
 
     :param before, after: which commit: that in which the step or wait of this name ends; that in which a run comes to
-        this ``RunStatus``; or, a number, the so-manieth from now that changes anything, from 1.
+        this ``RunStatus``; or, counted from now on, that which is the so-manieth to change anything, from 1.
     :param status: with a name, the commit in which the step or wait comes to this status, ``"running"`` say, instead.
     :raises ValueError: when not exactly one commit is named.
 
     An engine that is not running dies in its next life; ``restart`` brings it back.
 
-    >>> await crash_at(e, before="charge")  # charge was called, and nobody knows
+    >>> run = await e.trigger(order, "A-1")
+    >>> await crash_at(e, before="charge")  # it was called, and nobody knows
+    >>> await restart(e)
     >>> await crash_at(e, after="approval", status="running")  # it has begun to wait
-    >>> await crash_at(e, after=RunStatus.WAITING)  # it has parked
-    >>> point = crash_at(e, before=3)
-    >>> await e.signal(run.id, "go")  # raises SimulatedCrash if that is the third commit
+    >>> await restart(e)
+    >>> await crash_at(e, after=RunStatus.WAITING)  # it is parked
+    >>> await restart(e)
+    >>> point = crash_at(e, after=1)
+    >>> try:
+    ...     await e.signal(run.id, "approval", "by Ada")
+    ... except SimulatedCrash:
+    ...     assert point.is_reached  # the signal was delivered, and the sender does not know
     """
     point = after if before is None else before
     if point is None or (before is not None and after is not None):
@@ -157,6 +164,9 @@ async def restart(engine: Engine, *jobs: Job) -> None:
     """Bring an engine back over the same database, after crashing it if it still lives.
 
     :param jobs: with these instead of the jobs that it had, as after a new release.
+
+    >>> run = await e.trigger(order, "A-1")
+    >>> await restart(e, order)
     """
     await crash(engine)
     if hasattr(engine, "_dispatcher"):

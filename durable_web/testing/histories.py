@@ -50,7 +50,9 @@ def record_history(engine: Engine, run_id: str) -> dict[str, Any]:
 
     :raises RunNotFound: when there is no such run.
 
-    >>> Path("order.json").write_text(json.dumps(record_history(e, run.id)))
+    >>> run = await e.trigger(order, "A-1")
+    >>> file = Path(folder) / "order.json"
+    >>> file.write_text(json.dumps(record_history(e, run.id)))
     """
     store = engine._running_store()
     run = store.runs.get(run_id)
@@ -90,7 +92,10 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
         new one that comes before what is recorded is at its end; or says that a run which completed now fails.
     :raises ValueError: when it is the history of another job.
 
-    >>> await assert_replays(json.loads(Path("order.json").read_text()), order)
+    >>> run = await e.trigger(order, "A-1")
+    >>> await settle()
+    >>> history = record_history(e, run.id)
+    >>> assert (await assert_replays(history, order)).new == ["approval"]
     """
     if (history.get("format"), history.get("job")) != (FORMAT, job.name):
         raise ValueError(f"This is no history of format {FORMAT} of job {job.name!r}: record one with record_history.")
@@ -163,12 +168,12 @@ class _Replaying:
         """Wait until the job has ended, or waits for what is not recorded."""
         loop = asyncio.get_running_loop()
         until = loop.time() + patience
-        while not task.done() and loop.time() < until:
+        while not task.done():
             activity = self._activity
             await settle()
             if self._activity != activity:
                 continue
-            if self._difference or (self.new and not self._unvisited):
+            if self._difference or (self.new and not self._unvisited) or loop.time() >= until:
                 return
             await asyncio.sleep(0.01)
 
@@ -176,13 +181,13 @@ class _Replaying:
         """:raises AssertionError: when the code does not agree with the history."""
         if self._difference is not None:
             raise AssertionError(f"The job does not replay: {self._difference}") from self._difference
-        if not has_ended:
-            self._check_where_it_stands()
-        elif run.error is not None and self.history["status"] == RunStatus.COMPLETED:
+        if run.error is not None and self.history["status"] == RunStatus.COMPLETED:
             raise AssertionError(
                 f"The job does not replay: the run has completed, and would now fail with {run.error.type}: "
                 f"{run.error.message}"
             )
+        if not has_ended:
+            self._check_where_it_stands()
 
     def _check_where_it_stands(self) -> None:
         if not self._unvisited:

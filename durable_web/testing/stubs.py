@@ -25,7 +25,9 @@ def stub_steps(engine: Engine, results: Mapping[str, Any]) -> None:
     the runs that are claimed from here on, also after a ``restart``, and for all others of the engine's steps nothing
     changes; ``stub_steps(engine, {})`` takes it back.
 
-    >>> stub_steps(e, {"charge": {"id": "ch_1"}, "ship": ConnectionError("no carrier")})
+    >>> stub_steps(e, {"charge": "ch_1", "ship": ConnectionError("no carrier")})
+    >>> run = await e.trigger_with_signal(order, "A-1", "approval")
+    >>> assert (await e.wait_for_run(run.id)).error.message == "Step 'ship' failed: ConnectionError: no carrier"
     """
     make = functools.partial(_StubbedContext, dict(results)) if results else Context
     engine._new_context = make
