@@ -15,7 +15,7 @@ import {
   write,
   writeText,
 } from "./durable-element.js";
-import { clockText, countText, durationText, fieldsText, isTerminal, visible } from "./durable-text.js";
+import { clockText, countText, durationText, fieldsText, isTerminal, momentText, visible } from "./durable-text.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
 /** @typedef {import("./durable-bindings.js").Run} Run */
@@ -37,6 +37,7 @@ export class RunView {
   #input;
   #offered;
   #title = make("h2", { class: "title text", part: "title" });
+  #begun = make("span", { class: "muted small", part: "begun" });
   #status = new StatusView();
   #message = make("p", { class: "muted text", part: "message" });
   #percent = make("span", { class: "percent", part: "percent", "aria-hidden": "true" });
@@ -64,7 +65,8 @@ export class RunView {
     this.#client = client;
     this.#input = json(element, "input");
     this.#offered = words(element, "actions") ?? ["cancel", "retry"];
-    const head = make("div", { class: "spread", part: "head" }, this.#title, this.#status.element);
+    const facts = make("div", { class: "buttons" }, this.#begun, this.#status.element);
+    const head = make("div", { class: "spread", part: "head" }, this.#title, facts);
     const foot = make("div", { class: "spread" }, this.#message, this.#percent);
     const progress = make("div", { class: "progress", part: "progress" }, this.#progress.element, foot);
     this.#foot.append(this.#whileActive, this.#buttons);
@@ -79,6 +81,7 @@ export class RunView {
     const { run } = binding;
     write(this.#title, name(run?.job ?? this.#element.getAttribute("job") ?? ""));
     this.#status.render(binding.status);
+    write(this.#begun, begunText(run));
     this.#progress.render(run, this.#title.textContent ?? "");
     writeText(this.#message, messageFor(binding));
     write(this.#percent, percentText(run));
@@ -172,6 +175,14 @@ export class RunView {
     const share = milestone ? `, ${milestone} percent` : "";
     write(this.#announcement, `${this.#title.textContent}: ${this.#status.element.textContent}${share}`);
   }
+}
+
+/** Such as "Nov 21, 2026, 5:41 AM, took 3.2 s". @param {Run | null} run */
+function begunText(run) {
+  if (!run) return "";
+  const { createdAt, startedAt, completedAt } = run;
+  const took = completedAt && startedAt ? `, took ${durationText((completedAt - startedAt) / 1000)}` : "";
+  return momentText(createdAt) + took;
 }
 
 /** @param {FollowedRun} binding */

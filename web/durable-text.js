@@ -84,12 +84,14 @@ export function durationText(seconds) {
   return `${minutes} min ${Math.floor(seconds - 60 * minutes)} s`;
 }
 
+const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hour12: false });
+
 /** When it was, in the person's own time zone and language. @param {number} milliseconds since 1970 */
-export const momentText = (milliseconds) =>
-  new Date(milliseconds).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+export const momentText = (milliseconds) => moments.format(milliseconds);
 
 /** The time of day. @param {number} milliseconds since 1970 */
-export const clockText = (milliseconds) => new Date(milliseconds).toLocaleTimeString(undefined, { hour12: false });
+export const clockText = (milliseconds) => clock.format(milliseconds);
 
 /** Such as "1 step" or "2,000 steps". @param {number} amount @param {string} one */
 export const countText = (amount, one) => `${amount.toLocaleString("en")} ${one}${amount === 1 ? "" : "s"}`;
