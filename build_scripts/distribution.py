@@ -13,26 +13,39 @@ from pathlib import Path
 from environment import BUILD, ROOT
 from licenses import licenses_text
 from packages import (
-    MICROPIP_VERSION,
     NODE_MODULES,
     WEB,
+    PinnedWheel,
     build_own_wheel,
-    download_micropip,
+    download_wheels,
     install_npm_packages,
     project_version,
     sha256,
 )
 from progress import SetupError, exclusive, stage, write_atomically
+from snapshot import PYODIDE_FILES, make_snapshot
 
 DIST = ROOT / "dist"
 
 REQUIRED = (
     "index.html",
     "durable-web.js",
+    "calls.js",
+    "durable-binding.js",
+    "durable-bindings.js",
+    "durable-element.js",
+    "durable-elements.js",
+    "durable-run-view.js",
+    "durable-runs-view.js",
+    "durable-styles.js",
+    "durable-text.js",
     "engine-connection.js",
     "engine-worker.js",
+    "watch.js",
+    "memory-snapshot.js",
     "opfs-filesystem.js",
     "opfs-storage.js",
+    "pyodide-start.js",
     "pyscript.js",
     "python-bridge.js",
     "durable_page.py",
@@ -52,6 +65,7 @@ REQUIRED = (
     "vendor/pyodide/pyodide.asm.wasm",
     "vendor/pyodide/python_stdlib.zip",
     "vendor/pyodide/pyodide-lock.json",
+    "vendor/pyodide/snapshot.bin.gz",
     "vendor/pyscript/core.js",
     "vendor/pyscript/core.css",
     "vendor/micropython/micropython.mjs",
@@ -61,7 +75,6 @@ REQUIRED = (
 """Files without which dist/ is of no use; a build that has no source for one of them fails."""
 
 _NOT_SHIPPED = {"node_modules", "package.json", "package-lock.json", "__pycache__"}
-_PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
 _MICROPYTHON_FILES = ("micropython.mjs", "micropython.wasm")
 _SAMPLE_DATA = ("birdstrikes.csv", "zipcodes.csv")
 
@@ -76,10 +89,11 @@ def build() -> Path:
     """
     with exclusive(BUILD / "distribution.lock"):
         install_npm_packages()
-        micropip = download_micropip()
+        wheels = download_wheels()
         own_wheel = build_own_wheel()
+        snapshot = make_snapshot(own_wheel)
         with stage("dist/") as progress:
-            files = plan(micropip, own_wheel)
+            files = plan(wheels, own_wheel, snapshot)
             changes = apply(files, DIST)
             if changes:
                 progress.result = f"ready, {changes} of {len(files)} files changed"
@@ -87,15 +101,16 @@ def build() -> Path:
     return DIST
 
 
-def plan(micropip: Path, own_wheel: Path) -> Plan:
-    """What dist/ holds, given the two wheels; everything else is found in web/ and its node_modules."""
+def plan(wheels: dict[PinnedWheel, Path], own_wheel: Path, snapshot: Path) -> Plan:
+    """What dist/ holds, given the wheels and the snapshot; the rest is found in web/ and its node_modules."""
     return {
         **_own_files(),
         **_pyodide_page(),
         **{f"demo/data/{name}": NODE_MODULES / "vega-datasets" / "data" / name for name in _SAMPLE_DATA},
         **_interpreters(),
-        **_pyodide_packages(micropip, own_wheel),
-        "LICENSES.txt": licenses_text(NODE_MODULES, micropip).encode(),
+        **_pyodide_packages(wheels, own_wheel),
+        "vendor/pyodide/snapshot.bin.gz": snapshot,
+        "LICENSES.txt": licenses_text(NODE_MODULES, wheels).encode(),
     }
 
 
@@ -136,24 +151,27 @@ def _interpreters() -> Plan:
     pyscript = NODE_MODULES / "@pyscript" / "core" / "dist"
     micropython = NODE_MODULES / "@micropython" / "micropython-webassembly-pyscript"
     return {
-        **{f"vendor/pyodide/{name}": NODE_MODULES / "pyodide" / name for name in _PYODIDE_FILES},
+        **{f"vendor/pyodide/{name}": NODE_MODULES / "pyodide" / name for name in PYODIDE_FILES},
         **{f"vendor/pyscript/{path.name}": path for path in sorted(pyscript.iterdir()) if path.suffix != ".map"},
         **{f"vendor/micropython/{name}": micropython / name for name in _MICROPYTHON_FILES},
     }
 
 
-def _pyodide_packages(micropip: Path, own_wheel: Path) -> Plan:
-    """The two wheels, and a lock file that knows these two packages, by paths relative to itself, and no others."""
+def _pyodide_packages(wheels: dict[PinnedWheel, Path], own_wheel: Path) -> Plan:
+    """The wheels, and a lock file that knows these packages, by paths relative to itself, and no others."""
     original = json.loads((NODE_MODULES / "pyodide" / "pyodide-lock.json").read_text(encoding="utf-8"))
     lock = {
         "info": original["info"],
         "packages": {
             "durable-web": _lock_entry("durable-web", project_version(), own_wheel, ["durable_web"]),
-            "micropip": _lock_entry("micropip", MICROPIP_VERSION, micropip, ["micropip"]),
+            **{
+                pinned.name: _lock_entry(pinned.name, pinned.version, wheel, [pinned.name])
+                for pinned, wheel in wheels.items()
+            },
         },
     }
     return {
-        f"vendor/pyodide/{micropip.name}": micropip,
+        **{f"vendor/pyodide/{wheel.name}": wheel for wheel in wheels.values()},
         f"vendor/pyodide/{own_wheel.name}": own_wheel,
         "vendor/pyodide/pyodide-lock.json": json.dumps(lock, indent=1).encode(),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from environment import ROOT
+from packages import PinnedWheel
 
 _RULE = "=" * 80
 _SAMPLE_DATA = ("birdstrikes.csv", "zipcodes.csv")
@@ -31,11 +32,11 @@ class Notice:
         return f"{_RULE}\n{self.part}\n{self.place}\nLicense: {self.license}\n{_RULE}\n\n{self.text.strip()}\n"
 
 
-def licenses_text(node_modules: Path, micropip: Path) -> str:
-    """All notices, for a dist/ made from these npm packages and this micropip wheel."""
+def licenses_text(node_modules: Path, wheels: dict[PinnedWheel, Path]) -> str:
+    """All notices, for a dist/ made from these npm packages and these wheels."""
     notices = [
         _own(),
-        _micropip(micropip),
+        *(_from_wheel(pinned, wheel) for pinned, wheel in wheels.items()),
         _pyodide(node_modules / "pyodide"),
         _cpython(),
         _micropython(node_modules / "@micropython" / "micropython-webassembly-pyscript"),
@@ -50,11 +51,12 @@ def _own() -> Notice:
     return Notice("durable-web", "everything not listed below", "MIT", _OWN_LICENSE.read_text(encoding="utf-8"))
 
 
-def _micropip(wheel: Path) -> Notice:
+def _from_wheel(pinned: PinnedWheel, wheel: Path) -> Notice:
+    """A package from PyPI, with all the texts of its licence."""
     with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
-        text = archive.read(name).decode()
-    return Notice(f"micropip ({wheel.name})", "vendor/pyodide/", "MPL-2.0", text)
+        names = sorted(name for name in archive.namelist() if ".dist-info/licenses/" in name)
+        text = "\n\n".join(archive.read(name).decode().strip() for name in names)
+    return Notice(f"{pinned.name} ({wheel.name})", "vendor/pyodide/", pinned.license, text)
 
 
 def _pyodide(package: Path) -> Notice:

@@ -1,4 +1,4 @@
-"""What dist/ is made from beside web/: the pinned npm packages, micropip's wheel and the project's own wheel.
+"""What dist/ is made from beside web/: the pinned npm packages, wheels from PyPI and the project's own wheel.
 
 Each function brings one of them up to date, says so in one line of progress, and costs a few milliseconds when
 nothing has changed.
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from environment import BUILD, ROOT
@@ -20,8 +21,33 @@ from progress import SetupError, run, stage, write_atomically
 WEB = ROOT / "web"
 NODE_MODULES = WEB / "node_modules"
 
-MICROPIP_VERSION = "0.11.1"
-MICROPIP_SHA256 = "768de165adb8e66906039d8fec4127a57f522dfdf8e6fbff877a4616941ecfd3"
+
+@dataclass(frozen=True)
+class PinnedWheel:
+    """A wheel from PyPI, and the hash that it must have."""
+
+    name: str
+    version: str
+    tag: str
+    sha256: str
+    license: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}-{self.version}-{self.tag}-none-any.whl"
+
+
+PINNED_WHEELS = (
+    PinnedWheel(
+        "micropip", "0.11.1", "py3", "768de165adb8e66906039d8fec4127a57f522dfdf8e6fbff877a4616941ecfd3", "MPL-2.0"
+    ),
+    PinnedWheel(  # this and the next are only loaded where a page has a schedule with cron, or in a time zone
+        "cronsim", "2.8", "py3", "62115cabaa121953ac4bbf2e66808b5229ca6e47372a74e752b42fcdf28324a5", "BSD-3-Clause"
+    ),
+    PinnedWheel(
+        "tzdata", "2026.6", "py2.py3", "0a10eec6e13ef16b627fabed9a5f2ba61a62b1c67f327305f4e7e412a70b4aec", "Apache-2.0"
+    ),
+)
 
 _PYODIDE_PYTHON = "3.14"
 _OLDEST_NODE = 20
@@ -37,26 +63,30 @@ def install_npm_packages() -> Path:
     :raises SetupError: without a Node.js that is new enough, or when npm fails.
     """
     stamp_file = NODE_MODULES / ".durable-web-stamp"
-    stamp = _digest([WEB / "package.json", WEB / "package-lock.json", WEB / ".npmrc"])
+    stamp = digest([WEB / "package.json", WEB / "package-lock.json", WEB / ".npmrc"])
     with stage("npm packages"):
-        if _read(stamp_file) != stamp:
+        if read_stamp(stamp_file) != stamp:
             npm = _find_npm()
             run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"], cwd=WEB)
             write_atomically(stamp_file, stamp.encode())
     return NODE_MODULES
 
 
-def download_micropip() -> Path:
-    """The micropip wheel, from PyPI once and checked against the hash above every time.
+def download_wheels() -> dict[PinnedWheel, Path]:
+    """The pinned wheels, from PyPI once and checked against the hashes above every time.
 
-    :raises SetupError: when it cannot be downloaded or is not the file that was pinned.
+    :raises SetupError: when one cannot be downloaded or is not the file that was pinned.
     """
-    wheel = BUILD / f"micropip-{MICROPIP_VERSION}-py3-none-any.whl"
-    with stage("micropip"):
-        if not wheel.exists() or sha256(wheel) != MICROPIP_SHA256:
-            with _scratch_folder() as folder:
-                _download_wheel(f"micropip=={MICROPIP_VERSION}", folder)
-                _check_micropip(folder / wheel.name)
+    return {pinned: _download(pinned) for pinned in PINNED_WHEELS}
+
+
+def _download(pinned: PinnedWheel) -> Path:
+    wheel = BUILD / pinned.file_name
+    with stage(pinned.name):
+        if not wheel.exists() or sha256(wheel) != pinned.sha256:
+            with scratch_folder() as folder:
+                _download_wheel(f"{pinned.name}=={pinned.version}", folder)
+                _check_hash(folder / wheel.name, pinned.sha256)
                 (folder / wheel.name).replace(wheel)
     return wheel
 
@@ -68,11 +98,11 @@ def build_own_wheel() -> Path:
     """
     wheels = BUILD / "wheel"
     stamp_file = wheels / "stamp"
-    stamp = _digest(_wheel_sources())
+    stamp = digest(_wheel_sources())
     wheel = wheels / f"durable_web-{project_version()}-py3-none-any.whl"
     with stage("durable-web wheel"):
-        if _read(stamp_file) != stamp or not wheel.exists():
-            with _scratch_folder() as folder:
+        if read_stamp(stamp_file) != stamp or not wheel.exists():
+            with scratch_folder() as folder:
                 run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT)
                 if not (folder / wheel.name).exists():
                     raise SetupError(f"hatchling built {_names(folder)} and not {wheel.name}.")
@@ -94,15 +124,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_npm() -> str:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        raise SetupError(f"There is no {'npm' if node else 'node'} on this machine's PATH. {_NODE_ADVICE}")
+def find_node() -> str:
+    """The Node.js on the PATH.
+
+    :raises SetupError: when there is none, or it is too old.
+    """
+    node = _find("node")
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
     major = version.removeprefix("v").partition(".")[0]
     if not major.isdigit() or int(major) < _OLDEST_NODE:
         raise SetupError(f"Node.js is too old: {node} is {version or 'of no known version'}. {_NODE_ADVICE}")
-    return npm
+    return node
+
+
+def _find_npm() -> str:
+    find_node()  # npm runs in it
+    return _find("npm")
+
+
+def _find(program: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise SetupError(f"There is no {program} on this machine's PATH. {_NODE_ADVICE}")
+    return found
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
@@ -110,13 +154,13 @@ def _download_wheel(requirement: str, folder: Path) -> None:
     run([*pip, requirement, "--no-deps", "--only-binary=:all:", "--python-version", _PYODIDE_PYTHON, "-d", folder])
 
 
-def _check_micropip(wheel: Path) -> None:
+def _check_hash(wheel: Path, expected: str) -> None:
     if not wheel.exists():
         raise SetupError(f"pip downloaded {_names(wheel.parent)} and not {wheel.name}.")
     measured = sha256(wheel)
-    if measured != MICROPIP_SHA256:
+    if measured != expected:
         raise SetupError(
-            f"{wheel.name} is not the file that was pinned: its SHA-256 is {measured}, expected {MICROPIP_SHA256}."
+            f"{wheel.name} is not the file that was pinned: its SHA-256 is {measured}, expected {expected}."
         )
 
 
@@ -128,19 +172,21 @@ def _wheel_sources() -> Iterator[Path]:
             yield path
 
 
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
+def digest(paths: Iterable[Path]) -> str:
+    """One SHA-256 of the names and contents of files below ROOT, in hexadecimal."""
+    total = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(ROOT).as_posix()} {sha256(path)}\n".encode())
-    return digest.hexdigest()
+        total.update(f"{path.relative_to(ROOT).as_posix()} {sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
-def _read(path: Path) -> str | None:
+def read_stamp(path: Path) -> str | None:
+    """What a file says that tells from what a result was made, if it is there."""
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
     """A folder beside the results, so that what is made in it can be renamed into place; gone afterwards."""
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD, prefix="partial-") as folder:

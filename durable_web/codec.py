@@ -62,13 +62,18 @@ def encode(value: Any, *, path: str = "value") -> str:
         raise SerializationError(path, f"{error}.") from None
 
 
+# Made once: `json.dumps` with options of its own makes an encoder on every call, and every step calls it twice.
+_AS_IT_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
 def to_json(value: Any) -> str:
     """Compact JSON text that SQLite can hold: lone surrogates, which UTF-8 has no form for, are escaped."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _AS_IT_IS.encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+        return _ESCAPED.encode(value)
     return text
 
 

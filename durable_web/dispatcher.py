@@ -26,6 +26,7 @@ from .executor import Execution, Services
 from .files import Files
 from .job import Job, Registry
 from .model import RunStatus
+from .schedules import Scheduler
 from .store import Claim, Store
 from .timeline import Timeline
 from .triggers import Trigger
@@ -68,6 +69,7 @@ class Dispatcher:
         files: Files,
         timeline: Timeline,
         events: Events,
+        scheduler: Scheduler,
         limits: Limits,
         new_id: Callable[[], str],
         webhook_url: Callable[[str], str] | None,
@@ -83,6 +85,7 @@ class Dispatcher:
         self._files = files
         self._timeline = timeline
         self._events = events
+        self._scheduler = scheduler
         self._limits = limits
         self._owner = new_id()
         self._on_state = on_state
@@ -105,6 +108,7 @@ class Dispatcher:
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._unreleased: list[Claim] = []
         self._state = "running"
@@ -133,9 +137,10 @@ class Dispatcher:
         self.fill_slots()
 
     async def drain(self) -> None:
-        """Wait until nothing is executing."""
+        """Wait until nothing is executing: every run has ended, or is parked."""
         while self.executing:
-            await asyncio.wait([task for _, task in self.executing.values()])
+            self._has_left.clear()
+            await self._has_left.wait()
 
     async def stop(self) -> None:
         """Give back what is executing, and end it."""
@@ -206,12 +211,13 @@ class Dispatcher:
     def _claim_next(self) -> Claim | None:
         now = self._clock.now()
         with self._store.transaction():
+            has_openings = self._store.flow.admit(now)
             saturated = self._registry.saturated(self._store.runs.count_leased)
             claim = self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated)
             timeout = None if claim is None else self._timeout_of(claim)
             if claim is not None and timeout is not None:
                 self._store.runs.limit_duration(claim, now + round(timeout * 1000))
-        if timeout is not None:
+        if timeout is not None or has_openings:
             self.look_at_the_time()
         return claim
 
@@ -278,6 +284,7 @@ class Dispatcher:
         for place in (self.executing, self.parked):
             if run_id in place and place[run_id][0] is execution:
                 del place[run_id]
+        self._has_left.set()
         if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
             error = task.exception() or RuntimeError()
             self._events.report(error, "executing a run", self._clock.now(), run_id)
@@ -288,6 +295,7 @@ class Dispatcher:
     def _on_parked(self, execution: Execution) -> None:
         run_id = execution.claim.run_id
         self.parked[run_id] = self.executing.pop(run_id)
+        self._has_left.set()
         while len(self.parked) > self._limits.max_parked:
             oldest, _ = self.parked.pop(next(iter(self.parked)))
             oldest.abandon()
@@ -310,7 +318,7 @@ class Dispatcher:
         """Do what is due, and set the timer for what is due next."""
         try:
             was_due = self._do_what_is_due(self._clock.now())
-            due = self._store.runs.next_due()
+            due = self._next_due()
         except StorageError as trouble:
             self._report_trouble(trouble, "waking runs")
             self._set_timer("due", FIRST_PROBE_SECONDS, self.look_at_the_time)
@@ -321,8 +329,12 @@ class Dispatcher:
         if was_due:
             self.fill_slots()
 
+    def _next_due(self) -> int | None:
+        dues = (self._store.runs.next_due(), self._store.flow.next_opening(), self._scheduler.next_due())
+        return min((due for due in dues if due is not None), default=None)
+
     def _do_what_is_due(self, now: int) -> bool:
-        due = self._store.runs.next_due()
+        due = self._next_due()
         if due is None or due > now:
             return False
         self.commits.flush()
@@ -332,6 +344,8 @@ class Dispatcher:
                 self._store.family.expire(run_id, now)
             self._store.runs.wake_due(now)
             self._store.waits.settle_due(now)
+            self._store.flow.open(now)
+            self._scheduler.fire(now)
         for run_id in overdue:
             self.abandon(run_id)
         return True

@@ -12,17 +12,20 @@ import asyncio
 import dataclasses
 import logging
 import os
-import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any
 
+from .admission import Admission
 from .clock import Clock, SystemClock, TimerHandle
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits, OnState
+from .durations import Duration, to_timedelta
 from .errors import ConflictError, DurableWebError, RunNotActive, StorageError
 from .events import ErrorHandler, Events, Listener
 from .files import Files, LocalFiles
+from .flow import Gate
 from .identifiers import IdentifierFactory
 from .job import Job, Registry
 from .model import (
@@ -33,12 +36,14 @@ from .model import (
     Run,
     RunFilter,
     RunStatus,
+    Schedule,
     Step,
     StoredFrame,
     to_milliseconds,
 )
+from .schedules import Scheduler, checked_schedule, with_next_due
 from .store import Database, Durability, Fact, Store
-from .timeline import Timeline, ends_run
+from .timeline import Selection, Timeline, at_least, ends_run
 from .triggers import Trigger
 
 PURGE_SECONDS = 60.0
@@ -46,7 +51,11 @@ PURGE_BATCH = 100
 BULK_BATCH = 500
 COUNTABLE = ("status", "job")
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+Install = Callable[[list[str]], Awaitable[None]]
+
+
+async def _nothing_to_install(libraries: list[str]) -> None:
+    """On a desk, whoever installs durable-web installs what it needs."""
 
 
 class Engine:
@@ -73,6 +82,8 @@ class Engine:
         changes.
     :raises DuplicateJobError, TypeError: as ``register`` does.
     :raises ValueError: when a number or ``retain_runs`` is out of its range.
+    :param install: called with the names of libraries before they are needed for the first time (a browser's leader
+        brings them from the site).
     """
 
     def __init__(
@@ -93,6 +104,7 @@ class Engine:
         dead_letter: Job | None = None,
         webhook_url: Callable[[str], str] | None = None,
         on_state: OnState = lambda state, message: None,
+        install: Install = _nothing_to_install,
     ) -> None:
         self.path = os.fspath(path)
         self._registry = Registry(list(jobs))
@@ -105,10 +117,11 @@ class Engine:
         )
         self._webhook_url = webhook_url
         self._durability: Durability = durability
-        self._retention = None if retain_runs is None else _duration(retain_runs)
+        self._retention = None if retain_runs is None else to_timedelta(retain_runs)
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
+        self._install = install
         self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
         self._store: Store | None = None
@@ -130,7 +143,8 @@ class Engine:
         store.on_commit = self._on_commit
         store.on_change = self._on_change
         store.journal.is_listening = self._events.is_listening
-        self._timeline = Timeline(store)
+        self._timeline = Timeline(store, self._clock)
+        self._scheduler = Scheduler(store, self._registry, self._clock, self._make, self._events.report)
         self._dispatcher = Dispatcher(
             store,
             self._registry,
@@ -138,6 +152,7 @@ class Engine:
             self._files,
             self._timeline,
             self._events,
+            self._scheduler,
             self._limits,
             new_id=self._new_id,
             webhook_url=self._webhook_url,
@@ -148,6 +163,8 @@ class Engine:
         self._delivery = Delivery(store, self._registry, self._clock, self._new_id)
         self._store = store
         try:
+            if libraries := self._scheduler.libraries():
+                await self._install(libraries)
             self._dispatcher.start()
         except BaseException:
             self._store = None
@@ -223,8 +240,9 @@ class Engine:
         """Make a run of ``job`` for ``input``; it begins as soon as it is its turn.
 
         The options are those of :class:`Trigger`: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``,
-        ``priority``, ``run_at``, ``deadline``. The run's ``disposition`` is ``"created"``, or ``"idempotent"`` or
-        ``"coalesced"`` where an existing run came back. Raises what ``trigger_many`` raises.
+        ``priority``, ``run_at``, ``deadline``. The run's ``disposition`` is ``"created"``, or ``"idempotent"``,
+        ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run came back. Raises what ``trigger_many``
+        raises.
         """
         return (await self.trigger_many([Trigger(job, input, **options)]))[0]
 
@@ -234,13 +252,16 @@ class Engine:
         :raises JobNotFound: when no such job is registered.
         :raises InvalidInput, SerializationError: when an input does not fit the job's type, or cannot be stored.
         :raises ConflictError: when a run of the job with that concurrency key is pending.
+        :raises RateLimited: when the job's rate limit has no room for another run now.
         :raises ValueError: when a label, a time or a combination of options is wrong.
         """
         store = self._running_store()
         checked = [(trigger, *trigger.check(self._registry)) for trigger in triggers]
+        if any(job.flow.singleton is not None for _, job, _ in checked):
+            self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
         with store.transaction():
             runs = self._make_all(store, checked)
-        if any(trigger.run_at is not None or trigger.deadline is not None for trigger, _, _ in checked):
+        if any(trigger.run_at or trigger.deadline or job.flow.debounce for trigger, job, _ in checked):
             self._dispatcher.look_at_the_time()
         self._dispatcher.fill_slots()
         return runs
@@ -250,8 +271,10 @@ class Engine:
         made = [self._make(store, *each, now) for each in checked]
         return [dataclasses.replace(store.runs.get(run_id), disposition=how) for run_id, how in made]
 
-    def _make(self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int) -> tuple[str, str]:
-        """Insert the run, or find the one that stands for it: its id and the disposition."""
+    def _make(
+        self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...] = ()
+    ) -> tuple[str, str]:
+        """Insert the run, with further gates, or find the one that stands for it: its id and the disposition."""
         if trigger.idempotency_key is not None:
             found = store.runs.find_by_idempotency_key(job.name, trigger.idempotency_key)
             if found is not None:
@@ -265,9 +288,14 @@ class Engine:
                 skipped = {"skipped_input": trigger.input, "skipped_labels": trigger.labels}
                 store.journal.tell("run:coalesced", found, now, **skipped)
                 return found, "coalesced"
-        run_id = self._new_id()
-        store.runs.insert(trigger.new_run(run_id, job, input_text), now)
-        return run_id, "created"
+        run = trigger.new_run(self._new_id(), job, input_text)
+        run = dataclasses.replace(run, gates=run.gates + gates)
+        return Admission(store, trigger, job, run, now, self._cancel_for_another).admit()
+
+    def _cancel_for_another(self, run_id: str) -> None:
+        """Cancel an active run in the open transaction."""
+        store = self._running_store()
+        store.family.cancel(run_id, self._clock.now())
 
     async def wait_for_run(
         self,
@@ -368,14 +396,64 @@ class Engine:
 
         :raises RunNotFound: when there is no such run.
         """
-        async for batch in self.watch_batches(run_id, from_seq):
-            for frame in batch:
-                yield frame.to_frame()
+        async for frame in _frames(self.watch_batches(run_id, from_seq)):
+            yield frame
 
     def watch_batches(self, run_id: str, from_seq: int = 0) -> AsyncIterator[list[StoredFrame]]:
         """What ``watch`` gives, in batches of stored frames; for forwarding to another process or a page."""
         self._running_store()
         return self._timeline.watch(run_id, from_seq)
+
+    def watch_all(
+        self,
+        from_id: int | None = 0,
+        *,
+        jobs: str | Iterable[str] | None = None,
+        labels: dict[str, str] | None = None,
+        kinds: str | Iterable[str] | None = None,
+    ) -> AsyncIterator[Frame]:
+        """Every run's frames in commit order: first the history, then what commits; ends when the engine stops.
+
+        Of a run that was deleted the history has one frame, of the kind ``run_deleted``, for 30 days.
+
+        :param from_id: the ``id`` of the last frame that is known already; ``None`` for what is committed from now on.
+        :param jobs: only frames of runs of these jobs: a name, or several.
+        :param labels: only frames of runs that have these labels, all of them.
+        :param kinds: only frames of these kinds: ``"run_status"``, or several.
+        :raises ValueError: when there is no such kind.
+        """
+        return _frames(self.watch_all_batches(from_id, jobs=jobs, labels=labels, kinds=kinds))
+
+    def watch_all_batches(
+        self,
+        from_id: int | None = 0,
+        *,
+        jobs: str | Iterable[str] | None = None,
+        labels: dict[str, str] | None = None,
+        kinds: str | Iterable[str] | None = None,
+    ) -> AsyncIterator[list[StoredFrame]]:
+        """What ``watch_all`` gives, in batches of stored frames; for forwarding to another process or a page."""
+        self._running_store()
+        return self._timeline.watch_all(from_id, Selection.of(jobs, labels, kinds))
+
+    def newest_frame_id(self) -> int:
+        """The ``id`` of the frame that was committed last, after which all is new; 0 before any."""
+        return self._running_store().newest_frame_id()
+
+    async def logs(self, run_id: str, from_seq: int = 0, limit: int = 100, level: str | None = None) -> list[LogFrame]:
+        """A page of the lines that a run has written, oldest first.
+
+        :param from_seq: the ``seq`` of the last line of the page before; 0 for the first page.
+        :param limit: at most so many, from 1 to 1,000; fewer come when there are no more.
+        :param level: only lines at least so severe: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
+        :raises RunNotFound: when there is no such run.
+        :raises ValueError: when the limit or the level is none.
+        """
+        if not 1 <= limit <= 1000:
+            raise ValueError(f"limit is a number from 1 to 1000, not {limit!r}")
+        self._running_store()
+        found = await self._timeline.logs(run_id, from_seq, limit, at_least(level))
+        return [frame.to_frame() for frame in found]  # type: ignore[misc]
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -592,6 +670,83 @@ class Engine:
             store.waits.resume_breakpoints(run_id, self._clock.now())
         return store.runs.get(run_id)
 
+    # --- schedules ---------------------------------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        name: str,
+        job: Job | str,
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        input: Any = None,
+        overlap: str = "skip",
+        catch_up: str = "none",
+        jitter: Duration | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Schedule:
+        """Trigger a job again and again, from now on, also after restarts; each due time at most once.
+
+        The same name again changes the schedule; it keeps its next due time unless ``cron``, ``every`` or ``timezone``
+        is another, and stays paused when it is. Runs carry the labels ``durable/schedule``, the name, and
+        ``durable/scheduled-at``, the due time in ISO format.
+
+        :param cron: five fields, as ``"30 7 * * MON-FRI"``. How hours that are missing or come twice are treated, see
+            :mod:`durable_web.recurrence`.
+        :param every: instead, a ``timedelta``, a number of seconds or a text such as ``"15m"``, counted from now.
+        :param timezone: of ``cron``: a name such as ``"Europe/Berlin"``; by default UTC.
+        :param overlap: when a run of this schedule is still active: ``"skip"`` passes the due time over, ``"queue"``
+            lets its run begin when the earlier ones have ended, all of them in order, ``"allow"`` lets it begin.
+        :param catch_up: what becomes of due times at which no engine was there (nor within a minute after): ``"none"``
+            passes them over, ``"latest"`` makes one run for the latest of them, ``"all"`` one for each.
+        :param jitter: put each run off by up to this long; by how long depends on the name and the due time alone.
+        :raises JobNotFound, InvalidInput, SerializationError: as ``trigger`` does.
+        :raises ValueError: when the timing, the zone or another option is wrong.
+        :raises LibraryMissing: when the library that ``cron`` or ``timezone`` needs is not installed.
+        """
+        options = {"overlap": overlap, "catch_up": catch_up, "jitter": jitter, "labels": labels, "input": input}
+        timing = {"cron": cron, "every": every, "timezone": timezone}
+        self._running_store()
+        now = self._clock.now()
+        checked = checked_schedule(self._registry, now, name, job, **timing, **options)  # type: ignore[arg-type]
+        if checked.recurrence.libraries:
+            await self._install(checked.recurrence.libraries)
+        made = self._scheduler.put(with_next_due(checked, now))
+        self._dispatcher.look_at_the_time()
+        return made
+
+    async def list_schedules(self) -> list[Schedule]:
+        """All schedules, by name."""
+        self._running_store()
+        return self._scheduler.list()
+
+    async def pause_schedule(self, name: str) -> Schedule:
+        """Let a schedule trigger nothing until it is resumed.
+
+        :raises ScheduleNotFound: when there is none of that name.
+        """
+        self._running_store()
+        return self._scheduler.pause(name)
+
+    async def resume_schedule(self, name: str) -> Schedule:
+        """Let a schedule go on with its next due time; those in between are passed over, whatever ``catch_up`` says.
+
+        :raises ScheduleNotFound: when there is none of that name.
+        """
+        self._running_store()
+        resumed = self._scheduler.resume(name)
+        self._dispatcher.look_at_the_time()
+        return resumed
+
+    async def delete_schedule(self, name: str) -> None:
+        """Delete a schedule; the runs that it has made stay.
+
+        :raises ScheduleNotFound: when there is none of that name.
+        """
+        self._running_store()
+        self._scheduler.delete(name)
+
     # --- events ------------------------------------------------------------------------------------------------------
 
     def on(self, type: str, listener: Listener) -> None:
@@ -660,10 +815,9 @@ class Engine:
         self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
 
 
-def _duration(value: str | timedelta) -> timedelta:
-    if isinstance(value, timedelta):
-        return value
-    found = re.fullmatch(r"(\d+)([smhdw])", value)
-    if found is None:
-        raise ValueError(f'A duration is a timedelta, or a text such as "30d" or "12h", not {value!r}.')
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+async def _frames(batches: AsyncIterator[list[StoredFrame]]) -> AsyncIterator[Frame]:
+    """The frames of batches one by one; leaving them leaves the batches at once."""
+    async with aclosing(batches):  # type: ignore[type-var]
+        async for batch in batches:
+            for frame in batch:
+                yield frame.to_frame()

@@ -11,6 +11,9 @@ attributes, and a message that says what happened, why, and what to do::
     ├── RunNotActive                the run has ended, so it cannot be cancelled
     ├── RunNotTerminal              the run has not ended in a way that allows this
     ├── ConflictError               a run with that concurrency key is pending already
+    ├── RateLimited                 the job's rate limit has no room for another run now
+    ├── ScheduleNotFound            no schedule has that name
+    ├── LibraryMissing              a library that only this needs is not installed
     ├── InvalidInput                the input does not fit the job's declared type
     ├── SerializationError          a value cannot be written down faithfully
     ├── NonDeterminismError         the code no longer matches the run's history
@@ -114,6 +117,43 @@ class ConflictError(DurableWebError):
         super().__init__(
             f"Run {run_id} of job {job!r} with the concurrency key {concurrency_key!r} is pending already. Wait "
             'for it, cancel it, or trigger with coalesce="skip" to be given that run.'
+        )
+
+
+class RateLimited(DurableWebError):
+    """The job's rate limit has no room for another run now. Nothing was made.
+
+    Attributes: ``job``; ``key``, of the group whose limit it is; ``retry_after``, in seconds.
+    """
+
+    def __init__(self, job: str, key: Any, limit: int, retry_after: float) -> None:
+        self.job = job
+        self.key = key
+        self.retry_after = retry_after
+        group = "" if key is None else f" with the key {key!r}"
+        super().__init__(
+            f"{limit} run(s) of job {job!r}{group} were made within its rate limit's time: there is room again in "
+            f"{retry_after:g} s. Trigger again then; a throttle would let runs wait instead of refusing them."
+        )
+
+
+class ScheduleNotFound(DurableWebError):
+    """No schedule has that name. Attributes: ``name``, and ``known``, the names there are, in order."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        self.name = name
+        self.known = known
+        super().__init__(f"There is no schedule {name!r} (there are: {', '.join(known) or 'none'}).")
+
+
+class LibraryMissing(DurableWebError):
+    """A library that is only needed for what was asked is not installed. Attribute: ``library``."""
+
+    def __init__(self, library: str, needed_for: str, instead: str) -> None:
+        self.library = library
+        super().__init__(
+            f"{needed_for} needs the library {library!r}, which is not installed: pip install "
+            f"'durable-web[schedules]' (on a static site it comes with dist/: copy all of it). {instead}"
         )
 
 

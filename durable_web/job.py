@@ -15,6 +15,7 @@ from typing import Any
 
 from .codec import restore, return_annotation, type_hints
 from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
+from .flow import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
 JobFunction = Callable[..., Awaitable[Any]]
 RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
@@ -90,6 +91,7 @@ class Job:
     dead_letter: Job | str | None = None
     on_event: tuple[str, ...] = ()
     signals: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    flow: FlowControl = FREE
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Awaitable[Any]:
         return self.function(*arguments, **keywords)
@@ -136,6 +138,11 @@ def job(
     dead_letter: Job | str | None = None,
     on_event: str | Iterable[str] = (),
     signals: Mapping[str, Any] | None = None,
+    concurrency: Concurrency | None = None,
+    throttle: Throttle | None = None,
+    rate_limit: RateLimit | None = None,
+    debounce: Debounce | None = None,
+    singleton: Singleton | None = None,
 ) -> Callable[[JobFunction], Job]:
     """Make a job of an ``async def`` that takes a ``Context`` and the run's input.
 
@@ -151,10 +158,16 @@ def job(
         ``{"run_id", "job", "input", "error"}``.
     :param on_event: topics; ``engine.publish`` on one of them starts a run, with the payload as its input.
     :param signals: types of the payloads of signals, by the signal's name; checked when one is sent.
+    :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be
+        made, and what becomes of a trigger that comes too soon; see :mod:`durable_web.flow`.
     :raises TypeError: when it is not an ``async def`` of two parameters, or ``name`` is not a non-empty string.
     """
     if not isinstance(name, str) or not name:
         raise TypeError('A job needs a name: write @job("import-csv") above the function.')
+
+    flow = FlowControl(
+        concurrency=concurrency, throttle=throttle, rate_limit=rate_limit, debounce=debounce, singleton=singleton
+    )
 
     def decorate(function: JobFunction) -> Job:
         _check_signature(name, function)
@@ -172,6 +185,7 @@ def job(
             dead_letter,
             (on_event,) if isinstance(on_event, str) else tuple(on_event),
             dict(signals or {}),
+            flow,
         )
 
     return decorate

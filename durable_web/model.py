@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .codec import readable
 
@@ -86,8 +86,8 @@ class Run:
     ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's
     ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the runs of
     ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
-    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"`` or
-    ``"coalesced"``.
+    ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"``, ``"coalesced"``, ``"skipped"`` or
+    ``"debounced"``.
 
     ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
     the step whose failure failed the run, ``current_step`` the latest one that is seen to run. Times are aware
@@ -241,6 +241,36 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a job is triggered again and again: at ``cron``'s times in ``timezone``, or ``every`` so many seconds.
+
+    ``next_due`` is the next due time, ``last_due`` the latest that made a run, and ``last_run_id`` that run. ``skips``
+    counts how often due times were passed over, ``last_skipped`` is the latest of these (of several that were missed at
+    once, the first), and ``skip_reason`` says why. ``jitter`` is in seconds.
+    """
+
+    name: str
+    job: str
+    cron: str | None
+    every: float | None
+    timezone: str
+    input: Any
+    labels: dict[str, str]
+    overlap: str
+    catch_up: str
+    jitter: float
+    paused: bool
+    next_due: datetime | None
+    last_due: datetime | None
+    last_run_id: str | None
+    skips: int
+    last_skipped: datetime | None
+    skip_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One entry of a timeline; ``id`` is the global cursor, ``seq`` the run's own, both rising with commit order."""
 
@@ -253,10 +283,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class RunStatusFrame(Frame):
-    """The run's status changed. ``reason`` says why, where the status alone does not."""
+    """The run's status changed. ``reason`` says why, where the status alone does not.
+
+    ``current_step`` is the step that was recorded as running then: the one that a run waits for or goes on with.
+    """
 
     status: RunStatus
     attempt: int
+    current_step: str | None = None
     reason: str | None = None
     error: ErrorInfo | None = None
 
@@ -311,9 +345,10 @@ class ValueFrame(Frame):
 
 @dataclass(frozen=True, slots=True)
 class RunDeletedFrame(Frame):
-    """The run was deleted, and its timeline with it."""
+    """The run was deleted, and its timeline with it; this frame alone is left, for a while."""
 
     job: str
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 FRAME_TYPES: dict[str, type[Frame]] = {
@@ -326,8 +361,7 @@ FRAME_TYPES: dict[str, type[Frame]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFrame:
+class StoredFrame(NamedTuple):
     """A frame as the store has it: ``body`` is the JSON object text of the fields that its kind adds."""
 
     id: int
@@ -349,6 +383,7 @@ class StoredFrame:
             fields["error"] = ErrorInfo(**fields["error"])
         if self.kind == "run_status":
             fields["status"] = RunStatus(fields["status"])
+            fields["current_step"] = fields.pop("currentStep", None)
         elif self.kind == "step_status":
             fields["status"] = StepStatus(fields["status"])
             fields["retry_at"] = from_milliseconds(fields.pop("retryAt", None))
@@ -362,7 +397,7 @@ def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
     if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
-    if not isinstance(value, (Run, Step, Attempt, ErrorInfo, Progress)):
+    if not isinstance(value, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return readable(value)
     told = {}
     for name in (part.name for part in dataclasses.fields(value)):
@@ -373,6 +408,7 @@ def to_wire(value: Any) -> Any:
 
 _OWN_TIMES = frozenset(
     {
+        "ts",
         "created_at",
         "ready_at",
         "started_at",
@@ -383,6 +419,9 @@ _OWN_TIMES = frozenset(
         "retry_at",
         "deadline",
         "lease_expires_at",
+        "next_due",
+        "last_due",
+        "last_skipped",
     }
 )
 

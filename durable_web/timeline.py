@@ -1,68 +1,140 @@
 """Watching timelines: replay what is stored, then follow what commits, without a gap and without a duplicate.
 
-A watcher has one cursor. It is served from a short tail of fresh frames that all watchers of a run share, or, when it
-is further behind than that, from the store; so a slow watcher costs the engine nothing and loses nothing.
+A watcher has one cursor: the run's ``seq``, or the ``id`` over all runs. It is served from a short tail of fresh frames
+that all watchers of a run (or of everything) share, or, when it is further behind than that, from the store in pages.
+So a slow watcher costs the engine nothing, loses nothing, and holds one page at the most.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
 
-from .model import TERMINAL, StoredFrame
+from .clock import Clock
+from .errors import RunNotFound
+from .model import FRAME_TYPES, TERMINAL, RunDeletedFrame, StoredFrame, names
 from .store import Store
 
 TAIL_FRAMES = 256
+TAIL_CHARACTERS = 1 << 20
 PAGE_FRAMES = 512
+TURN_SECONDS = 0.01
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_WINDOW = 2000
+REMEMBERED_RUNS = 10_000
 _TERMINAL_MARKS = tuple(f'"status":"{status}"' for status in TERMINAL)
+_EVERYTHING = ""  # the key of the tail of all runs; no run has this id
 
 
 class _Tail:
-    """The latest frames of one watched run, and who is waiting for the next."""
+    """The latest frames that are watched together, and who is waiting for the next."""
 
-    def __init__(self) -> None:
-        self.frames: deque[StoredFrame] = deque(maxlen=TAIL_FRAMES)
+    def __init__(self, cursor: str) -> None:
+        self.position = attrgetter(cursor)
+        self.frames: deque[StoredFrame] = deque()
+        self.characters = 0
         self.watchers = 0
         self.changed = asyncio.Event()
 
     def push(self, frame: StoredFrame) -> None:
-        if self.frames and self.frames[-1].seq + 1 != frame.seq:  # another process has written in between
-            self.frames.clear()
+        if self.frames and self.position(self.frames[-1]) + 1 != self.position(frame):
+            self.clear()
         self.frames.append(frame)
-        self.wake()
+        self.characters += len(frame.body)
+        while len(self.frames) > TAIL_FRAMES or (self.characters > TAIL_CHARACTERS and len(self.frames) > 1):
+            self.characters -= len(self.frames.popleft().body)
+
+    def clear(self) -> None:
+        self.frames.clear()
+        self.characters = 0
 
     def wake(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
+        if self.watchers:
+            self.changed.set()
+            self.changed = asyncio.Event()
 
-    def after(self, seq: int) -> list[StoredFrame] | None:
-        """The frames after ``seq``; ``None`` when the tail does not reach back so far."""
-        if not self.frames or self.frames[0].seq > seq + 1:
+    def after(self, cursor: int) -> list[StoredFrame] | None:
+        """The frames after the cursor; ``None`` when the tail does not reach back so far."""
+        if not self.frames:
             return None
-        return [frame for frame in self.frames if frame.seq > seq]
+        known = cursor + 1 - self.position(self.frames[0])
+        return None if known < 0 else list(islice(self.frames, known, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which frames of all runs are meant: those that pass every part that is given.
+
+    :param jobs: names of jobs; none means every job.
+    :param labels: labels that a frame's run must have, all of them.
+    :param kinds: kinds of frames; none means every kind.
+    """
+
+    jobs: frozenset[str] = frozenset()
+    labels: dict[str, str] = field(default_factory=dict)
+    kinds: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, jobs: str | Iterable[str] | None, labels: dict[str, str] | None, kinds: str | Iterable[str] | None
+    ) -> Selection:
+        """:raises ValueError: when a kind is unknown."""
+        selection = cls(frozenset(names(jobs or ())), dict(labels or {}), frozenset(names(kinds or ())))
+        for kind in selection.kinds:
+            if kind not in FRAME_TYPES:
+                raise ValueError(f"A frame's kind is one of {', '.join(FRAME_TYPES)}, not {kind!r}.")
+        return selection
+
+    @property
+    def asks_for_runs(self) -> bool:
+        """Whether it can only be told with the frame's run."""
+        return bool(self.jobs or self.labels)
+
+    def takes_run(self, job: str, labels: dict[str, str]) -> bool:
+        return (not self.jobs or job in self.jobs) and self.labels.items() <= labels.items()
 
 
 class Timeline:
     """The frames of one store, for those who watch in this process."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
         self._tails: dict[str, _Tail] = {}
+        self._newest = 0  # the last frame that the tails were told of, while there are any
+        self._last_turn = time.perf_counter()
         self._closed = False
+
+    # --- telling -----------------------------------------------------------------------------------------------------
 
     def publish(self, frames: list[StoredFrame]) -> None:
         """Hand freshly committed frames to the watchers."""
-        for frame in frames:
-            tail = self._tails.get(frame.run_id)
-            if tail is not None:
-                tail.push(frame)
+        if not self._tails or not frames:
+            return
+        if frames[0].id == self._newest + 1:
+            self._hand_out(frames)
+        else:
+            self.look_again()  # another process has written in between
 
     def look_again(self) -> None:
-        """Let every watcher read the store: another process has committed to it."""
-        for tail in self._tails.values():
-            tail.frames.clear()
-            tail.wake()
+        """Tell the watchers what another process has committed: read once for all of them."""
+        if not self._tails:
+            return
+        newest = self._store.newest_frame_id()
+        frames = self._store.read_all_frames(self._newest, PAGE_FRAMES)
+        if frames and frames[-1].id == newest:
+            self._hand_out(frames)
+        elif frames:  # too much for the tails: everybody reads for himself
+            self._newest = newest
+            for tail in self._tails.values():
+                tail.clear()
+                tail.wake()
 
     def close(self) -> None:
         """End every watch."""
@@ -70,24 +142,40 @@ class Timeline:
         for tail in self._tails.values():
             tail.wake()
 
+    def _hand_out(self, frames: list[StoredFrame]) -> None:
+        self._newest = frames[-1].id
+        everything = self._tails.get(_EVERYTHING)
+        for frame in frames:
+            tail = self._tails.get(frame.run_id)
+            if tail is not None:
+                tail.push(frame)
+                tail.wake()
+            if everything is not None:
+                everything.push(frame)
+        if everything is not None:
+            everything.wake()
+
+    # --- watching ----------------------------------------------------------------------------------------------------
+
     async def watch(self, run_id: str, from_seq: int = 0) -> AsyncIterator[list[StoredFrame]]:
         """Batches of a run's frames strictly after ``from_seq``, in order; ends with the run.
 
         :raises RunNotFound: when there is no such run.
         """
-        run = self._store.runs.get(run_id)
-        tail = self._tails.setdefault(run_id, _Tail())
-        tail.watchers += 1
+        if not self._store.runs.exists(run_id):
+            raise RunNotFound(run_id)
         seq = from_seq
-        ended = run.is_terminal
-        try:
+        ended = False
+        with self._tail(run_id, "seq") as tail:
             while not self._closed:
                 changed = tail.changed  # taken before reading: what commits meanwhile sets this one
                 frames = tail.after(seq)
                 if frames is None:
                     frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
-                    ended = ended or not (frames or self._store.runs.exists(run_id))
-                    await asyncio.sleep(0)  # a long history leaves room for other work between its pages
+                    if not frames and self._has_ended(run_id):
+                        frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)  # written since, by another process
+                        ended = True
+                    await self._let_the_loop_turn()
                 if frames:
                     seq = frames[-1].seq
                     yield frames
@@ -96,10 +184,119 @@ class Timeline:
                     return
                 elif not self._closed:
                     await changed.wait()
+
+    def _has_ended(self, run_id: str) -> bool:
+        """Whether a run has ended, or is gone."""
+        standing = self._store.runs.standing(run_id)
+        return standing is None or standing[0].is_terminal
+
+    def watch_all(self, from_id: int | None, selection: Selection) -> AsyncIterator[list[StoredFrame]]:
+        """Batches of the frames of all runs strictly after ``from_id``, in commit order; ends when the engine stops.
+
+        :param from_id: ``None`` for the frames that are committed from this call on.
+        """
+        return self._watch_all(self._store.newest_frame_id() if from_id is None else from_id, selection)
+
+    async def _watch_all(self, cursor: int, selection: Selection) -> AsyncIterator[list[StoredFrame]]:
+        chosen = _Chosen(self._store, selection)
+        with self._tail(_EVERYTHING, "id") as tail:
+            while not self._closed:
+                changed = tail.changed
+                frames = tail.after(cursor)
+                if frames is None:
+                    frames = self._store.read_all_frames(cursor, PAGE_FRAMES)
+                    await self._let_the_loop_turn()
+                if frames:
+                    cursor = frames[-1].id
+                    wanted = chosen.among(frames)
+                    if wanted:
+                        yield wanted
+                elif not self._closed:
+                    await changed.wait()
+
+    async def logs(self, run_id: str, from_seq: int, limit: int, levels: list[str]) -> list[StoredFrame]:
+        """The first ``limit`` log lines of a run after ``from_seq`` whose level is one of ``levels``.
+
+        A run's frames are numbered without gaps, so they are looked through in windows, with room for others between.
+
+        :raises RunNotFound: when there is no such run.
+        """
+        if not self._store.runs.exists(run_id):
+            raise RunNotFound(run_id)
+        found: list[StoredFrame] = []
+        last = self._store.newest_seq(run_id)
+        while from_seq < last and len(found) < limit and not self._closed:
+            until = min(from_seq + LOG_WINDOW, last)
+            found += self._store.read_logs(run_id, from_seq, until, levels, limit - len(found))
+            from_seq = until
+            await self._let_the_loop_turn()
+        return found
+
+    @contextmanager
+    def _tail(self, key: str, cursor: str) -> Iterator[_Tail]:
+        """The tail of a run, or of everything, while somebody watches it."""
+        if not self._tails:
+            self._newest = self._store.newest_frame_id()
+        tail = self._tails.get(key)
+        if tail is None:
+            tail = self._tails[key] = _Tail(cursor)
+        tail.watchers += 1
+        try:
+            yield tail
         finally:
             tail.watchers -= 1
             if not tail.watchers:
-                self._tails.pop(run_id, None)
+                self._tails.pop(key, None)
+
+    async def _let_the_loop_turn(self) -> None:
+        """A long history leaves room for other work between its pages, and now and then for messages from outside."""
+        if time.perf_counter() - self._last_turn <= TURN_SECONDS:
+            await asyncio.sleep(0)
+            return
+        await self._clock.turn()
+        self._last_turn = time.perf_counter()
+
+
+class _Chosen:
+    """Chooses the frames of a selection, and remembers which of the latest runs belong to it."""
+
+    def __init__(self, store: Store, selection: Selection) -> None:
+        self._store = store
+        self._selection = selection
+        self._runs: OrderedDict[str, bool] = OrderedDict()
+
+    def among(self, frames: list[StoredFrame]) -> list[StoredFrame]:
+        kinds = self._selection.kinds
+        if kinds:
+            frames = [frame for frame in frames if frame.kind in kinds]
+        if self._selection.asks_for_runs:
+            frames = [frame for frame in frames if self._takes(frame)]
+        return frames
+
+    def _takes(self, frame: StoredFrame) -> bool:
+        if frame.kind == "run_deleted":  # its run cannot be asked any more
+            told = frame.to_frame()
+            assert isinstance(told, RunDeletedFrame)
+            self._runs.pop(frame.run_id, None)
+            return self._selection.takes_run(told.job, told.labels)
+        takes = self._runs.get(frame.run_id)
+        if takes is None:
+            takes = self._runs[frame.run_id] = self._selection.takes_run(*self._store.runs.identity(frame.run_id))
+            if len(self._runs) > REMEMBERED_RUNS:
+                self._runs.popitem(last=False)
+        return takes
+
+
+def at_least(level: str | None) -> list[str]:
+    """The levels that are at least as severe as ``level``; all of them for ``None``.
+
+    :raises ValueError: when there is no such level.
+    """
+    if level is None:
+        return list(LOG_LEVELS)
+    if level not in LOG_LEVELS:
+        raise ValueError(f"A level is one of {', '.join(LOG_LEVELS)}, not {level!r}.")
+    return list(LOG_LEVELS[LOG_LEVELS.index(level) :])
 
 
 def ends_run(frame: StoredFrame) -> bool:

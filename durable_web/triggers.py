@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from .codec import encode
+from .codec import decode, encode
+from .flow import gates_of
 from .job import Job, Registry
 from .model import to_milliseconds
 from .store import NewRun
@@ -70,7 +71,10 @@ class Trigger:
         return job, encode(job.validate_input(self.input), path=f"input of job {job.name!r}")
 
     def new_run(self, run_id: str, job: Job, input_text: str) -> NewRun:
-        """The run to be inserted."""
+        """The run to be inserted, with the gates of its job's flow control.
+
+        :raises InvalidInput: when a key of the flow control cannot be found in the input.
+        """
         return NewRun(
             run_id,
             job.name,
@@ -82,4 +86,10 @@ class Trigger:
             self.priority,
             to_milliseconds(self.run_at),
             to_milliseconds(self.deadline),
+            gates=() if job.flow.is_free else gates_of(job.name, job.flow, stored_input(job, input_text)),
         )
+
+
+def stored_input(job: Job, input_text: str) -> Any:
+    """An input that was stored, as the job's type has it."""
+    return job.validate_input(decode(input_text, job.input_type))

@@ -9,8 +9,22 @@
  *     for await (const frame of durable.runs.watch(run.id)) console.log(frame);
  *
  * The jobs run in a worker that lives as long as the page. Of all tabs that connect to one database, one runs it: the
- * leader, elected by a Web Lock. In the others the client is "blocked" and its calls fail, until the leader goes away and
- * one of them takes over.
+ * leader, elected by a Web Lock. The others are followers, whose calls and watches go to the leader's worker; when the
+ * leader goes away, one of them takes over. The client is the same in every tab; `role` says which one this is.
+ *
+ * When the leader goes, watches go on by themselves from the last frame that arrived. A call that has no answer then is
+ *
+ *     made again     where it only reads (runs.get, list, count, steps, logs, event; files.get, list; schedules.list),
+ *                    where making it again changes nothing (runs.pause, resume; schedules.create, pause, resume;
+ *                    deliverWebhook; files.delete), and where the engine knows it again: a trigger that has an
+ *                    `idempotencyKey`, a signal, an update or an event that has an id
+ *     failed         all others (trigger without a key, runs.cancel, retry, retryWithInput, retrigger, fork, delete;
+ *                    schedules.delete; files.put): EngineStoppedError, for whether it took effect is not known; look,
+ *                    and then decide
+ *
+ * A call that is made while no engine is ready waits for the next one.
+ *
+ * All tabs of a database have to give the same `jobs` and `durability`, and come from the same release of these files.
  *
  * Whatever goes wrong is a `DurableError`, whose `code` says what. The codes made here; others come from Python and from
  * opfs-filesystem.js:
@@ -18,19 +32,40 @@
  *     InvalidNameError        the database's name is not 1 to 64 letters, digits, dots, hyphens and underscores
  *     AlreadyConnectedError   this page is connected to that database already, with other options
  *     LocksUnavailableError   there are no Web Locks here
- *     AnotherTabError         another tab runs the database
+ *     OtherOptionsError       the tab that runs the database was given other jobs or another durability
+ *     OtherReleaseError       the tab that runs the database has another release of these files
  *     SerializationError      the input is not JSON; the message names the place
  *     WorkerError             the worker could not be loaded or started, or crashed
- *     EngineStoppedError      the engine stopped before it answered, because the page was put aside
+ *     EngineStoppedError      the engine stopped before it answered, because its page went away or was put aside
  *     ClosedError             the client was closed
  */
-import { DurableError, EngineWorker, Watch, failure, nextId, unanswered } from "./engine-connection.js";
+import { fileCalls, isRepeatable, refuseWhatIsNotJson, runCalls, scheduleCalls } from "./calls.js";
+import {
+  DurableError,
+  EngineChannel,
+  EngineWorker,
+  PROTOCOL,
+  failure,
+  lobbyName,
+  nextId,
+  unanswered,
+} from "./engine-connection.js";
+import { Watch } from "./watch.js";
 
 export { DurableError };
 
-/** @typedef {"starting" | "ready" | "blocked" | "failed" | "closed"} Status */
-/** @typedef {{status: Status, message: string, phase?: string}} StatusDetail `phase`, while starting, is a key of PHASES */
-/** @typedef {{jobs: string[], durability?: "full" | "normal", onstatus?: (detail: StatusDetail) => void}} Options */
+/** @typedef {"starting" | "ready" | "failed" | "closed"} Status */
+/** @typedef {"leader" | "follower"} Role */
+/**
+ * @typedef {{status: Status, message: string, role?: Role, phase?: string, loaded?: number, total?: number,
+ *   start?: string, reason?: string}} StatusDetail `role` is there when the status is "ready". While starting: `phase` is a
+ *   key of PHASES; while Python is loaded, `loaded` of `total` bytes are there; after it, `start` says whether it came from
+ *   the "snapshot" or was "plain", for that `reason`
+ */
+/**
+ * @typedef {{jobs: string[], durability?: "full" | "normal", snapshot?: boolean,
+ *   onstatus?: (detail: StatusDetail) => void}} Options
+ */
 /**
  * @typedef {{idempotencyKey?: string, concurrencyKey?: string, coalesce?: "skip" | "active", labels?: Record<string, string>,
  *   priority?: number, runAt?: number, deadline?: number}} TriggerOptions times are milliseconds since 1970 UTC
@@ -40,11 +75,14 @@ export { DurableError };
  *   createdAfter?: number, createdBefore?: number, order?: "newest" | "oldest", cursor?: string, limit?: number}} Filter
  *   `cursor` is the id of the last run of the page before
  */
+/** @typedef {import("./watch.js").FrameFilter} FrameFilter */
 /** @typedef {import("./engine-connection.js").Start} Start */
+/** @typedef {import("./watch.js").Subject} Subject */
 /** @typedef {import("./engine-connection.js").FileInfo} FileInfo */
 
 /** @type {Record<string, string>} */
 const PHASES = {
+  leader: "reaching the tab that runs the database",
   storage: "opening the database",
   pyodide: "loading Python",
   packages: "loading packages",
@@ -53,20 +91,27 @@ const PHASES = {
 /** @type {StatusDetail} */
 const STARTING = { status: "starting", message: PHASES.storage, phase: "storage" };
 
+/** How long the leader may be silent before the person is told. Milliseconds. */
+const LEADER_TIMEOUT = 3000;
+const SILENCE =
+  "the tab that runs the database does not answer: it is busy, or has an older release of these files; " +
+  "this tab takes over when that one is closed";
+
+
 /** The open clients of this page, by name. @type {Map<string, Durable>} */
 const clients = new Map();
 
 /**
- * Connects to the database `name`, which is made if it is not there. Resolves when the engine is ready or another tab
- * runs it (see `status`); rejects when the engine cannot start. A second call with the same name and options gives the
- * same client.
+ * Connects to the database `name`, which is made if it is not there. Resolves when the engine is ready, in this tab or in
+ * another; rejects when it cannot start. A second call with the same name and options gives the same client.
  *
  * @param {string} name 1 to 64 letters, digits, dots, hyphens and underscores
  * @param {Options} options `jobs` are URLs of Python modules, relative to the page; `durability` "full" survives a power
- *   cut, "normal" is faster and survives any death of the browser; `onstatus` is told the status now, and every change
+ *   cut, "normal" is faster and survives any death of the browser; `snapshot: false` starts Python without the
+ *   memory snapshot, for comparison; `onstatus` is told the status now, and every change
  * @returns {Promise<Durable>}
  */
-export async function connect(name, { jobs, durability = "full", onstatus }) {
+export async function connect(name, { jobs, durability = "full", snapshot = true, onstatus }) {
   if (!/^(?!\.+$)[A-Za-z0-9._-]{1,64}$/.test(name)) {
     throw failure(
       "InvalidNameError",
@@ -86,7 +131,8 @@ export async function connect(name, { jobs, durability = "full", onstatus }) {
     type: "start",
     name,
     jobs: jobs.map((url) => new URL(url, document.baseURI).href),
-    options: { durability },
+    options: { durability, snapshot },
+    protocol: PROTOCOL,
   };
   if (clients.get(name)?.status === "closed") await clients.get(name)?.close();
   const client = clients.get(name) ?? new Durable(start);
@@ -119,15 +165,19 @@ export class Durable extends EventTarget {
   detail = STARTING;
   /** Why the status is "failed" or "closed". @type {DurableError | undefined} */
   error;
-  /** Resolves when the engine is ready in this tab; rejects when it never will be. @type {Promise<Durable>} */
+  /** Resolves when the engine is ready, in this tab or in another; rejects when it never will be. @type {Promise<Durable>} */
   ready;
 
   #start;
   #election = new AbortController();
   /** Resolves when this client neither leads nor waits to. @type {Promise<void>} */
   #leading;
-  /** @type {EngineWorker | undefined} */
+  /** Where the tabs of this database meet, while another one leads. @type {BroadcastChannel | undefined} */
+  #lobby;
+  /** @type {EngineWorker | EngineChannel | undefined} */
   #engine;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #silence;
   /** @type {Map<number, Watch>} */
   #watches = new Map();
 
@@ -150,6 +200,11 @@ export class Durable extends EventTarget {
     return this.detail.status;
   }
 
+  /** Whether this tab runs the engine; `undefined` while the status is not "ready". */
+  get role() {
+    return this.detail.role;
+  }
+
   get statusMessage() {
     return this.detail.message;
   }
@@ -167,72 +222,69 @@ export class Durable extends EventTarget {
     return this.#call("trigger", { ...options, job, input });
   }
 
-  runs = {
-    /** @param {string} id @returns {Promise<any>} */
-    get: (id) => this.#call("runs.get", { runId: id }),
-    /** @param {Filter} [filter] @returns {Promise<any[]>} */
-    list: (filter = {}) => this.#call("runs.list", filter),
-    /** @param {string} id @returns {Promise<any>} */
-    cancel: (id) => this.#call("runs.cancel", { runId: id }),
-    /** How many runs there are for each "status" or "job". @param {string} [by] @returns {Promise<Record<string, number>>} */
-    count: (by = "status") => this.#call("runs.count", { by }),
-    /** @param {string} id @returns {Promise<any[]>} */
-    steps: (id) => this.#call("runs.steps", { runId: id }),
-    /** What the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
-    event: (id, key) => this.#call("runs.event", { runId: id, key }),
-    /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<any>} */
-    retry: (id) => this.#call("runs.retry", { runId: id }),
-    /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<any>} */
-    retryWithInput: async (id, input) => {
-      refuseWhatIsNotJson(input, "input");
-      return this.#call("runs.retryWithInput", { runId: id, input });
-    },
-    /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<any>} */
-    retrigger: (id) => this.#call("runs.retrigger", { runId: id }),
-    /** Makes a new run that has the steps before the one named. @param {string} id @param {string} fromStep @returns {Promise<any>} */
-    fork: (id, fromStep) => this.#call("runs.fork", { runId: id, fromStep }),
-    /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
-    delete: (id) => this.#call("runs.delete", { runId: id }),
-    /**
-     * The frames of a run's timeline after the one numbered `from`, each exactly once: those that are there, then new
-     * ones as they are committed. It ends by itself when the run has ended; leaving the loop unsubscribes.
-     *
-     * @param {string} id
-     * @param {{from?: number}} [options]
-     */
-    watch: (id, { from = 0 } = {}) => this.#watch(id, from),
-  };
+  /**
+   * Makes a run of a job, or finds the one that stands for it, and sends it a signal, all or nothing.
+   *
+   * @param {string} job
+   * @param {unknown} input a JSON value
+   * @param {{name: string, payload?: unknown, signalId?: string}} signal
+   * @param {TriggerOptions} [options]
+   * @returns {Promise<any>} the run
+   */
+  async triggerWithSignal(job, input, { name, payload = null, signalId }, options = {}) {
+    refuseWhatIsNotJson(input, "input");
+    refuseWhatIsNotJson(payload, "payload");
+    return this.#call("triggerWithSignal", { ...options, job, input, name, payload, signalId });
+  }
 
-  files = {
-    /**
-     * Makes a file durable: resolves when every byte is on the disk. Its name is made unique.
-     *
-     * @param {Blob} blob
-     * @param {string} [name] by default that of the File
-     * @returns {Promise<FileInfo>}
-     */
-    put: async (blob, name = blob instanceof File ? blob.name : "file") => {
-      if (!(blob instanceof Blob)) throw failure("TypeError", "files.put() takes a File or a Blob.");
-      return this.#call("files.put", { name, blob });
-    },
-    /** @param {string} name @returns {Promise<Blob>} */
-    get: async (name) => (await this.#call("files.get", { name })).blob,
-    /** @returns {Promise<FileInfo[]>} */
-    list: () => this.#call("files.list", {}),
-    /** @param {string} name @returns {Promise<void>} */
-    delete: (name) => this.#call("files.delete", { name }),
-  };
+  /**
+   * Lets an event reach every run that waits for it, and starts the jobs that it starts.
+   *
+   * @param {string} topic
+   * @param {unknown} [payload] a JSON value
+   * @param {{eventId?: string}} [options] a second event of one id reaches nobody
+   * @returns {Promise<string[]>} the ids of these runs
+   */
+  async publish(topic, payload = null, { eventId } = {}) {
+    refuseWhatIsNotJson(payload, "payload");
+    return this.#call("publish", { topic, payload, eventId });
+  }
+
+  /**
+   * Delivers what was sent to a webhook of a run; false when it was delivered before.
+   *
+   * @param {string} token
+   * @param {unknown} [body] a JSON value
+   * @returns {Promise<boolean>}
+   */
+  async deliverWebhook(token, body = null) {
+    refuseWhatIsNotJson(body, "body");
+    return this.#call("deliverWebhook", { token, body });
+  }
+
+  runs = runCalls(
+    (method, params) => this.#call(method, params),
+    (subject, from) => this.#watch(subject, from),
+  );
+  schedules = scheduleCalls((method, params) => this.#call(method, params));
+  files = fileCalls((method, params) => this.#call(method, params));
 
   /** How often each file was flushed to the disk since the engine started. @returns {Promise<Record<string, number>>} */
   flushes() {
     return this.#call("debug.flushes", {});
   }
 
-  /** Stops the engine, or leaves the queue for it. Runs that have not ended go on when someone connects again. */
+  /** How many watches each tab that is connected has open in the engine. @returns {Promise<number[]>} */
+  watches() {
+    return this.#call("engine.watches", {});
+  }
+
+  /** Stops the engine, or leaves the one of another tab. Runs that have not ended go on when someone connects again. */
   async close() {
-    if (this.status === "starting" || this.status === "ready" || this.status === "blocked") {
+    if (this.status === "starting" || this.status === "ready") {
       this.#end("closed", failure("ClosedError", "This client was closed; connect() makes a new one."));
       this.#election.abort();
+      this.#leaveLobby();
       await this.#engine?.stop();
     }
     await this.#leading;
@@ -260,23 +312,24 @@ export class Durable extends EventTarget {
     if (type === "pagehide") {
       this.#become({ status: "starting", message: "this page was put aside", phase: "storage" });
       this.#election.abort();
+      this.#leaveLobby();
       this.#engine?.terminate(unanswered("EngineStoppedError", "The page was put aside"));
     } else {
       this.#leading = this.#leading.then(() => this.#lead());
     }
   }
 
-  /** Waits for the lock, and holds it while the engine lives. */
+  /** Waits for the lock, and holds it while the engine lives; until it comes, follows the tab that has it. */
   async #lead() {
     if (this.error) return;
     const { signal } = (this.#election = new AbortController());
-    const lock = `durable-web:${this.name}`;
+    const lock = lobbyName(this.name);
     const whileHeld = () => (signal.aborted ? undefined : this.#runEngine());
     try {
       const ifFree = (/** @type {Lock | null} */ granted) => (granted ? whileHeld() : true);
       const isTaken = await navigator.locks.request(lock, { ifAvailable: true }, ifFree);
       if (!isTaken || signal.aborted) return;
-      this.#become({ status: "blocked", message: "another tab runs this database" });
+      this.#enterLobby();
       await navigator.locks.request(lock, { signal }, whileHeld);
     } catch (error) {
       if (signal.aborted) return;
@@ -287,23 +340,60 @@ export class Durable extends EventTarget {
 
   /** Resolves when the engine was stopped, rejects when it failed. */
   #runEngine() {
+    this.#leaveLobby();
     this.#become(STARTING);
-    this.#engine = new EngineWorker(this.#start, (message) => this.#hear(message));
-    return this.#engine.ended;
+    this.#engine?.terminate(leaderLost());
+    const engine = new EngineWorker(this.#start, (message) => this.#hear(message));
+    this.#engine = engine;
+    return engine.ended;
+  }
+
+  #enterLobby() {
+    this.#lobby = new BroadcastChannel(lobbyName(this.name));
+    this.#lobby.onmessage = ({ data: { type, leader } }) => {
+      const isOurs = this.#engine instanceof EngineChannel && this.#engine.leader === leader;
+      if (type === (isOurs ? "left" : "leading")) this.#follow();
+    };
+    this.#follow();
+  }
+
+  #leaveLobby() {
+    this.#lobby?.close();
+    this.#lobby = undefined;
+    clearTimeout(this.#silence);
+  }
+
+  /** Asks the tab that leads, or will, for a channel. */
+  #follow() {
+    const lobby = /** @type {BroadcastChannel} */ (this.#lobby);
+    const detail = /** @type {StatusDetail} */ ({ status: "starting", message: PHASES.leader, phase: "leader" });
+    this.#become(detail);
+    this.#engine?.terminate(leaderLost());
+    this.#engine = new EngineChannel(this.#start, lobby, (message) => this.#hear(message));
+    clearTimeout(this.#silence);
+    this.#silence = setTimeout(() => this.#become({ ...detail, message: SILENCE }), LEADER_TIMEOUT);
   }
 
   /** @param {any} message */
   #hear(message) {
+    clearTimeout(this.#silence);
     const { type, id } = message;
     const error = message.error && new DurableError(message.error);
     switch (type) {
-      case "boot":
-        return this.#become({ status: "starting", message: PHASES[message.phase], phase: message.phase });
+      case "boot": {
+        const { type: _, leader: __, ...detail } = message;
+        return this.#become({ status: "starting", message: PHASES[detail.phase], ...detail });
+      }
       case "ready":
-        this.#become({ status: "ready", message: "ready" });
+        this.#become({ status: "ready", message: "ready", role: this.#engine?.role });
         return this.#watches.forEach((watch, id) => this.#subscribe(id, watch));
+      case "refused":
+        this.#end("failed", error);
+        this.#election.abort();
+        this.#leaveLobby();
+        return this.#engine?.terminate(error);
       case "frames":
-        return this.#watches.get(id)?.push(message.frames);
+        return this.#watches.get(id)?.push(message);
       case "end":
         return this.#watches.get(id)?.end(error);
       case "engine":
@@ -314,35 +404,46 @@ export class Durable extends EventTarget {
     }
   }
 
-  /** @param {string} method @param {object} params */
+  /** @param {string} method @param {Record<string, any>} params */
   async #call(method, params) {
-    await this.settled();
-    if (this.status !== "ready") throw this.#refusal();
-    return /** @type {EngineWorker} */ (this.#engine).request(method, params);
+    const mayRepeat = isRepeatable(method, params);
+    for (;;) {
+      await this.settled();
+      if (this.error) throw this.error;
+      const engine = /** @type {EngineWorker | EngineChannel} */ (this.#engine);
+      try {
+        return await engine.request(method, params);
+      } catch (error) {
+        const isUnanswered = error instanceof DurableError && error.code === "EngineStoppedError";
+        if (!isUnanswered || !mayRepeat) throw error;
+      }
+    }
   }
 
-  /** @param {string} runId @param {number} from */
-  #watch(runId, from) {
+  /** @param {Subject} subject @param {number | null} from */
+  #watch(subject, from) {
     const id = nextId();
-    const watch = new Watch(runId, from, (isOver) => {
-      this.#watches.delete(id);
-      if (!isOver && this.status === "ready") this.#engine?.post({ type: "unwatch", id });
+    const watch = new Watch(subject, from, {
+      grant: (credit) => this.#post({ type: "credit", id, credit }),
+      leave: (isOver) => {
+        this.#watches.delete(id);
+        if (!isOver) this.#post({ type: "unwatch", id });
+      },
     });
     this.#watches.set(id, watch);
     if (this.status === "ready") this.#subscribe(id, watch);
-    else if (this.status !== "starting") watch.end(this.#refusal());
+    else if (this.error) watch.end(this.error);
     return watch;
   }
 
   /** @param {number} id @param {Watch} watch */
   #subscribe(id, watch) {
-    this.#engine?.post({ type: "watch", id, runId: watch.runId, from: watch.seq });
+    this.#post({ type: "watch", id, ...watch.request() });
   }
 
-  /** Why a call cannot be made now. */
-  #refusal() {
-    const message = `Another tab runs the database ${JSON.stringify(this.name)}. Use that one, or close it: this one takes over then.`;
-    return this.error ?? failure("AnotherTabError", message);
+  /** Says something that only the engine of now has to hear. @param {object} message */
+  #post(message) {
+    if (this.status === "ready") this.#engine?.post(message);
   }
 
   /** @param {"failed" | "closed"} status @param {DurableError} error */
@@ -370,7 +471,7 @@ export class Durable extends EventTarget {
   }
 
   async #whenReady() {
-    while (this.status === "starting" || this.status === "blocked") await this.#nextStatus();
+    await this.settled();
     if (this.error) throw this.error;
     return this;
   }
@@ -380,36 +481,4 @@ export class Durable extends EventTarget {
   }
 }
 
-/**
- * JSON.stringify would leave out a function, and turn NaN into null and a Date into text; but the input of a job is never
- * altered silently.
- *
- * @param {unknown} value
- * @param {string} path
- * @param {unknown[]} ancestors
- */
-function refuseWhatIsNotJson(value, path, ancestors = []) {
-  if (value === null || typeof value === "string" || typeof value === "boolean" || Number.isFinite(value)) return;
-  if (typeof value !== "object")
-    throw notJson(path, typeof value === "number" || value === undefined ? String(value) : `a ${typeof value}`);
-  if (ancestors.includes(value)) throw notJson(path, "an object that contains itself");
-  if (!Array.isArray(value) && !isPlain(value))
-    throw notJson(path, `an instance of ${value.constructor?.name ?? "a class"}`);
-  if (Object.getOwnPropertySymbols(value).length) throw notJson(path, "an object with a symbol for a key");
-  const inner = [...ancestors, value];
-  if (Array.isArray(value)) Array.from(value, (item, index) => refuseWhatIsNotJson(item, `${path}[${index}]`, inner));
-  else for (const [key, item] of Object.entries(value)) refuseWhatIsNotJson(item, `${path}.${key}`, inner);
-}
-
-/** Also an object of another frame's. @param {object} value */
-const isPlain = (value) =>
-  [null, Object.prototype].includes(Object.getPrototypeOf(value)) ||
-  Object.getPrototypeOf(Object.getPrototypeOf(value)) === null;
-
-/** @param {string} path @param {string} kind */
-const notJson = (path, kind) =>
-  failure(
-    "SerializationError",
-    `${path} is ${kind}, which JSON cannot hold. ` +
-      "A job's input is made of objects, arrays, strings, finite numbers, booleans and null.",
-  );
+const leaderLost = () => unanswered("EngineStoppedError", "The tab that ran the database went away");

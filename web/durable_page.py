@@ -14,10 +14,13 @@ MicroPython has neither dataclasses nor asynchronous generators, which is why th
 
 import json
 
+from pyscript import Event
 from pyscript.ffi import create_proxy
 from pyscript.js_modules import durable_web_bridge as bridge
 
 TERMINAL = ("completed", "failed", "cancelled", "dead")
+#: How many log lines a binding keeps, unless told otherwise.
+MOST_LINES = 1000
 
 _names = {}
 
@@ -52,7 +55,7 @@ class Record:
 async def connect(name, jobs, durability="full", on_status=None, on_engine=None):
     """Connect to the database ``name``, in which the jobs of the modules at the URLs ``jobs`` are run.
 
-    Returns a ``Durable`` when the engine is ready, or when another tab runs it (its ``status`` is then ``"blocked"``).
+    Returns a ``Durable`` when the engine is ready, in this tab or in another one that runs the database.
     ``on_status`` is called with the status, a message, and the phase of starting, now and whenever they change.
     ``on_engine`` is called with a state and a message when the engine stops claiming runs (``"storage_full"`` or
     ``"storage_error"``) and when it goes on (``"running"``).
@@ -69,21 +72,54 @@ async def connect(name, jobs, durability="full", on_status=None, on_engine=None)
 class Durable:
     """A connection to one database; ``connect`` makes it.
 
-    ``status`` is ``"starting"``, ``"ready"``, ``"blocked"`` (another tab runs the database), ``"failed"`` or
-    ``"closed"``; ``status_message`` says it in words.
+    ``status`` is ``"starting"`` (also while another tab takes over), ``"ready"``, ``"failed"`` or ``"closed"``;
+    ``status_message`` says it in words. ``role`` is ``"leader"`` where this tab runs the engine, ``"follower"`` where
+    another one does, and None while neither is known.
     """
 
     def __init__(self, on_status=None, on_engine=None):
         self.status = "starting"
         self.status_message = ""
+        self.role = None
         self._on_status = on_status
         self._on_engine = on_engine
         self._client = None
+        self._actions = None
 
     @property
     def client(self):
         """The JavaScript client, for what this class does not offer."""
         return self._client
+
+    # --- live values --------------------------------------------------------------------------------------------------
+
+    def job(self, name, auto_resume=True, follow_latest=True, max=MOST_LINES):
+        """The runs of a job, live: a ``JobBinding``."""
+        options = {"autoResume": auto_resume, "followLatest": follow_latest, "max": max}
+        return JobBinding(bridge.bindJob(self._client, name, json.dumps(options)))
+
+    def run(self, run_id, max=MOST_LINES):
+        """One run, live: a ``RunBinding``, which keeps the latest ``max`` log lines."""
+        return RunBinding(bridge.bindRun(self._client, run_id, json.dumps({"max": max})))
+
+    def logs(self, run_id, max=MOST_LINES):
+        """The latest ``max`` log lines of a run, live: a ``LogsBinding``."""
+        return LogsBinding(bridge.bindLogs(self._client, run_id, json.dumps({"max": max})))
+
+    def runs(self, filters=None, page_size=20, realtime=True):
+        """The runs that pass the filters of ``list_runs``, live, a page at a time: a ``RunsBinding``."""
+        options = {"pageSize": page_size, "realtime": realtime}
+        options.update(_camel_case_keys(filters or {}))
+        return RunsBinding(bridge.bindRuns(self._client, json.dumps(options)))
+
+    @property
+    def actions(self):
+        """What can be done with runs, live: an ``ActionsBinding``."""
+        if self._actions is None:
+            self._actions = ActionsBinding(bridge.bindActions(self._client))
+        return self._actions
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
 
     async def trigger(self, job, input=None, **options):
         """Make a run of a job; ``input`` is made of JSON values. Returns the run.
@@ -91,7 +127,7 @@ class Durable:
         Options: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``, ``priority``, and ``run_at`` and
         ``deadline`` in milliseconds since 1970 UTC.
         """
-        return Record(await self._call("trigger", job, input, options))
+        return Record(await self._call("trigger", job, input, _camel_case_keys(options)))
 
     async def get_run(self, run_id):
         """The run of that id."""
@@ -99,32 +135,68 @@ class Durable:
 
     async def list_runs(self, **filters):
         """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
-        ``cursor`` (the id of the last run of the page before), ``limit``."""
-        return [Record(run) for run in await self._call("runs.list", filters)]
+        ``created_after`` and ``created_before`` (milliseconds), ``order`` (``"newest"`` or ``"oldest"``), ``cursor``
+        (the id of the last run of the page before), ``limit``."""
+        return [Record(run) for run in await self._call("runs.list", _camel_case_keys(filters))]
+
+    async def count_runs(self, by="status"):
+        """How many runs there are for each ``"status"`` or ``"job"``, as a dict."""
+        return await self._call("runs.count", by)
 
     async def get_steps(self, run_id):
         """The steps of a run, in the order of first recording."""
         return [Record(step) for step in await self._call("runs.steps", run_id)]
 
-    async def retry(self, run_id):
-        """Let a run that did not complete go on from its failed step, and return it."""
-        return Record(await self._call("runs.retry", run_id))
+    async def get_event(self, run_id, key):
+        """What a run has published last under a key, or None."""
+        return await self._call("runs.event", run_id, key)
 
-    async def retrigger(self, run_id):
-        """Make a new run with the same input and labels, and return it."""
-        return Record(await self._call("runs.retrigger", run_id))
-
-    async def delete_run(self, run_id):
-        """Delete a run that has ended, and everything of it."""
-        await self._call("runs.delete", run_id)
+    async def get_logs(self, run_id, from_seq=0, limit=100, level=None):
+        """A page of a run's log lines, oldest first: those after ``from_seq``, at least as severe as ``level``."""
+        options = {"from": from_seq, "limit": limit}
+        if level is not None:
+            options["level"] = level
+        return [Record(line) for line in await self._call("runs.logs", run_id, options)]
 
     async def cancel(self, run_id):
         """Cancel an active run, and return it."""
         return Record(await self._call("runs.cancel", run_id))
 
+    async def retry(self, run_id):
+        """Let a run that did not complete go on from its failed step, and return it."""
+        return Record(await self._call("runs.retry", run_id))
+
+    async def retry_with_input(self, run_id, input):
+        """The same on another input."""
+        return Record(await self._call("runs.retryWithInput", run_id, input))
+
+    async def retrigger(self, run_id):
+        """Make a new run with the same input and labels, and return it."""
+        return Record(await self._call("runs.retrigger", run_id))
+
+    async def fork(self, run_id, from_step):
+        """Make a new run that has the steps before the one named, and return it."""
+        return Record(await self._call("runs.fork", run_id, from_step))
+
+    async def delete_run(self, run_id):
+        """Delete a run that has ended, and everything of it."""
+        await self._call("runs.delete", run_id)
+
     def watch(self, run_id, from_seq=0):
         """Every frame of a run after ``from_seq``, each exactly once, to the run's end: ``async for frame in ...``."""
         return Watch(self._client.runs.watch(run_id, _to_js({"from": from_seq})))
+
+    def watch_all(self, from_id=0, jobs=None, labels=None, kinds=None):
+        """The frames of all runs after the one whose ``id`` is ``from_id``, each exactly once, without end.
+
+        :param from_id: ``"now"`` for what happens from now on.
+        :param jobs: names of jobs; ``labels``: those that a run must have; ``kinds``: such as ``["run_status"]``.
+        """
+        wanted = {"from": from_id, "jobs": jobs, "labels": labels, "kinds": kinds}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        return Watch(self._client.runs.watchAll(_to_js(given)))
+
+    # --- files --------------------------------------------------------------------------------------------------------
 
     async def put_file(self, blob, name=None):
         """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, ``path`` for jobs, ``size``."""
@@ -145,11 +217,11 @@ class Durable:
         await self._call("files.delete", name)
 
     async def when_ready(self):
-        """Wait until this tab runs the engine: at once when it does, or when the tab that does has gone away."""
+        """Wait until the engine is ready, in this tab or in another: at once, unless one is just taking over."""
         await _result(bridge.whenReady(self._client))
 
     async def close(self):
-        """Stop the engine, or stop waiting for it. Runs go on when someone connects again."""
+        """Leave the database. Runs go on in another tab that is connected, or when someone connects again."""
         await self._call("close")
 
     async def _call(self, method, *parameters):
@@ -167,12 +239,13 @@ class Durable:
         detail = json.loads(text)
         self.status = detail["status"]
         self.status_message = detail["message"]
+        self.role = detail.get("role")
         if self._on_status is not None:
             self._on_status(self.status, self.status_message, detail.get("phase"))
 
 
 class Watch:
-    """The frames of one run, for one ``async for`` loop. Call ``close`` when leaving the loop early."""
+    """Frames, for one ``async for`` loop. Call ``close`` when leaving the loop early."""
 
     def __init__(self, watch):
         self._watch = watch
@@ -202,19 +275,305 @@ class Watch:
         getattr(self._watch, "return")()
 
 
+class _Binding:
+    """What is live on the page. ``changed`` is a ``pyscript.Event``, triggered with the binding at most once per
+    animation frame: ``@when(binding.changed)`` calls a function then.
+
+    What it shows is worked out in JavaScript; here it is fetched when something is asked for after a change.
+    """
+
+    def __init__(self, binding):
+        self._binding = binding
+        self._state = None
+        self._proxy = create_proxy(self._hear)
+        self.changed = Event()
+        binding.addEventListener("changed", self._proxy)
+
+    @property
+    def problem(self):
+        """Why it cannot show what it should, as a ``DurableError``; else None."""
+        return _to_error(self._get("problem"))
+
+    @property
+    def text(self):
+        """What ``bind`` writes into an element."""
+        return self._binding.text
+
+    def bind(self, element):
+        """Render it into an element, now and whenever it changes: as text, never as HTML. A ``<progress>`` shows how
+        far the run has come."""
+        self._binding.bind(element)
+
+    def close(self):
+        """End it: it follows nothing any more."""
+        self._binding.removeEventListener("changed", self._proxy)
+        self._binding.close()
+
+    def _hear(self, event):
+        self._state = None
+        self.changed.trigger(self)
+
+    def _get(self, name):
+        if self._state is None:
+            self._state = json.loads(bridge.stateOf(self._binding))
+        return self._state[name]
+
+    async def _do(self, method, *parameters):
+        try:
+            return await _result(bridge.call(self._binding, method, json.dumps(parameters)))
+        finally:
+            self._state = None  # what was done shows at once
+
+
+class RunBinding(_Binding):
+    """One run, live: hydrated from the database, then kept up to date."""
+
+    def __init__(self, binding):
+        super().__init__(binding)
+        self._lines = []
+        self._lines_of = None
+
+    @property
+    def run(self):
+        """The run as a ``Record``, or None."""
+        run = self._get("run")
+        return None if run is None else Record(run)
+
+    @property
+    def run_id(self):
+        """The id of the run that is shown, or None."""
+        return self._get("runId")
+
+    @property
+    def status(self):
+        """``"pending"``, ``"leased"``, ``"waiting"``, ``"cancelling"``, ``"completed"``, ``"failed"``, ``"cancelled"``,
+        ``"dead"``; None when there is no run."""
+        return (self._get("run") or {}).get("status")
+
+    @property
+    def output(self):
+        """What the job has returned, when the run is completed."""
+        return (self._get("run") or {}).get("output")
+
+    @property
+    def error(self):
+        """Why the run failed: a ``Record`` with ``type`` and ``message``, or None."""
+        error = (self._get("run") or {}).get("error")
+        return None if error is None else Record(error)
+
+    @property
+    def progress(self):
+        """A ``Record`` with ``current``, ``total`` and ``message``, or None."""
+        progress = (self._get("run") or {}).get("progress")
+        return None if progress is None else Record(progress)
+
+    @property
+    def percentage(self):
+        """How much is done, in percent; None where the end is not known."""
+        return self._get("percentage")
+
+    @property
+    def is_hydrated(self):
+        """Whether the database was asked for all there is."""
+        return self._get("isHydrated")
+
+    @property
+    def step_count(self):
+        """How many steps have ended."""
+        return self._get("stepCount")
+
+    @property
+    def dropped_logs(self):
+        """How many older log lines are not kept."""
+        return self._get("droppedLogs")
+
+    @property
+    def logs(self):
+        """The latest log lines, oldest first: records with ``ts``, ``level``, ``message``, ``fields``, ``step``."""
+        known = self._lines[-1].seq if self._lines else 0
+        told = json.loads(bridge.linesOf(self._binding, json.dumps([self._lines_of, known])))
+        new = [Record(line) for line in told["lines"]]
+        if told["runId"] != self._lines_of:
+            self._lines_of = told["runId"]
+            self._lines = new
+        else:
+            self._lines = (self._lines + new)[len(self._lines) + len(new) - told["kept"] :]
+        return self._lines
+
+    @property
+    def is_pending(self):
+        return self.status == "pending"
+
+    @property
+    def is_leased(self):
+        return self.status == "leased"
+
+    @property
+    def is_waiting(self):
+        return self.status == "waiting"
+
+    @property
+    def is_completed(self):
+        return self.status == "completed"
+
+    @property
+    def is_failed(self):
+        return self.status == "failed"
+
+    @property
+    def is_cancelled(self):
+        return self.status == "cancelled"
+
+    @property
+    def is_dead(self):
+        return self.status == "dead"
+
+    @property
+    def is_active(self):
+        return self.status is not None and not self.is_terminal
+
+    @property
+    def is_terminal(self):
+        return self.status in TERMINAL
+
+
+class LogsBinding(RunBinding):
+    """The log lines of a run, live; ``bind`` writes them into an element such as ``<pre>``."""
+
+
+class JobBinding(RunBinding):
+    """The runs of a job, one at a time: the one that was triggered here last; with ``auto_resume`` one that has not
+    ended when the page is opened; with ``follow_latest`` also each that is triggered elsewhere, as in another tab."""
+
+    async def trigger(self, input=None, **options):
+        """Make a run, and show it. The options are those of ``Durable.trigger``. Returns the run."""
+        return Record(await self._do("trigger", input, _camel_case_keys(options)))
+
+    async def trigger_and_wait(self, input=None, **options):
+        """The same, but returns the run when it has ended, however."""
+        return Record(await self._do("triggerAndWait", input, _camel_case_keys(options)))
+
+    def reset(self):
+        """Show no run, until there is a new one. The run goes on."""
+        self._binding.reset()
+        self._state = None
+
+
+class RunsBinding(_Binding):
+    """The runs that pass a filter, a page at a time."""
+
+    @property
+    def items(self):
+        """The runs of the page that is shown, as records."""
+        return [Record(run) for run in self._get("items")]
+
+    @property
+    def page(self):
+        """The number of the page that is shown, from 1."""
+        return self._get("page")
+
+    @property
+    def has_more(self):
+        """Whether there is a page after the one that is shown."""
+        return self._get("hasMore")
+
+    @property
+    def has_previous(self):
+        """Whether there is a page before the one that is shown."""
+        return self._get("hasPrevious")
+
+    @property
+    def is_hydrated(self):
+        """Whether the database was asked for the runs."""
+        return self._get("isHydrated")
+
+    async def next(self):
+        """Show the runs after those that are shown."""
+        await self._do("next")
+
+    async def previous(self):
+        """Show the runs before those that are shown."""
+        await self._do("previous")
+
+    async def go_to_page(self, page):
+        """Show a page, or the last one where there are not so many; ``page`` counts from 1."""
+        await self._do("goToPage", page)
+
+    async def refresh(self):
+        """Read the page that is shown again."""
+        await self._do("refresh")
+
+
+class ActionsBinding(_Binding):
+    """What a person may do with runs. ``is_busy`` while something is being done; ``error`` is what went wrong last."""
+
+    @property
+    def is_busy(self):
+        return self._get("isBusy")
+
+    @property
+    def error(self):
+        """A ``DurableError``, or None."""
+        return _to_error(self._get("error"))
+
+    async def retry(self, run_id):
+        """Let a run that did not complete go on from its failed step, and return it."""
+        return Record(await self._do("retry", run_id))
+
+    async def retry_with_input(self, run_id, input):
+        """The same on another input."""
+        return Record(await self._do("retryWithInput", run_id, input))
+
+    async def retrigger(self, run_id):
+        """Make a new run with the same input and labels, and return it."""
+        return Record(await self._do("retrigger", run_id))
+
+    async def fork(self, run_id, from_step):
+        """Make a new run that has the steps before the one named, and return it."""
+        return Record(await self._do("fork", run_id, from_step))
+
+    async def cancel(self, run_id):
+        """Cancel an active run, and return it."""
+        return Record(await self._do("cancel", run_id))
+
+    async def delete(self, run_id):
+        """Delete a run that has ended, and everything of it."""
+        await self._do("delete", run_id)
+
+    async def get(self, run_id):
+        """The run of that id."""
+        return Record(await self._do("get", run_id))
+
+    async def steps(self, run_id):
+        """The steps of a run, in the order of first recording."""
+        return [Record(step) for step in await self._do("steps", run_id)]
+
+
 async def _result(promise):
     """What the bridge's promise of JSON text came to."""
     told = json.loads(await promise)
     if "error" in told:
-        error = told["error"]
-        raise DurableError(error["code"], error["message"], error.get("traceback") or "")
+        raise _to_error(told["error"])
     return told.get("result")
+
+
+def _to_error(told):
+    return None if told is None else DurableError(told["code"], told["message"], told.get("traceback") or "")
 
 
 def _to_js(value):
     import js
 
     return js.JSON.parse(json.dumps(value))
+
+
+def _camel_case_keys(options):
+    return {_camel_case(name): value for name, value in options.items()}
+
+
+def _camel_case(name):
+    head, *tail = name.split("_")
+    return head + "".join(part[0].upper() + part[1:] for part in tail)
 
 
 def _snake_case(name):

@@ -1,12 +1,26 @@
 // @ts-check
 /**
- * One life of the engine's worker, as the page sees it: the calls that wait for an answer, the watches, and the end.
+ * One life of an engine, as a page sees it: the calls that wait for an answer, what else the engine tells, and the end.
+ *
+ * The leader's page has started the engine's worker and talks to it directly (`EngineWorker`). A follower asks for a
+ * channel of its own in the engine's lobby, a BroadcastChannel that every tab knows by the database's name, and then talks
+ * to the same worker over that channel (`EngineChannel`). The messages are the same.
+ *
+ *     lobby   follower → worker   {type: "hello", client, start}
+ *             worker → all        {type: "leading", leader}, when it begins to start, and {type: "left", leader}
+ *     channel worker → follower   {type: "boot", phase, leader}, {type: "ready", leader} or {type: "refused", error}, then as
+ *                                 engine-worker.js says
+ *
+ * A follower holds a Web Lock with the name of its channel; the worker waits for it, and so learns when the follower is
+ * gone, however it went.
  */
 
 /** @typedef {{code: string, message: string, traceback?: string}} ErrorDescription */
-/** @typedef {Record<string, any> & {seq: number}} Frame */
 /** @typedef {{name: string, path: string, size: number}} FileInfo `path` is for jobs; `size` is in bytes */
-/** @typedef {{type: "start", name: string, jobs: string[], options: object}} Start */
+/** @typedef {{type: "start", name: string, jobs: string[], options: object, protocol: number}} Start */
+
+/** Raised with every change after which two tabs of different releases would misunderstand each other. */
+export const PROTOCOL = 1;
 
 const WORKER_URL = new URL("./engine-worker.js", import.meta.url);
 /** How long `close()` waits for the engine to put its things away. Nothing is lost when it cannot. Milliseconds. */
@@ -32,24 +46,64 @@ export const failure = (code, message) => new DurableError({ code, message });
 export const unanswered = (code, event) =>
   failure(code, `${event} before the engine answered; whether the call took effect is not known.`);
 
-/** One life of the worker: its calls, and its end. */
-export class EngineWorker {
-  /** Resolves when it was stopped, rejects with a DurableError when it failed. @type {Promise<void>} */
-  ended;
+/** The calls to one engine, and their answers. */
+class Connection {
   /** @type {Map<number, {resolve: (result: any) => void, reject: (error: DurableError) => void}>} */
   #calls = new Map();
+  #hear;
+
+  /** @param {(message: any) => void} hear what is no answer to a call */
+  constructor(hear) {
+    this.#hear = hear;
+  }
+
+  /** @param {object} message */
+  post(message) {
+    throw new TypeError(`${message} has nowhere to go.`);
+  }
+
+  /** @param {string} method @param {object} params @returns {Promise<any>} */
+  request(method, params) {
+    const id = nextId();
+    return new Promise((resolve, reject) => {
+      this.post({ type: "request", id, method, params });
+      this.#calls.set(id, { resolve, reject });
+    });
+  }
+
+  /** @param {DurableError} reason for the calls that have no answer yet */
+  abandonCalls(reason) {
+    for (const { reject } of this.#calls.values()) reject(reason);
+    this.#calls.clear();
+  }
+
+  /** @param {any} data a message of the engine's, which may be JSON text */
+  receive(data) {
+    const message = typeof data === "string" ? JSON.parse(data) : data;
+    const { type, id, error, result } = message;
+    if (type !== "response") return this.#hear(message);
+    const call = this.#calls.get(id);
+    this.#calls.delete(id);
+    return error ? call?.reject(new DurableError(error)) : call?.resolve(result);
+  }
+}
+
+/** The engine's worker, in the page that has started it. */
+export class EngineWorker extends Connection {
+  role = /** @type {const} */ ("leader");
+  /** Resolves when it was stopped, rejects with a DurableError when it failed. @type {Promise<void>} */
+  ended;
   /** @type {(error?: DurableError) => void} */
   #finish = () => {};
   #isReady = false;
   #worker;
-  #hear;
 
   /** @param {Start} start @param {(message: any) => void} hear what is no answer to a call */
   constructor(start, hear) {
-    this.#hear = hear;
+    super(hear);
     this.ended = new Promise((resolve, reject) => (this.#finish = (error) => (error ? reject(error) : resolve())));
     this.#worker = new Worker(WORKER_URL, { type: "module", name: `durable-web ${start.name}` });
-    this.#worker.onmessage = ({ data }) => this.#receive(typeof data === "string" ? JSON.parse(data) : data);
+    this.#worker.onmessage = ({ data }) => this.receive(data);
     this.#worker.onmessageerror = () => this.#crash("sent a message that could not be read");
     this.#worker.onerror = ({ message, filename, lineno }) =>
       this.#crash(message ? `crashed: ${message} (${filename}:${lineno})` : `could not be loaded from ${WORKER_URL}`);
@@ -61,13 +115,12 @@ export class EngineWorker {
     this.#worker.postMessage(message);
   }
 
-  /** @param {string} method @param {object} params @returns {Promise<any>} */
-  request(method, params) {
-    const id = nextId();
-    return new Promise((resolve, reject) => {
-      this.post({ type: "request", id, method, params });
-      this.#calls.set(id, { resolve, reject });
-    });
+  /** @param {any} data */
+  receive(data) {
+    if (data.type === "failed") return this.#fail(new DurableError(data.error));
+    if (data.type === "stopped") return this.#finish();
+    if (data.type === "ready") this.#isReady = true;
+    super.receive(data);
   }
 
   /** Lets the engine finish what it is writing. */
@@ -84,8 +137,7 @@ export class EngineWorker {
   /** @param {DurableError} reason for the calls that have no answer yet */
   terminate(reason) {
     this.#worker.terminate();
-    for (const { reject } of this.#calls.values()) reject(reason);
-    this.#calls.clear();
+    this.abandonCalls(reason);
     this.#finish();
   }
 
@@ -99,104 +151,60 @@ export class EngineWorker {
     this.#finish(error);
     this.terminate(error);
   }
+}
 
-  /** @param {any} message */
-  #receive(message) {
-    const { type, id, error, result } = message;
-    if (type === "failed") return this.#fail(new DurableError(error));
-    if (type === "stopped") return this.#finish();
-    if (type === "response") {
-      const call = this.#calls.get(id);
-      this.#calls.delete(id);
-      return error ? call?.reject(new DurableError(error)) : call?.resolve(result);
-    }
-    if (type === "ready") this.#isReady = true;
-    this.#hear(message);
+/** The way to an engine that another tab runs. */
+export class EngineChannel extends Connection {
+  role = /** @type {const} */ ("follower");
+  /** The engine that has answered; `undefined` while none has. @type {string | undefined} */
+  leader;
+
+  #channel;
+  /** Lets go of the lock by which the engine knows that this tab is there. */
+  #leave = new AbortController();
+
+  /** @param {Start} start @param {BroadcastChannel} lobby @param {(message: any) => void} hear */
+  constructor(start, lobby, hear) {
+    super(hear);
+    const client = crypto.randomUUID();
+    const name = `${lobbyName(start.name)}:${client}`;
+    this.#channel = new BroadcastChannel(name);
+    this.#channel.onmessage = ({ data }) => this.receive(data);
+    const { signal } = this.#leave;
+    const untilLeft = () => new Promise((resolve) => signal.addEventListener("abort", resolve));
+    const held = navigator.locks.request(name, { signal }, () => {
+      lobby.postMessage({ type: "hello", client, start });
+      return untilLeft();
+    });
+    held.catch(() => {}); // left before the lock was granted
+  }
+
+  /** @param {object} message */
+  post(message) {
+    this.#channel.postMessage(message);
+  }
+
+  /** @param {any} data */
+  receive(data) {
+    if (this.#leave.signal.aborted) return;
+    if (data.leader) this.leader = data.leader;
+    super.receive(data);
+  }
+
+  async stop() {
+    this.terminate(unanswered("ClosedError", "The client was closed"));
+  }
+
+  /** @param {DurableError} reason for the calls that have no answer yet */
+  terminate(reason) {
+    this.#leave.abort();
+    this.#channel.close();
+    this.abandonCalls(reason);
   }
 }
 
-/** The frames of one run, for one `for await` loop. */
-export class Watch {
-  /** @type {Frame[]} */
-  #frames = [];
-  /** @type {{error?: DurableError} | undefined} */
-  #ended;
-  #leave;
-  /** Wakes whoever waits in `next()`. */
-  #wake = () => {};
-  #news = Promise.resolve();
-
-  /** @param {string} runId @param {number} from @param {(isOver: boolean) => void} leave told whether it came to its end */
-  constructor(runId, from, leave) {
-    this.runId = runId;
-    /** The number of the last frame that arrived. */
-    this.seq = from;
-    this.#leave = leave;
-    this.#expectNews();
-  }
-
-  /** @param {Frame[]} frames */
-  push(frames) {
-    for (const frame of frames) {
-      if (frame.seq <= this.seq) continue;
-      this.seq = frame.seq;
-      this.#frames.push(frame);
-    }
-    this.#wake();
-    this.#expectNews();
-  }
-
-  /** @param {DurableError} [error] */
-  end(error) {
-    this.#finish({ error }, true);
-  }
-
-  /** @returns {Promise<IteratorResult<Frame, undefined>>} */
-  async next() {
-    await this.#settled();
-    const value = this.#frames.shift();
-    return value ? { value, done: false } : { value: undefined, done: true };
-  }
-
-  /** All the frames that have arrived: at least one, or none when the run has ended. @returns {Promise<Frame[]>} */
-  async nextBatch() {
-    await this.#settled();
-    const frames = this.#frames;
-    this.#frames = [];
-    return frames;
-  }
-
-  /** Waits until there is a frame or the end; an error that ended the watch is thrown once. */
-  async #settled() {
-    while (!this.#frames.length && !this.#ended) await this.#news;
-    const error = this.#ended?.error;
-    if (this.#frames.length || !error) return;
-    this.#ended = {};
-    throw error;
-  }
-
-  /** @returns {Promise<IteratorResult<Frame, undefined>>} */
-  async return() {
-    this.#frames = [];
-    if (!this.#ended) this.#finish({}, false);
-    return { value: undefined, done: true };
-  }
-
-  [Symbol.asyncIterator]() {
-    return this;
-  }
-
-  /** @param {{error?: DurableError}} how @param {boolean} isOver */
-  #finish(how, isOver) {
-    this.#ended = how;
-    this.#leave(isOver);
-    this.#wake();
-  }
-
-  #expectNews() {
-    this.#news = new Promise((resolve) => (this.#wake = resolve));
-  }
-}
+/** Where the tabs of a database meet; also the name of the lock that its leader holds. @param {string} name */
+export const lobbyName = (name) => `durable-web:${name}`;
 
 let lastId = 0;
 export const nextId = () => (lastId += 1);

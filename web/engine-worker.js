@@ -1,22 +1,38 @@
 // @ts-check
 /**
- * The worker that hosts the engine: boots Pyodide from this site's own files, mounts the database's storage, starts
- * `durable_web.browser` and passes messages between it and the page. The page's side is `durable-web.js`.
+ * The worker that hosts the engine: starts Python, mounts the database's storage, starts `durable_web.browser` and passes
+ * messages between it and its clients: the page that has started it, and other tabs, which ask for a channel as
+ * engine-connection.js says. The pages' side is `durable-web.js`.
  *
- *     page → worker   first {type: "start", name, jobs, options}; when it is ready {type: "request" | "watch" | "unwatch",
- *                     id, ...}; at last {type: "stop"}
- *     worker → page   first {type: "boot", phase} several times; then {type: "ready"} or {type: "failed", error}; then
- *                     {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any time
- *                     {type: "error", error}; at last {type: "stopped"}
+ *     page → worker   first {type: "start", name, jobs, options, protocol}; when it is ready {type: "request" | "watch" |
+ *                     "credit" | "unwatch", id, ...}; at last {type: "stop"}
+ *     worker → page   first {type: "boot", phase, ...detail} several times; then {type: "ready"} or {type: "failed", error};
+ *                     then {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any
+ *                     time {type: "error", error}; at last {type: "stopped"}
  *
  * Python's own messages arrive as JSON text. An error on the way is always `{code, message, traceback}`.
  */
-import { mountStorage, withDurableSync } from "./opfs-filesystem.js";
+import { mountStorage } from "./opfs-filesystem.js";
 import { MOUNT_POINT, OpfsStorage } from "./opfs-storage.js";
+import { startPython } from "./pyodide-start.js";
 
-const PYODIDE = new URL("./vendor/pyodide/", import.meta.url).href;
+/** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
+/**
+ * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean}, protocol: number}} Start
+ */
+/** @typedef {{post: (message: any) => void, session?: any}} Client `session` is Python's side of it, once there is one */
 
-/** @typedef {{storage: OpfsStorage, host: any}} Engine */
+/** Tells this life of the engine from others. */
+const LEADER = crypto.randomUUID();
+
+/** The page that has started this worker. @type {Client} */
+const owner = { post: (message) => postMessage(message) };
+/** Other tabs. @type {Set<Client>} */
+const followers = new Set();
+/** Where other tabs ask for a channel. @type {BroadcastChannel | undefined} */
+let lobby;
+/** What a new client is told first. @type {object} */
+let standing = { type: "boot", phase: "storage", leader: LEADER };
 
 /** @type {Promise<OpfsStorage> | undefined} */
 let opening;
@@ -26,9 +42,13 @@ let booting;
 self.onmessage = ({ data: message }) => {
   switch (message.type) {
     case "start":
+      openLobby(message);
       booting = boot(message);
       booting.then(
-        () => postMessage({ type: "ready" }),
+        ({ host }) => {
+          tell({ type: "ready", leader: LEADER });
+          host.greet();
+        },
         (error) => end({ type: "failed", error: described(error) }),
       );
       break;
@@ -36,33 +56,108 @@ self.onmessage = ({ data: message }) => {
       void stop();
       break;
     default:
-      void receive(message);
+      void receive(owner, message);
   }
 };
 
 self.addEventListener("unhandledrejection", ({ reason }) => postMessage({ type: "error", error: described(reason) }));
 
+/** Tells every client where the engine stands, and those who come later. @param {object} message */
+function tell(message) {
+  standing = message;
+  for (const client of [owner, ...followers]) client.post(message);
+}
+
+/** @param {string} phase of starting @param {object} detail */
+const report = (phase, detail = {}) => tell({ type: "boot", phase, ...detail, leader: LEADER });
+
+/** @param {Start} start */
+function openLobby(start) {
+  lobby = new BroadcastChannel(`durable-web:${start.name}`);
+  lobby.onmessage = ({ data }) => {
+    if (data.type === "hello") admit(data.client, data.start, start);
+  };
+  lobby.postMessage({ type: "leading", leader: LEADER });
+}
+
 /**
- * @param {{name: string, jobs: string[], options: {durability: string}}} message
+ * Gives another tab a channel of its own, until it lets go of the lock with the channel's name.
+ *
+ * @param {string} id
+ * @param {Start} theirs
+ * @param {Start} ours
+ */
+function admit(id, theirs, ours) {
+  const name = `durable-web:${ours.name}:${id}`;
+  const channel = new BroadcastChannel(name);
+  const error = refusal(theirs, ours);
+  if (error) {
+    channel.postMessage({ type: "refused", leader: LEADER, error });
+    channel.close();
+    return;
+  }
+  /** @type {Client} */
+  const client = { post: (message) => channel.postMessage(message) };
+  followers.add(client);
+  channel.onmessage = ({ data }) => void receive(client, data);
+  client.post(standing);
+  const greet = (/** @type {Engine} */ { host }) => followers.has(client) && sessionOf(client, host).greet();
+  booting?.then(greet, () => {}); // the client hears of it
+  void navigator.locks.request(name, () => {
+    followers.delete(client);
+    channel.close();
+    client.session?.close();
+    client.session?.destroy();
+  });
+}
+
+/** Why another tab cannot use this engine, if so. @param {Start} theirs @param {Start} ours */
+function refusal(theirs, ours) {
+  const what = `The tab that runs the database ${JSON.stringify(ours.name)}`;
+  if (theirs.protocol !== ours.protocol) {
+    const message = `${what} has another release of this site's files. Close it, or reload it, and then reload this page.`;
+    return { code: "OtherReleaseError", message };
+  }
+  const options = (/** @type {Start} */ start) => JSON.stringify([[...start.jobs].sort(), start.options.durability]);
+  if (options(theirs) === options(ours)) return undefined;
+  const message = `${what} was given other jobs or another durability. Give the same in every tab, or close that one first.`;
+  return { code: "OtherOptionsError", message };
+}
+
+/** @param {Client} client @param {any} host */
+function sessionOf(client, host) {
+  client.session ??= client === owner ? host : host.connect(client.post);
+  return client.session;
+}
+
+/**
+ * @param {Start} message
  * @returns {Promise<Engine>}
  */
-async function boot({ name, jobs, options }) {
-  const report = (/** @type {string} */ phase) => postMessage({ type: "boot", phase });
-
+async function boot({ name, jobs, options: { snapshot, ...options } }) {
   report("storage");
   opening = OpfsStorage.open(name);
-  const loading = load();
-  loading.catch(() => {}); // the storage's error comes first
+  let isOpen = false;
+  const sources = fetchAll(jobs);
+  /** @type {Parameters<typeof report>} */
+  let loaded = ["pyodide"];
+  const starting = startPython({
+    snapshot,
+    report(...news) {
+      loaded = news;
+      if (isOpen) report(...news);
+    },
+  });
+  starting.catch(() => {}); // the storage's error comes first
   const storage = await opening;
+  isOpen = true;
 
-  report("pyodide");
-  const pyodide = await loading;
+  report(...loaded);
+  const { pyodide, ...python } = await starting;
   mountStorage(pyodide, storage);
+  pyodide.registerJsModule("durable_worker", { fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone() });
 
-  report("packages");
-  await install(pyodide, ["micropip", "durable-web"]);
-
-  report("jobs");
+  report("jobs", python);
   const browser = pyodide.pyimport("durable_web.browser");
   const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options };
   const files = {
@@ -71,72 +166,33 @@ async function boot({ name, jobs, options }) {
   };
   const send = (/** @type {string} */ text) => postMessage(text);
   const host = await browser.start(send, JSON.stringify(settings), files);
-  return { storage, host };
+  return { storage, host, python };
 }
 
-/** Pyodide only warns when its WebAssembly cannot be instantiated, and then waits for ever; so we look on. */
-async function load() {
-  const { instantiateStreaming } = WebAssembly;
-  try {
-    const [{ loadPyodide }, { default: factory }] = await Promise.all([
-      import(`${PYODIDE}pyodide.mjs`),
-      import(`${PYODIDE}pyodide.asm.mjs`),
-    ]);
-    const refused = new Promise((_, reject) => {
-      WebAssembly.instantiateStreaming = (source, imports) => {
-        const instantiating = instantiateStreaming(source, imports);
-        instantiating.catch(reject);
-        return instantiating;
-      };
-    });
-    return await Promise.race([
-      loadPyodide({ indexURL: PYODIDE, createPyodideModule: withDurableSync(factory) }),
-      refused,
-    ]);
-  } catch (error) {
-    throw notLoaded("Python", error);
-  } finally {
-    WebAssembly.instantiateStreaming = instantiateStreaming;
-  }
+/** Asks for the job modules, while Python starts. @param {string[]} urls @returns {Map<string, Promise<Response>>} */
+function fetchAll(urls) {
+  const responses = new Map(urls.map((url) => [url, fetch(url, { cache: "no-cache" })]));
+  for (const response of responses.values()) response.catch(() => {}); // told to Python, which awaits it
+  return responses;
 }
 
-/**
- * Installs packages whose wheels pyodide-lock.json names. Pyodide only complains when one cannot be had.
- *
- * @param {any} pyodide
- * @param {string[]} names
- */
-async function install(pyodide, names) {
-  /** @type {string[]} */
-  const complaints = [];
-  const errorCallback = (/** @type {string} */ text) => complaints.push(text);
-  await pyodide.loadPackage(names, { messageCallback: () => {}, errorCallback });
-  if (complaints.length) throw notLoaded(`The packages ${names.join(" and ")}`, complaints.join("\n"));
-}
-
-/** @param {string} what @param {any} reason */
-function notLoaded(what, reason) {
-  const message = `${what} could not be loaded from ${PYODIDE}: ${reason?.message ?? reason}`;
-  return Object.assign(new Error(message, { cause: reason }), { code: "PythonUnavailableError" });
-}
-
-/** @param {any} message a request, watch or unwatch */
-async function receive(message) {
-  const { storage, host } = await /** @type {Promise<Engine>} */ (booting);
+/** @param {Client} client @param {any} message a request, watch, credit or unwatch */
+async function receive(client, message) {
+  const engine = await /** @type {Promise<Engine>} */ (booting);
   if (!/^(files|debug)\./.test(message.method)) {
-    await host.receive(JSON.stringify(message));
+    if (client === owner || followers.has(client)) sessionOf(client, engine.host).receive(JSON.stringify(message));
     return;
   }
   const { id, method, params } = message;
   try {
-    postMessage({ type: "response", id, result: await answer(storage, method, params) });
+    client.post({ type: "response", id, result: await answer(engine, method, params) });
   } catch (error) {
-    postMessage({ type: "response", id, error: described(error) });
+    client.post({ type: "response", id, error: described(error) });
   }
 }
 
-/** What is answered without Python. @param {OpfsStorage} storage @param {string} method @param {any} params */
-function answer(storage, method, params) {
+/** What is answered without Python. @param {Engine} engine @param {string} method @param {any} params */
+function answer({ storage, python }, method, params) {
   switch (method) {
     case "files.put":
       return storage.put(params.name, params.blob);
@@ -148,6 +204,8 @@ function answer(storage, method, params) {
       return storage.remove(params.name);
     case "debug.flushes":
       return storage.flushes();
+    case "debug.start":
+      return python;
     default:
       throw new TypeError(`There is no method ${method}.`);
   }
@@ -165,6 +223,8 @@ async function stop() {
 
 /** Releases the files, then says the last word. @param {object} message */
 async function end(message) {
+  lobby?.postMessage({ type: "left", leader: LEADER });
+  lobby?.close();
   await opening?.then(
     (storage) => storage.close(),
     () => {},

@@ -6,6 +6,7 @@
  * Every promise made here is awaited by Python and never given back to JavaScript: Pyodide turns it into a Future, and crashes when that is
  * passed on.
  */
+import { actions, job, logs, run, runs } from "./durable-bindings.js";
 import { DurableError, connect as connectClient } from "./durable-web.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
@@ -67,6 +68,64 @@ export function call(durable, method, parameters) {
   const last = /** @type {string} */ (path.pop());
   const owner = path.reduce((object, name) => object[name], durable);
   return outcome((async () => owner[last](...JSON.parse(parameters)))());
+}
+
+/** @param {Durable} durable @param {string} name @param {string} options JSON */
+export const bindJob = (durable, name, options) => job(durable, name, JSON.parse(options));
+/** @param {Durable} durable @param {string} id @param {string} options JSON */
+export const bindRun = (durable, id, options) => run(durable, id, JSON.parse(options));
+/** @param {Durable} durable @param {string} id @param {string} options JSON */
+export const bindLogs = (durable, id, options) => logs(durable, id, JSON.parse(options));
+/** @param {Durable} durable @param {string} options JSON */
+export const bindRuns = (durable, options) => runs(durable, JSON.parse(options));
+/** @param {Durable} durable */
+export const bindActions = (durable) => actions(durable);
+
+/** What a binding shows now, but for its log lines and steps, which are many. @param {any} binding @returns {string} JSON */
+export function stateOf(binding) {
+  const {
+    run = null,
+    runId = null,
+    percentage = null,
+    stepCount,
+    droppedLogs,
+    items,
+    page,
+    hasMore,
+    hasPrevious,
+  } = binding;
+  const { isBusy, isHydrated } = binding;
+  const [problem, error] = [binding.problem, binding.error].map((found) => found && describe(found));
+  return JSON.stringify({
+    ...{
+      run,
+      runId,
+      percentage,
+      stepCount,
+      droppedLogs,
+      items,
+      page,
+      hasMore,
+      hasPrevious,
+      isBusy,
+      isHydrated,
+      problem,
+      error,
+    },
+  });
+}
+
+/**
+ * The log lines of a binding that are new to Python, and how many are kept in all.
+ *
+ * @param {{runId: string | null, logs: readonly import("./watch.js").Frame[]}} binding
+ * @param {string} known JSON: the run and the number of the last line that Python has
+ * @returns {string} JSON
+ */
+export function linesOf({ runId, logs }, known) {
+  const [knownRunId, seq] = JSON.parse(known);
+  const lines = runId === knownRunId ? logs.filter((line) => line.seq > seq) : logs;
+  return JSON.stringify({ runId, lines, kept: logs.length });
 }
 
 /** Lets the person save a file. @param {Blob} blob @param {string} name */

@@ -1,7 +1,11 @@
 """Ties an engine to the page: requests come in as JSON text, answers and frames go out as JSON text.
 
-Messages from the page: ``{"type": "request", "id", "method", "params"}``, ``{"type": "watch", "id", "runId", "from"}``,
-``{"type": "unwatch", "id"}``. Messages to it: ``response``, ``frames``, ``end`` and ``engine``.
+Messages from a page: ``{"type": "request", "id", "method", "params"}``; ``{"type": "watch", "id", "from", "credit"}``
+with ``"runId"``, or with ``"filters"`` for all runs; ``{"type": "credit", "id", "credit"}``; ``{"type": "unwatch",
+"id"}``. Messages to it: ``response``, ``frames``, ``end`` and ``engine``.
+
+Frames are sent against credit, which is counted in characters and given back by the page when its own code has taken
+the frames. So neither the port nor the page holds more of a watch than was granted, however slow the page is.
 """
 
 from __future__ import annotations
@@ -9,17 +13,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from ..clock import SystemClock
 from ..codec import printable, to_json
 from ..engine import Engine
 from ..errors import DurableWebError, describe
-from ..model import from_milliseconds, to_wire
+from ..model import StoredFrame, from_milliseconds, to_wire
 from .modules import load_jobs
 
+PIECE_CHARACTERS = 64 * 1024
+PIECE_FRAMES = 256
+
 Send = Callable[[str], None]
+Method = Callable[..., Coroutine[Any, Any, Any]]
 _CAPITAL = re.compile(r"[A-Z]")
 _TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
 
@@ -44,6 +53,14 @@ class _OpfsFiles:
         await self._bridge.remove(name)
 
 
+async def _install(libraries: list[str]) -> None:
+    """Load packages that the site's own lock file names; importing one that could not be had says what is missing."""
+    import pyodide_js
+    from pyodide.ffi import to_js
+
+    await pyodide_js.loadPackage(to_js(libraries))
+
+
 async def start(send: Send, options_json: str, files: Any) -> Host:
     """Load the jobs, start the engine, and serve the page.
 
@@ -64,6 +81,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         clock=_WorkerClock(),
         files=_OpfsFiles(files),
         on_state=host.tell_state,
+        install=_install,
     )
     host.attach(engine)
     await engine.start()
@@ -71,50 +89,139 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
 
 
 class Host:
-    """Serves one page's requests from one engine."""
+    """Serves the clients of one engine: the page that started it, and any other that connects."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
-        self._tasks: dict[Any, asyncio.Task[None]] = {}
+        self.is_stopping = False
+        self._state = ("running", "")
+        self._sessions: set[Session] = set()
+        self._methods: dict[str, Method] = {}
+        self._first = self.connect(send)
 
     def attach(self, engine: Engine) -> None:
         """Serve from this engine; parameters of its methods arrive by name, in camelCase."""
         self.engine = engine
-        self._methods: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+        self._methods |= {
             "trigger": engine.trigger,
+            "triggerWithSignal": engine.trigger_with_signal,
+            "publish": engine.publish,
+            "deliverWebhook": engine.deliver_webhook,
+            "engine.watches": self.watches,
             "runs.get": engine.get_run,
             "runs.list": engine.list_runs,
             "runs.count": engine.count_runs,
             "runs.steps": engine.get_steps,
+            "runs.logs": engine.logs,
             "runs.event": engine.get_event,
+            "runs.signal": engine.signal,
+            "runs.update": engine.update,
+            "runs.pause": engine.pause,
+            "runs.resume": engine.resume,
             "runs.cancel": engine.cancel,
             "runs.retry": engine.retry,
             "runs.retryWithInput": engine.retry_with_input,
             "runs.retrigger": engine.retrigger,
             "runs.fork": engine.fork,
             "runs.delete": engine.delete_run,
+            "schedules.create": engine.schedule,
+            "schedules.list": engine.list_schedules,
+            "schedules.pause": engine.pause_schedule,
+            "schedules.resume": engine.resume_schedule,
+            "schedules.delete": engine.delete_schedule,
         }
 
+    def connect(self, send: Send) -> Session:
+        """Serve another client."""
+        session = Session(self, self._methods, send)
+        self._sessions.add(session)
+        return session
+
     def receive(self, text: str) -> None:
-        """Take a message from the page."""
-        message = json.loads(text)
-        kind, request_id = message["type"], message["id"]
-        if kind == "unwatch":
-            task = self._tasks.get(request_id)
-            if task is not None:
-                task.cancel()
-            return
-        work = self._watch(request_id, message) if kind == "watch" else self._answer(request_id, message)
-        task = self._tasks[request_id] = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda done: self._tasks.pop(request_id, None))
+        """Take a message from the page that started the engine."""
+        self._first.receive(text)
+
+    def greet(self) -> None:
+        """Tell the page that started the engine in which state it is; to be called when it can listen."""
+        self._first.greet()
+
+    async def watches(self) -> list[int]:
+        """How many watches each client has."""
+        return sorted(session.watches for session in self._sessions)
 
     async def stop(self) -> None:
-        """Give the executing runs back, end every watch, and close the database."""
+        """Give the executing runs back, and close the database. Clients are not told that their watches end: they go on
+        with the next engine."""
+        self.is_stopping = True
         await self.engine.stop(drain=False)
 
     def tell_state(self, state: str, message: str) -> None:
-        """Tell the page that the engine is running, or why it is not."""
+        """Tell every client that the engine is running, or why it is not."""
+        self._state = (state, message)
+        for session in self._sessions:
+            session.tell_state(state, message)
+
+
+class Session:
+    """One client: its requests, its watches, and how it is answered."""
+
+    def __init__(self, host: Host, methods: dict[str, Method], send: Send) -> None:
+        self._host = host
+        self._methods = methods
+        self._send = send
+        self._tasks: dict[Any, asyncio.Task[None]] = {}
+        self._credits: dict[Any, Credit] = {}
+
+    @property
+    def watches(self) -> int:
+        """How many watches the client has."""
+        return len(self._credits)
+
+    def receive(self, text: str) -> None:
+        """Take a message from the client."""
+        message = json.loads(text)
+        kind, request_id = message["type"], message["id"]
+        if kind == "credit":
+            credit = self._credits.get(request_id)
+            if credit is not None:
+                credit.grant(message["credit"])
+        elif kind == "unwatch":
+            self._drop(request_id)
+        elif kind == "watch":
+            credit = self._credits[request_id] = Credit(message["credit"])
+            self._begin(request_id, self._watch(request_id, message, credit))
+        else:
+            self._begin(request_id, self._answer(request_id, message))
+
+    def _begin(self, request_id: Any, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks[request_id] = asyncio.get_running_loop().create_task(work)
+
+        def forget(done: object) -> None:
+            del self._tasks[request_id]
+            self._credits.pop(request_id, None)
+
+        task.add_done_callback(forget)
+
+    def greet(self) -> None:
+        """Tell the client in which state the engine is, unless it is simply running."""
+        state, message = self._host._state
+        if state != "running":
+            self.tell_state(state, message)
+
+    def tell_state(self, state: str, message: str) -> None:
+        """Tell the client of the engine's state."""
         self._post({"type": "engine", "state": state, "message": message})
+
+    def close(self) -> None:
+        """The client is gone: drop its watches. What it has asked for is done all the same."""
+        self._host._sessions.discard(self)
+        self._send = lambda text: None
+        for request_id in list(self._credits):
+            self._drop(request_id)
+
+    def _drop(self, request_id: Any) -> None:
+        """End a watch that nobody wants any more; does nothing when it has ended."""
+        if self._credits.pop(request_id, None) is not None:
+            self._tasks[request_id].cancel()
 
     async def _answer(self, request_id: Any, message: dict[str, Any]) -> None:
         try:
@@ -127,18 +234,72 @@ class Host:
         else:
             self._post({"type": "response", "id": request_id, "result": result})
 
-    async def _watch(self, request_id: Any, message: dict[str, Any]) -> None:
-        head = to_json({"type": "frames", "id": request_id})[:-1]
+    async def _watch(self, request_id: Any, message: dict[str, Any], credit: Credit) -> None:
         end: dict[str, Any] = {"type": "end", "id": request_id}
         try:
-            async for batch in self.engine.watch_batches(message["runId"], message["from"]):
-                self._send(f'{head},"frames":[{",".join(frame.to_json() for frame in batch)}]}}')
+            async with aclosing(self._batches(request_id, message)) as batches:
+                async for batch in batches:
+                    for text in pieces(batch):
+                        await credit.wait()
+                        credit.spend(len(text))
+                        self._send(
+                            f'{{"type":"frames","id":{json.dumps(request_id)},"size":{len(text)},"frames":[{text}]}}'
+                        )
         except Exception as error:
             end["error"] = to_error(error)
-        self._post(end)
+        if not self._host.is_stopping:
+            self._post(end)
+
+    def _batches(self, request_id: Any, message: dict[str, Any]) -> Any:
+        engine = self._host.engine
+        if "runId" in message:
+            return engine.watch_batches(message["runId"], message["from"])
+        from_id = message["from"]
+        if from_id is None:  # the client has to know from where, should it have to ask again
+            from_id = engine.newest_frame_id()
+            self._post({"type": "frames", "id": request_id, "size": 0, "cursor": from_id, "frames": []})
+        return engine.watch_all_batches(from_id, **message["filters"])
 
     def _post(self, message: dict[str, Any]) -> None:
         self._send(to_json(message))
+
+
+class Credit:
+    """How many characters of frames a client will take; it grants more when it has taken some.
+
+    A frame is sent while there is any credit left, so that one that is longer than all of it gets through.
+    """
+
+    def __init__(self, characters: int) -> None:
+        self._left = characters
+        self._granted = asyncio.Event()
+
+    def grant(self, characters: int) -> None:
+        self._left += characters
+        self._granted.set()
+
+    def spend(self, characters: int) -> None:
+        self._left -= characters
+
+    async def wait(self) -> None:
+        """Wait until there is some."""
+        while self._left <= 0:
+            self._granted.clear()
+            await self._granted.wait()
+
+
+def pieces(batch: list[StoredFrame]) -> Iterator[str]:
+    """A batch as JSON texts that a page reads in a moment each: frames separated by commas."""
+    texts: list[str] = []
+    characters = 0
+    for frame in batch:
+        text = frame.to_json()
+        if texts and (characters + len(text) > PIECE_CHARACTERS or len(texts) == PIECE_FRAMES):
+            yield ",".join(texts)
+            texts, characters = [], 0
+        texts.append(text)
+        characters += len(text)
+    yield ",".join(texts)
 
 
 def from_wire(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ async def load_jobs(urls: list[str]) -> list[Job]:
         sys.path.insert(0, str(FOLDER))
     for url, source in zip(urls, sources, strict=True):
         (FOLDER / f"{module_name(url)}.py").write_bytes(source)
-    importlib.invalidate_caches()
+    sys.path_importer_cache.pop(str(FOLDER), None)  # far cheaper than importlib.invalidate_caches()
     jobs: list[Job] = []
     for url, source in zip(urls, sources, strict=True):
         await _install(url, source)
@@ -91,25 +91,29 @@ def _resolve(url: str, requirement: str) -> str:
 
 
 async def _fetch(url: str) -> bytes:
-    from pyodide.http import pyfetch
+    from durable_worker import fetch  # begun while Python started
+    from pyodide.ffi import JsException
 
     try:
-        response = await pyfetch(url, cache="no-cache")
-    except OSError as error:
+        response = await fetch(url)
+    except JsException as error:
         raise JobModuleError(url, f"it could not be fetched ({error}).") from error
     if not response.ok:
-        raise JobModuleError(url, f"the server answered {response.status} {response.status_text}".rstrip() + ".")
-    return await response.bytes()
+        raise JobModuleError(url, f"the server answered {response.status} {response.statusText}".rstrip() + ".")
+    return (await response.arrayBuffer()).to_bytes()
 
 
 async def _install(url: str, source: bytes) -> None:
     wanted = dependencies(url, source.decode("utf-8", "replace"))
     if not wanted:
         return
-    import micropip
+    from pyodide_js import loadPackage
 
     for requirement in wanted:
         try:
+            await loadPackage("micropip", messageCallback=lambda _: None)
+            import micropip
+
             await micropip.install(requirement)
         except Exception as error:
             raise JobModuleError(url, f"its package {requirement!r} could not be installed: {error}") from error

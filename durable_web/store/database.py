@@ -124,6 +124,13 @@ class Database:
         except sqlite3.Error as error:
             self._raise(error)
 
+    def each(self, text: str, parameters: Parameters = ()) -> Iterator[Any]:
+        """The rows that a statement gives, one by one, for whoever may stop early; raises what ``execute`` does."""
+        try:
+            yield from self.connection.execute(text, parameters)
+        except sqlite3.Error as error:
+            self._raise(error)
+
     # --- transactions ------------------------------------------------------------------------------------------------
 
     @property

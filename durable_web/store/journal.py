@@ -55,11 +55,22 @@ class Journal:
     ) -> None:
         """Append the frame that tells of a run's new status."""
         body: dict[str, Any] = {"status": status, "attempt": attempt}
+        current_step = self._current_step(run_id, status, attempt)
+        if current_step is not None:
+            body["currentStep"] = current_step
         if reason is not None:
             body["reason"] = reason
         if error is not None:
             body["error"] = without_traceback(error)
         self.append(run_id, ts, "run_status", body)
+
+    def _current_step(self, run_id: str, status: RunStatus, attempt: int) -> str | None:
+        """The step that is recorded as running; where there can be none, the database is not asked."""
+        begins = attempt == 0 or (attempt == 1 and status == RunStatus.LEASED)
+        if begins or status == RunStatus.COMPLETED:
+            return None
+        row = self.database.row(queries.CURRENT_STEP, {"run_id": run_id})
+        return None if row is None else row[0]
 
     def tell(self, type: str, run_id: str, ts: int, **fields: Any) -> None:
         """Note an event for the listeners, if there are any."""

@@ -461,11 +461,14 @@ DELETE_STEPS = (
     "DELETE FROM durable_attempts WHERE run_id = :run_id",
 )
 
-DELETE_RUN = (
-    """
+FORGET_DELETED_RUNS = """
 DELETE FROM durable_frames
- WHERE kind = 'run_deleted' AND id < (SELECT MAX(id) FROM durable_frames)
-""",
+ WHERE ts < :forget_before
+   AND id IN (SELECT id FROM durable_frames WHERE kind = 'run_deleted' ORDER BY id LIMIT 2)
+"""
+
+DELETE_RUN = (
+    FORGET_DELETED_RUNS,
     "DELETE FROM durable_frames WHERE run_id = :run_id AND kind <> 'run_deleted'",
     *DELETE_STEPS,
     "DELETE FROM durable_values WHERE run_id = :run_id",
@@ -615,6 +618,43 @@ SELECT id, seq, ts, run_id, kind, body
  LIMIT :limit
 """
 
+ALL_FRAMES = """
+SELECT id, seq, ts, run_id, kind, body
+  FROM durable_frames
+ WHERE id > :id
+ ORDER BY id
+ LIMIT :limit
+"""
+
+_LOGS = """
+SELECT id, seq, ts, run_id, kind, body
+  FROM durable_frames
+ WHERE run_id = :run_id AND seq > :seq AND seq <= :until
+   AND kind = 'log'
+   AND json_extract(body, '$.level') IN ({levels})
+ ORDER BY seq
+ LIMIT :limit
+"""
+
+NEWEST_FRAME = """
+SELECT COALESCE(MAX(id), 0)
+  FROM durable_frames
+"""
+
+NEWEST_SEQ = """
+SELECT COALESCE(MAX(seq), 0)
+  FROM durable_frames
+ WHERE run_id = :run_id
+"""
+
+CURRENT_STEP = """
+SELECT name
+  FROM durable_steps
+ WHERE run_id = :run_id AND status = 'running'
+ ORDER BY position DESC
+ LIMIT 1
+"""
+
 LOG_BODIES = """
 SELECT body
   FROM durable_frames
@@ -641,6 +681,12 @@ def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: i
     where = "\n   AND ".join(conditions) or "TRUE"
     order = "id" if oldest_first else "id DESC"
     return f"{_SELECT_RUN}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
+
+
+def logs(levels: list[str]) -> tuple[str, dict[str, Any]]:
+    """The statement and the parameters that read the log lines of some levels among the next frames of a run."""
+    names, parameters = _many("level", levels)
+    return _LOGS.format(levels=names), parameters
 
 
 def count_runs(by: str) -> str:

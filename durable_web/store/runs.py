@@ -9,10 +9,15 @@ from typing import Any
 
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotFound, RunNotTerminal
+from ..flow import Gate
 from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_milliseconds
 from . import queries
 from .database import Database
+from .flow import Flow
 from .journal import Journal
+
+DELETED_RUNS_KEPT = 30 * 24 * 60 * 60 * 1000
+"""For how long it is known that a run was deleted. Milliseconds."""
 
 _FOR_EVER = 1 << 62
 
@@ -58,6 +63,7 @@ class NewRun:
     parent_step: str | None = None
     continued_from: str | None = None
     dead_letter_of: str | None = None
+    gates: tuple[Gate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,7 @@ class Runs:
     def __init__(self, database: Database, journal: Journal) -> None:
         self._database = database
         self._journal = journal
+        self._flow = Flow(database)
 
     # --- making ------------------------------------------------------------------------------------------------------
 
@@ -118,6 +125,8 @@ class Runs:
         self._database.execute(queries.INSERT_RUN, values)
         labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
         self._database.executemany(queries.INSERT_LABEL, labels)
+        if run.gates:
+            self._flow.enter(run.id, run.gates)
         self._journal.append_status(run.id, now, RunStatus.PENDING, attempt=0)
         self._journal.has_claimable = True
         if self._journal.is_listening:
@@ -339,6 +348,8 @@ class Runs:
         row = self._database.row(queries.PAUSE, {"id": run_id, "now": now})
         if row is None:
             raise RunNotActive(run_id, self.get(run_id).status.value, "paused")
+        if row[0] == RunStatus.PENDING:
+            self._flow.withdraw(run_id)
         self._journal.append_status(run_id, now, RunStatus(row[0]), attempt=row[1], reason="it is paused")
         self._journal.changed.add(run_id)
 
@@ -477,17 +488,17 @@ class Runs:
     def delete(self, run_id: str, now: int) -> None:
         """Delete a run that has ended, and everything of it.
 
-        One frame stays behind, so that the numbers of the deleted ones are not given out again; it is replaced by the
-        next deletion's.
+        One frame stays behind for 30 days. It tells watchers that come later, and keeps the numbers of the deleted
+        frames from being given out again.
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active.
         """
         run = self.get(run_id)
         if not run.is_terminal:
             raise RunNotTerminal(run_id, run.status.value, "deleted")
-        self._journal.append(run_id, now, "run_deleted", {"job": run.job})
+        self._journal.append(run_id, now, "run_deleted", {"job": run.job, "labels": run.labels})
         for text in queries.DELETE_RUN:
-            self._database.execute(text, {"run_id": run_id})
+            self._database.execute(text, {"run_id": run_id, "forget_before": now - DELETED_RUNS_KEPT})
         self._journal.tell("run:delete", run_id, now, job_name=run.job, labels=run.labels)
 
     def ended_before(self, moment: int, limit: int) -> list[str]:

@@ -21,8 +21,21 @@
 --                  however many runs there are.
 -- durable_frames   A row is one entry of a run's timeline, append-only, written in the transaction of the change that it
 --                  tells of. `id` rises over all runs with commit order, `seq` counts 1, 2, 3 ... within a run. `body`
---                  is a JSON object of the fields that the kind adds, with names as they are on the wire. Of deleted
---                  runs one 'run_deleted' frame is left, the latest, so that an `id` is never given out twice.
+--                  is a JSON object of the fields that the kind adds, with names as they are on the wire. Of a deleted
+--                  run one 'run_deleted' frame is left for 30 days, so that watchers learn of it and an `id` is never
+--                  given out twice.
+-- durable_gates    A row is one gate of one run: what the run has to pass before it may execute, or is found by. Gates of
+--                  one name are shared by the runs of a group. A 'slot' is taken up while the run executes, a 'turn' from
+--                  its beginning to its end; a 'start' is reserved until the run begins, and then is a use; a 'presence'
+--                  stands for any active run, a 'debounce' for one that is not due yet. `passed` says that a gate is
+--                  taken up. Written when the run is triggered and admitted, else by triggers on durable_runs.
+-- durable_held     A row is one pending run that waits at a gate, whose name is `gate`; '' is a run that has to be looked
+--                  at. When a gate may have opened, triggers put the first that waits there to be looked at.
+-- durable_uses     A row is one use of a limit per time: the start of a throttled run, or a rate-limited trigger. It counts
+--                  until it expires.
+-- durable_openings A row is a gate at which runs wait for a time.
+-- durable_schedules A row is one schedule: when, by which rule, and with what it triggers a job. `next_due` moves on in
+--                  the transaction of the trigger.
 --
 -- Times are milliseconds since 1970-01-01 UTC. Values (input, output) are the JSON text of durable_web.codec; errors are
 -- JSON objects {type, message, traceback}. What can be derived (a run's current step, how many steps it has completed)
@@ -43,7 +56,8 @@ CREATE TABLE durable_runs (
     idempotency_key  TEXT,
     concurrency_key  TEXT,
     priority         INTEGER NOT NULL DEFAULT 0,
-    due              INTEGER NOT NULL DEFAULT 1,     -- 0 until run_at has come
+    due              INTEGER NOT NULL DEFAULT 1,     -- 0 until run_at has come, 2 until its gates are open
+    gated            INTEGER NOT NULL DEFAULT 0,     -- 1 when it has rows in durable_gates
     run_at           INTEGER,
     paused           INTEGER NOT NULL DEFAULT 0,     -- 1: starts no further step, and is not claimed
     blocked          INTEGER NOT NULL DEFAULT 0,     -- 1: waits for its version of the job to be registered
@@ -139,6 +153,7 @@ CREATE TABLE durable_steps (
 
 CREATE INDEX durable_steps_due      ON durable_steps (wake_at) WHERE status = 'running' AND wake_at IS NOT NULL;
 CREATE INDEX durable_steps_by_topic ON durable_steps (topic) WHERE topic IS NOT NULL;
+CREATE INDEX durable_steps_running ON durable_steps (run_id, position) WHERE status = 'running';
 
 CREATE TABLE durable_attempts (
     run_id           TEXT    NOT NULL,
@@ -190,3 +205,119 @@ CREATE TABLE durable_frames (
 
 CREATE UNIQUE INDEX durable_frames_by_run ON durable_frames (run_id, seq);
 CREATE INDEX durable_frames_deleted ON durable_frames (id) WHERE kind = 'run_deleted';
+
+CREATE TABLE durable_gates (
+    run_id           TEXT    NOT NULL,
+    gate             TEXT    NOT NULL,
+    kind             TEXT    NOT NULL CHECK (kind IN ('slot', 'start', 'turn', 'presence', 'debounce')),
+    capacity         INTEGER NOT NULL,               -- how many may take it up at a time
+    period           INTEGER,                        -- of a 'start': for how long one counts
+    passed           INTEGER NOT NULL,               -- 1 while the run takes it up; 2 when a 'start' has been used
+    PRIMARY KEY (run_id, gate)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_gates_passed ON durable_gates (gate, run_id) WHERE passed = 1;
+
+CREATE TABLE durable_held (
+    run_id           TEXT    PRIMARY KEY,
+    gate             TEXT    NOT NULL,
+    priority         INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_held_by_gate ON durable_held (gate, priority DESC, run_id);
+
+CREATE TABLE durable_uses (
+    gate             TEXT    NOT NULL,
+    expires_at       INTEGER NOT NULL,
+    run_id           TEXT    NOT NULL,
+    PRIMARY KEY (gate, expires_at, run_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_uses_by_time ON durable_uses (expires_at);
+
+CREATE TABLE durable_openings (
+    gate             TEXT    PRIMARY KEY,
+    opens_at         INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_openings_by_time ON durable_openings (opens_at);
+
+CREATE TRIGGER durable_gates_of_changed_run AFTER UPDATE OF status ON durable_runs
+    WHEN NEW.gated = 1 AND OLD.status <> NEW.status
+BEGIN
+    INSERT OR IGNORE INTO durable_uses (gate, expires_at, run_id)
+    SELECT gate, NEW.updated_at + period, run_id
+      FROM durable_gates
+     WHERE run_id = NEW.id AND kind = 'start' AND passed = 1 AND NEW.status = 'leased';
+    UPDATE durable_gates
+       SET passed = CASE
+           WHEN NEW.status IN ('completed', 'failed', 'cancelled', 'dead') THEN 0
+           WHEN kind = 'presence' THEN 1
+           WHEN kind = 'debounce' THEN 0
+           WHEN kind = 'slot' AND NEW.status IN ('pending', 'waiting') THEN 0
+           WHEN kind = 'start' AND NEW.status = 'leased' THEN 2
+           ELSE passed END
+     WHERE run_id = NEW.id;
+    DELETE FROM durable_held
+     WHERE run_id = NEW.id;
+    UPDATE durable_runs
+       SET due = 2
+     WHERE id = NEW.id AND NEW.status = 'pending' AND NEW.due = 1;
+    INSERT INTO durable_held (run_id, gate, priority)
+    SELECT NEW.id, '', NEW.priority
+     WHERE NEW.status = 'pending' AND NEW.due = 1;
+    UPDATE durable_held
+       SET gate = ''
+     WHERE run_id IN (SELECT (SELECT held.run_id
+                                FROM durable_held AS held
+                               WHERE held.gate = own.gate
+                               ORDER BY held.priority DESC, held.run_id
+                               LIMIT 1)
+                        FROM durable_gates AS own
+                       WHERE own.run_id = NEW.id AND (own.kind = 'start' OR NEW.status <> 'leased'));
+END;
+
+CREATE TRIGGER durable_gates_of_due_run AFTER UPDATE OF due ON durable_runs
+    WHEN NEW.gated = 1 AND OLD.due = 0 AND NEW.due = 1
+BEGIN
+    UPDATE durable_gates
+       SET passed = 0
+     WHERE run_id = NEW.id AND kind = 'debounce';
+    UPDATE durable_runs
+       SET due = 2
+     WHERE id = NEW.id;
+    INSERT OR REPLACE INTO durable_held (run_id, gate, priority)
+    VALUES (NEW.id, '', NEW.priority);
+END;
+
+CREATE TRIGGER durable_gates_of_deleted_run AFTER DELETE ON durable_runs
+    WHEN OLD.gated = 1
+BEGIN
+    DELETE FROM durable_gates
+     WHERE run_id = OLD.id;
+END;
+
+CREATE TABLE durable_schedules (
+    name             TEXT    PRIMARY KEY,
+    job              TEXT    NOT NULL,
+    cron             TEXT,                           -- either this,
+    every            INTEGER,                        -- or this: milliseconds,
+    anchor           INTEGER NOT NULL,               -- counted from here
+    timezone         TEXT    NOT NULL,
+    input            TEXT    NOT NULL,
+    labels           TEXT    NOT NULL,               -- a JSON object of strings
+    overlap          TEXT    NOT NULL CHECK (overlap IN ('skip', 'queue', 'allow')),
+    catch_up         TEXT    NOT NULL CHECK (catch_up IN ('none', 'latest', 'all')),
+    jitter           INTEGER NOT NULL,               -- milliseconds
+    paused           INTEGER NOT NULL DEFAULT 0,
+    next_due         INTEGER,                        -- NULL when there is none any more
+    last_due         INTEGER,                        -- the latest due time that made a run,
+    last_run_id      TEXT,                           -- and that run
+    skips            INTEGER NOT NULL DEFAULT 0,     -- how often due times were passed over
+    last_skipped     INTEGER,                        -- the latest of them,
+    skip_reason      TEXT,                           -- and why
+    created_at       INTEGER NOT NULL,
+    updated_at       INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_schedules_due ON durable_schedules (next_due) WHERE paused = 0 AND next_due IS NOT NULL;

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..model import StoredFrame
 from . import queries
 from .database import Database
 from .family import Family
+from .flow import Flow
 from .journal import Fact, Journal
 from .messages import Messages
 from .runs import Runs
+from .schedules import Schedules
 from .steps import Steps
 from .waits import Waits
+
+PAGE_CHARACTERS = 1 << 20
 
 OnCommit = Callable[[list[StoredFrame], list[Fact]], None]
 OnChange = Callable[[set[str]], None]
@@ -39,6 +44,8 @@ class Store:
         self.family = Family(self.journal, self.runs, self.steps, self.waits)
         self.runs.on_end = self.family.end
         self.messages = Messages(database)
+        self.flow = Flow(database)
+        self.schedules = Schedules(database)
 
     def close(self) -> None:
         """Close the database."""
@@ -76,7 +83,39 @@ class Store:
         """A number that changes when another process has committed to the file."""
         return self.database.row("PRAGMA data_version")[0]
 
-    def read_frames(self, run_id: str, after_seq: int, limit: int) -> list[StoredFrame]:
-        """The next frames of a run strictly after ``after_seq``."""
-        values = {"run_id": run_id, "seq": after_seq, "limit": limit}
-        return [StoredFrame(*row) for row in self.database.rows(queries.FRAMES, values)]
+    def newest_frame_id(self) -> int:
+        """The number of the frame that was committed last, of all runs; 0 when there is none yet."""
+        return self.database.row(queries.NEWEST_FRAME)[0]
+
+    def newest_seq(self, run_id: str) -> int:
+        """The number of a run's last frame; 0 when it has none."""
+        return self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+
+    def read_frames(
+        self, run_id: str, after_seq: int, limit: int, characters: int = PAGE_CHARACTERS
+    ) -> list[StoredFrame]:
+        """The next frames of a run strictly after ``after_seq``.
+
+        :param limit, characters: how many at most, and how much text; one frame is given however long it is.
+        """
+        return self._page(queries.FRAMES, {"run_id": run_id, "seq": after_seq, "limit": limit}, characters)
+
+    def read_all_frames(self, after_id: int, limit: int, characters: int = PAGE_CHARACTERS) -> list[StoredFrame]:
+        """The next frames of all runs strictly after ``after_id``; limited as ``read_frames``."""
+        return self._page(queries.ALL_FRAMES, {"id": after_id, "limit": limit}, characters)
+
+    def read_logs(self, run_id: str, after_seq: int, until: int, levels: list[str], limit: int) -> list[StoredFrame]:
+        """The log lines of those levels among a run's frames strictly after ``after_seq`` up to ``until``."""
+        text, values = queries.logs(levels)
+        values |= {"run_id": run_id, "seq": after_seq, "until": until, "limit": limit}
+        return [StoredFrame._make(row) for row in self.database.rows(text, values)]
+
+    def _page(self, text: str, values: dict[str, Any], characters: int) -> list[StoredFrame]:
+        page: list[StoredFrame] = []
+        for row in self.database.each(text, values):
+            frame = StoredFrame._make(row)
+            page.append(frame)
+            characters -= len(frame.body)
+            if characters <= 0:
+                break
+        return page

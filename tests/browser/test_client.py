@@ -1,4 +1,4 @@
-"""The page's client: triggering and watching, two tabs, and every kind of trouble told clearly."""
+"""The page's client: triggering and watching, and every kind of trouble told clearly."""
 
 import zipfile
 
@@ -269,40 +269,6 @@ def wheel(tmp_path):
         )
         archive.writestr("greetings-1.0.dist-info/RECORD", "")
     return path
-
-
-@pytest.mark.parametrize("goes", ["closes", "crashes", "navigates away", "disconnects"])
-def test_a_second_tab_is_told_that_another_runs_the_database_and_takes_over_when_that_goes(browser, client_url, goes):
-    chromium = browser()
-    url = client_url(WAIT)
-    first = chromium.open(url)
-    assert first.evaluate(CONNECT) == {"result": "ready"}
-    run = first.evaluate("() => durable.trigger('wait')")
-    first.evaluate(
-        "async (id) => { for await (const f of durable.runs.watch(id)) if (f.status === 'leased') break; }", run["id"]
-    )
-
-    second = chromium.open(url)
-    assert second.evaluate(CONNECT) == {"result": "blocked"}
-    assert second.evaluate("() => durable.statusMessage") == "another tab runs this database"
-    refused = second.evaluate("() => told(() => durable.runs.list())")
-    assert refused["code"] == "AnotherTabError"
-    assert "takes over" in refused["message"]
-
-    if goes == "closes":
-        first.close()
-    elif goes == "navigates away":
-        first.goto("about:blank")
-    elif goes == "disconnects":
-        first.evaluate("() => durable.close()")
-    else:
-        chromium.crash(first)
-    assert second.evaluate("async () => (await durable.ready).status") == "ready"
-    taken = second.evaluate(
-        "async (id) => { for await (const f of durable.runs.watch(id)) if (f.attempt === 2) return f.status; }",
-        run["id"],
-    )
-    assert taken == "leased"
 
 
 def test_another_tab_that_holds_the_database_without_the_lock_gives_a_clear_error(browser, client_url):

@@ -1,6 +1,5 @@
 """The demo page, under both of PyScript's interpreters, as a person meets it.
 
-The page forbids evaluating text as code, and so Playwright's `wait_for_function`: `wait_for` observes the page instead.
 Most tests share one page per interpreter, because Pyodide takes seconds to start.
 """
 
@@ -11,21 +10,14 @@ import re
 import zipfile
 
 import pytest
+from playwright.sync_api import expect
 
 from chromium import TIMEOUT_MS, launch
 
 PAGES = {"micropython": "demo/index.html", "pyodide": "demo/pyodide.html"}
-WAIT_FOR = """([selector, pattern, timeout]) => new Promise((resolve, reject) => {
-  const text = () => document.querySelector(selector).textContent;
-  const matches = () => new RegExp(pattern).test(text());
-  if (matches()) return resolve();
-  const observer = new MutationObserver(() => {
-    if (matches()) { observer.disconnect(); resolve(); }
-  });
-  observer.observe(document.documentElement, {subtree: true, childList: true, characterData: true});
-  const alert = () => [...document.querySelectorAll("[role=alert]")].map(element => element.innerText).join(" ");
-  setTimeout(() => reject(new Error(`${selector} is "${text()}", not ${pattern}; alerts: ${alert()}`)), timeout);
-})"""
+STATUS = "durable-run [part~=status]"
+PERCENT = "durable-run [part~=percent]"
+SURVIVED = "durable-run [part~=survived]"
 ROOM_FOR_THE_FILE_ALONE = 13_000_000
 """Bytes: there are 3 MB of empty database, and to a file that grows Chromium gives room by doubling."""
 LIST_FILES = """async () => {
@@ -63,8 +55,8 @@ class Demo:
         dialog.dismiss()
 
     def wait_for(self, selector, pattern):
-        """Wait until the text of an element matches."""
-        self.page.evaluate(WAIT_FOR, [selector, pattern, TIMEOUT_MS])
+        """Wait until the text of an element, also one inside of an element of ours, matches."""
+        expect(self.page.locator(selector)).to_have_text(re.compile(pattern), timeout=TIMEOUT_MS)
 
     def begin(self, name, content):
         """Choose a file, and wait until its import is shown."""
@@ -77,7 +69,7 @@ class Demo:
         self.page.locator("#choose:enabled").wait_for()
         self.page.set_input_files("#file", path)
         self.wait_for("#run-title", "^large.csv$")
-        self.wait_for("#progress-percent", r"^[1-9]\d %")
+        self.wait_for(PERCENT, r"^[1-9]\d %")
 
     def text(self, selector):
         """What can be read in an element."""
@@ -128,7 +120,7 @@ def test_importing_a_sample_shows_its_rows_columns_and_chart(demo):
     assert demo.page.locator("#columns tbody tr").count() == 14
     assert demo.page.locator("#preview tbody tr").count() == 20
     assert demo.page.get_attribute("#chart svg", "aria-label").startswith("Rows by year. Most: 2001, with ")
-    assert demo.text("#run-status") == "Done"
+    assert demo.text(STATUS) == "Done"
     assert demo.page.evaluate(LIST_FILES) == []  # what is imported is in the database
 
 
@@ -150,16 +142,16 @@ def test_the_other_sample_is_imported_and_taken_away_again(demo):
 def test_a_reload_in_the_middle_follows_the_import_again(demo, large):
     demo.begin_large(large)
     demo.page.reload()
-    demo.wait_for("#survived", "^Survived 1 interruption: ")
+    demo.wait_for(SURVIVED, "^Survived 1 interruption: ")
     demo.wait_for("#figures", "50,000")
     demo.show_choice()
-    demo.wait_for("#history-list", "^large.csv")
+    expect(demo.page.get_by_role("link", name="large.csv").first).to_be_visible()
     assert demo.page.locator("#saved").is_hidden()
 
 
 def test_a_cancelled_import_says_so_and_can_be_begun_again(demo, large):
     demo.begin_large(large)
-    demo.page.click("#cancel")
+    demo.page.get_by_role("button", name="Cancel", exact=True).click()
     demo.wait_for("#run-ended", "cancelled")
     demo.page.click("text=Import again")
     demo.wait_for("#figures", "50,000")
@@ -179,7 +171,7 @@ def test_a_file_that_cannot_be_imported_is_explained_in_an_alert(demo, name):
     demo.begin(name, content)
     demo.wait_for("#run-ended", explanation)
     assert "could not be imported" in demo.page.locator("[role=alert]:visible", has_text=explanation).inner_text()
-    assert demo.text("#run-status") == "Failed"
+    assert demo.text(STATUS) == "Failed"
 
 
 def test_the_encoding_is_mended_without_choosing_the_file_again(demo):
@@ -206,6 +198,36 @@ def test_a_file_with_a_hundred_columns_is_shown(demo):
     assert demo.page.locator("#columns tbody tr").count() == 100
 
 
+TABLES = """async () => {
+  const { connect } = await import("../durable-web.js");
+  const durable = await connect("durable-web-demo", { jobs: ["./csv_records.py", "./csv_import.py", "./jobs.py"] });
+  const runs = await durable.runs.list({ limit: 1000 });
+  return runs.map(({ job, input }) => [job, input.name ?? input.run_id]);
+}"""
+
+
+def test_an_import_is_deleted_with_its_run_and_its_file(demo):
+    demo.begin("deleted.csv", LATIN_1)  # which is not UTF-8: so the file stays
+    demo.wait_for(STATUS, "^Failed$")
+    demo.show_choice()
+    expect(demo.page.locator("#saved-list")).to_contain_text("deleted.csv")
+    demo.page.get_by_role("button", name="Delete deleted.csv", exact=True).last.click()
+    demo.page.get_by_role("button", name="Delete deleted.csv for good").click()
+    expect(demo.page.get_by_role("link", name="deleted.csv")).to_have_count(0)
+    expect(demo.page.locator("#saved-list")).not_to_contain_text("deleted.csv")
+    runs = demo.page.evaluate(TABLES)
+    assert "deleted.csv" not in [name for _, name in runs]
+    assert "forget-import" not in [job for job, _ in runs]
+    assert not [name for name in demo.page.evaluate(LIST_FILES) if name.endswith("deleted.csv")]
+
+
+def test_the_page_asks_for_lasting_storage_when_a_file_is_chosen_and_shows_the_answer(demo):
+    demo.begin("kept.csv", b"a,b\n1,2\n")
+    demo.show_choice()
+    is_kept = demo.page.evaluate("() => navigator.storage.persisted()")
+    demo.wait_for("#kept", "has promised to keep" if is_kept else "may delete what is stored here")
+
+
 def test_markup_in_names_and_values_is_text(demo):
     markup = "<img src=x onerror=alert(1)>"
     demo.begin(f"{markup}.csv", f"{markup},b\n{markup},😀 <script>alert(2)</script>\n".encode())
@@ -213,24 +235,23 @@ def test_markup_in_names_and_values_is_text(demo):
     assert demo.text("#run-title") == f"{markup}.csv"
     assert demo.page.locator("#preview tbody tr > *").all_inner_texts() == [markup, "😀 <script>alert(2)</script>"]
     demo.show_choice()
-    demo.wait_for("#history-list", re.escape(f"{markup}.csv"))
+    expect(demo.page.get_by_role("link", name=f"{markup}.csv")).to_be_visible()
     assert demo.page.locator("main img, main script").count() == 0
 
 
 @pytest.mark.parametrize("interpreter", PAGES)
-def test_a_second_tab_says_that_it_waits_and_takes_over(browser, server, interpreter, large):
+def test_a_second_tab_shows_the_same_and_takes_over_when_the_first_is_closed(browser, server, interpreter, large):
     chromium = browser()
     first = Demo(chromium, server.url + PAGES[interpreter])
     first.page.locator("#choose:enabled").wait_for()
     second = Demo(chromium, server.url + PAGES[interpreter])
-    second.wait_for("#engine-text", "^Another tab is at work$")
-    assert "takes over by itself" in second.text("#blocked")
-    assert second.page.locator("#choose").is_disabled()
+    second.page.locator("#choose:enabled").wait_for()
     first.begin_large(large)
+    second.page.get_by_role("link", name="large.csv").click()
+    second.wait_for(PERCENT, r"^[1-9]\d %")
     first.page.close()
-    second.wait_for("#survived", "^Survived 1 interruption: ")
+    second.wait_for(SURVIVED, "^Survived 1 interruption: ")
     second.wait_for("#figures", "50,000")
-    assert second.page.locator("#blocked").is_hidden()
     assert chromium.console_errors == []
 
 
@@ -240,7 +261,7 @@ def test_after_a_crash_the_page_shows_the_import_that_was_under_way(browser, ser
     demo.begin_large(large)
     chromium.crash(demo.page)
     demo.open()  # without the address of the import
-    demo.wait_for("#survived", "^Survived 1 interruption: ")
+    demo.wait_for(SURVIVED, "^Survived 1 interruption: ")
     demo.wait_for("#figures", "50,000")
 
 
@@ -273,7 +294,7 @@ def test_the_page_works_under_a_sub_path_and_its_policy_holds_for_the_worker_too
     chromium = browser()
     demo = Demo(chromium, site.url + PAGES[interpreter])
     demo.begin("two.csv", b"a,b\n1,2\n3,4\n")
-    demo.wait_for("#run-status", "^Done$")
+    demo.wait_for(STATUS, "^Done$")
     assert "unsafe-eval" not in policy.replace("'wasm-unsafe-eval'", "")
     assert "unsafe-inline" not in policy
     assert chromium.console_errors == []

@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from playwright.sync_api import expect
 
+from chromium import TIMEOUT_MS
 from environment import ROOT
 from static_server import StaticServer
+
+expect.set_options(timeout=TIMEOUT_MS)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^```\w+ ([\w.]+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
@@ -25,29 +29,37 @@ def site(dist, tmp_path):
         yield server
 
 
-def wait_for_log(page, text):
-    page.wait_for_function("(text) => document.getElementById('log').textContent.includes(text)", arg=text)
+LINES = [f"{number} squared" for number in range(10)]
 
 
-def test_the_embedding_example_runs_and_goes_on_after_a_crash(browser, site):
+def test_the_page_of_ten_lines_starts_a_job_shows_it_and_goes_on_after_a_crash(browser, site):
+    assert len(EXAMPLES["index.html"].splitlines()) <= 10
     chromium = browser()
     page = chromium.open(site.url + "index.html")
-    page.click("#start:enabled")
-    wait_for_log(page, "3 squared")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("3 squared")).to_be_visible(timeout=TIMEOUT_MS)
     chromium.crash(page)
     page = chromium.open(site.url + "index.html")
-    wait_for_log(page, "completed")
-    log = page.inner_text("#log").splitlines()
-    assert log == [*[f"{number} squared" for number in range(10)], f"completed: {TOTAL}"]
-    assert page.evaluate("() => document.getElementById('bar').position") == 1
+    expect(page.locator("durable-run [part~=status]")).to_have_text("Done")
+    expect(page.locator("durable-run [part~=survived]")).to_contain_text("Survived 1 interruption")
+    expect(page.locator("durable-log [part~=line] .text")).to_have_text(LINES)
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
+    page.get_by_text("Result").click()
+    expect(page.locator("durable-run [part=output] pre")).to_have_text(str(TOTAL))
     assert chromium.requests_outside(site.origin) == []
 
 
-def test_the_page_in_python_runs(browser, site):
+@pytest.mark.parametrize("name", ["javascript.html", "python.html"])
+def test_the_pages_in_javascript_and_in_python_run_and_go_on_after_a_crash(browser, site, name):
     chromium = browser()
-    page = chromium.open(site.url + "python.html")
-    wait_for_log(page, "completed")
-    assert page.inner_text("#log").splitlines()[-1] == f"completed: {TOTAL}"
+    page = chromium.open(site.url + name)
+    page.click("#start:enabled")
+    expect(page.locator("#log")).to_contain_text("3 squared")
+    chromium.crash(page)
+    page = chromium.open(site.url + name)
+    expect(page.locator("#state")).to_have_text(f"completed: {TOTAL}")
+    expect(page.locator("#log")).to_have_text("\n".join(LINES))
+    assert page.evaluate("() => document.getElementById('bar').position") == 1
     assert chromium.requests_outside(site.origin) == []
 
 

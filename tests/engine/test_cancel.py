@@ -155,3 +155,31 @@ async def test_lines_written_before_the_cancellation_are_kept_and_come_before_it
         frames = [frame async for frame in engine.watch(run.id)]
     told = [getattr(frame, "message", getattr(frame, "status", "")) for frame in frames]
     assert told == ["pending", "leased", "running", "so far", "cancelled", "cancelled"]
+
+
+async def test_a_job_can_leave_by_itself_when_its_run_was_cancelled(running):
+    noticed: list[bool] = []
+    gate = asyncio.Event()
+
+    @job("polite")
+    async def polite(ctx: Context, _: None) -> None:
+        ctx.raise_if_cancelled()  # not yet
+        with contextlib.suppress(asyncio.CancelledError):
+            await gate.wait()
+        noticed.append(ctx.cancelled)
+        try:
+            ctx.raise_if_cancelled()
+        except Exception:
+            noticed.append(False)  # what leaves a job cannot be caught by accident
+        noticed.append(False)
+
+    async with running(polite) as engine:
+        run = await engine.trigger("polite")
+        await asyncio.sleep(0)
+        assert (run.is_active, run.is_terminal) == (True, False)
+        run = await engine.cancel(run.id)
+        while engine._dispatcher.executing:
+            await asyncio.sleep(0)
+        assert (await engine.get_run(run.id)) == run
+    assert (run.status, run.is_active, run.is_terminal) == (RunStatus.CANCELLED, False, True)
+    assert noticed == [True]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import IN_PYODIDE
 
 if IN_PYODIDE:
@@ -359,7 +360,16 @@ async def test_the_timeline_tells_what_happens_and_twenty_bad_rows(running, save
     assert messages[-1] == "300 rows imported, 30 put aside"
     assert sum("is put aside: 2 fields expected, 1 found" in message for message in messages) == 20
     progress = [frame for frame in frames if frame.kind == "progress"]
-    assert (progress[-1].current, progress[-1].total) == (2 * 1264, 2 * 1264)
+    assert progress[-1].current == progress[-1].total == 2.5 * 1264
+
+
+async def test_the_statistics_of_many_columns_tell_how_far_they_are(running, saved, monkeypatch):
+    monkeypatch.setattr(jobs, "CELLS_PER_SUMMARY", 1)
+    monkeypatch.setattr("durable_web.reports.PROGRESS_SECONDS", 0)
+    async with running(jobs.import_csv) as engine:
+        frames = await timeline(engine, await engine.trigger("import-csv", {"path": saved("a,b,c,d\n1,2,3,4\n")}))
+    told = {frame.message: frame.current / frame.total for frame in frames if frame.kind == "progress"}
+    assert [told[f"Statistics of {name}"] for name in "abcd"] == [0.85, 0.9, 0.95, 1]
 
 
 async def test_killed_at_any_moment_the_import_ends_with_exactly_the_same_rows(
@@ -452,3 +462,22 @@ async def test_an_import_that_is_not_complete_is_not_exported(running, saved, da
         export = await engine.trigger("export-csv", {"table": run.output["table"], "name": "out.csv"})
         export = await finish(engine, export)
     assert "is not complete yet" in export.error.message
+
+
+# --- Forgetting -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_forgotten_import_leaves_no_tables_and_others_keep_theirs(running, saved, database_path):
+    async with running(jobs.import_csv, jobs.forget_import) as engine:
+        first = await finish(engine, await engine.trigger("import-csv", {"path": saved("a\n1\n", "first.csv")}))
+        other = await finish(engine, await engine.trigger("import-csv", {"path": saved("a\n2\n", "other.csv")}))
+        forgetting = {"run_id": first.id, "file": "first.csv"}
+        forgotten = await finish(engine, await engine.trigger("forget-import", forgetting))
+        again = await finish(engine, await engine.trigger("forget-import", forgetting))
+    assert (forgotten.output, again.output) == ({"tables": 2}, {"tables": 0})
+    tables = sqlite3.connect(database_path).execute(
+        "SELECT name FROM sqlite_master WHERE name LIKE 'csv@_%' ESCAPE '@'"
+    )
+    kept = {name for (name,) in tables}
+    assert kept >= {other.output["table"], other.output["bad_table"], "csv_imports"}
+    assert not kept & {first.output["table"], first.output["bad_table"]}

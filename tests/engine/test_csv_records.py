@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import IN_PYODIDE
 
 if IN_PYODIDE:

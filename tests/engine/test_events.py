@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from watching import finish
 
-from durable_web import Context, is_domain_event, job
-from durable_web.testing import MockClock, settle
+from durable_web import Context, Engine, Retry, is_domain_event, job
+from durable_web.testing import MockClock, crash, settle
 
 ALL = [
     "run:trigger", "run:coalesced", "run:complete", "run:fail", "run:cancel", "run:delete", "run:dead", "run:leased",
@@ -122,3 +123,34 @@ async def test_a_listener_that_was_removed_hears_nothing_and_an_unknown_event_is
 
 def test_what_became_of_runs_is_domain_and_how_is_operational():
     assert [type for type in ALL if is_domain_event(type)] == ALL[:7]
+
+
+async def test_waiting_dying_and_a_job_that_is_gone_are_told(running):
+    clock = MockClock()
+    heard: list[Any] = []
+
+    @job("flaky")
+    async def flaky(ctx: Context, _: None) -> None:
+        await ctx.step("step", fail, retry=Retry(max_attempts=2, backoff=60))
+
+    @job("deadly")
+    async def deadly(ctx: Context, _: None) -> None:
+        await asyncio.Event().wait()
+
+    async with running(flaky, deadly, clock=clock) as engine:
+        engine.on("run:waiting", heard.append)
+        await engine.trigger("flaky")
+        await engine.trigger("deadly")
+        await settle()
+        await crash(engine)
+    engine = Engine(engine.path, [deadly], clock=clock, exclusive=True, max_recoveries=0)
+    for type in ("run:dead", "run:fail"):
+        engine.on(type, heard.append)
+    async with engine:
+        await clock.advance(70)
+    assert [(event.type, event.job_name) for event in heard] == [
+        ("run:waiting", "flaky"),
+        ("run:dead", "deadly"),
+        ("run:fail", "flaky"),
+    ]
+    assert [heard[1].error.type, heard[2].error.type] == ["CrashLoop", "JobNotFound"]

@@ -362,3 +362,16 @@ def test_the_delay_grows_is_bounded_and_jitters_by_a_fraction():
     assert all(5 <= delay <= 15 for delay in jittered)
     with pytest.raises(ValueError, match="max_attempts"):
         Retry(max_attempts=0)
+
+
+async def test_an_engine_that_stops_does_not_wait_for_runs_that_become_parked(running):
+    clock = MockClock()
+
+    @job("parks")
+    async def parks(ctx: Context, _: None) -> None:
+        await ctx.step("call", failing(1, []), retry=SLOW)
+
+    async with running(parks, clock=clock) as engine:
+        run = await engine.trigger("parks")
+    async with running(parks, clock=clock) as engine:
+        assert (await engine.get_run(run.id)).status == RunStatus.WAITING

@@ -157,7 +157,23 @@ async def test_deleting_takes_everything_of_a_run_that_has_ended_and_gives_out_n
         gate.set()
         assert min(frame.id for frame in await timeline(engine, active)) > last
         await engine.delete_runs(status="completed")
-        assert database.execute("SELECT COUNT(*) FROM durable_frames").fetchone()[0] == 1
+        left = database.execute("SELECT run_id, kind FROM durable_frames ORDER BY id").fetchall()
+        assert left == [(run.id, "run_deleted"), (active.id, "run_deleted")]
+
+
+async def test_that_a_run_was_deleted_is_known_for_thirty_days(running):
+    three, _, _ = breakable()
+    clock = MockClock()
+    day = 24 * 60 * 60
+    async with running(three, clock=clock) as engine:
+        deleted = []
+        for _ in range(5):
+            run = await finish(engine, await engine.trigger("three", 1))
+            await engine.delete_run(run.id)
+            deleted.append(run.id)
+            clock.set_forward(10 * day)
+        tombstones = engine._store.read_all_frames(0, 100)
+    assert [frame.run_id for frame in tombstones] == deleted[1:]
 
 
 async def test_old_runs_are_purged_by_hand_and_when_the_engine_is_idle(running):

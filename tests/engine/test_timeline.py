@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
 
 import pytest
-from watching import finish, timeline
+from watching import finish, on_a_desk_only, timeline
 
-from durable_web import Context, RunNotFound, RunStatus, job
-from durable_web.testing import crash
+from durable_web import Context, Engine, Frame, Retry, RunNotFound, RunStatus, job
+from durable_web.testing import MockClock, crash
+from durable_web.timeline import TAIL_CHARACTERS, TAIL_FRAMES
 
 
 @job("talk")
@@ -16,6 +21,24 @@ async def talk(ctx: Context, lines: int) -> None:
     for number in range(lines):
         ctx.log.info(f"line {number}")
         await ctx.step(f"step {number}", lambda: None)
+
+
+async def take(frames: AsyncIterator[Frame], count: int) -> list[Any]:
+    """The next frames of a watch, which is left then."""
+    taken = []
+    async with aclosing(frames):
+        while len(taken) < count:
+            taken.append(await anext(frames))
+    return taken
+
+
+def count_reads(engine: Engine) -> list[str]:
+    """Collects the pages of frames that are read from here on."""
+    reads: list[str] = []
+    engine._store.database.connection.set_trace_callback(
+        lambda text: reads.append(text) if "body\n  FROM durable_frames" in text else None
+    )
+    return reads
 
 
 async def test_frames_are_numbered_from_one_without_gaps(running):
@@ -123,3 +146,353 @@ async def test_a_frame_is_seen_only_after_its_commit(running):
         with engine._store.transaction():
             pass
         assert published == []
+
+
+# --- all runs --------------------------------------------------------------------------------------------------------
+
+
+async def test_all_runs_are_watched_in_the_order_of_their_commits(running):
+    async with running(talk) as engine:
+        runs = [await engine.trigger("talk", 3) for _ in range(4)]
+        stories = [await timeline(engine, run) for run in runs]
+        expected = sorted((frame for story in stories for frame in story), key=lambda frame: frame.id)
+        for seen in range(0, len(expected), 7):
+            from_id = expected[seen - 1].id if seen else 0
+            assert await take(engine.watch_all(from_id), len(expected) - seen) == expected[seen:]
+
+
+async def test_watching_from_now_on_leaves_the_history_out(running):
+    async with running(talk) as engine:
+        await finish(engine, await engine.trigger("talk", 3))
+        news = engine.watch_all(None)  # "now" is when this is called, not when the first frame is asked for
+        run = await finish(engine, await engine.trigger("talk", 1))
+        assert await take(news, 5) == await timeline(engine, run)
+
+
+async def test_frames_are_chosen_by_job_label_and_kind_however_rare_they_are(running):
+    @job("other")
+    async def other(ctx: Context, _: None) -> None:
+        ctx.log.warning("here")
+
+    async with running(talk, other) as engine:
+        live = asyncio.create_task(take(engine.watch_all(jobs="other", labels={"tenant": "b"}, kinds="log"), 2))
+        rare = []
+        for tenant in ("a", "b"):
+            await finish(engine, await engine.trigger("talk", 400, labels={"tenant": tenant}))
+            rare.append(await engine.trigger("other", labels={"tenant": tenant, "more": "x"}))
+            await finish(engine, rare[-1])
+        await finish(engine, await engine.trigger("talk", 400))
+        await finish(engine, rare[1])
+        (line,) = await take(engine.watch_all(jobs="other", labels={"tenant": "b"}, kinds="log"), 1)
+        assert (line.run_id, line.message) == (rare[1].id, "here")
+        statuses = await take(engine.watch_all(jobs=["other", "talk"], kinds=["run_status"]), 15)
+        assert [frame.status for frame in statuses] == ["pending", "leased", "completed"] * 5
+        both = await take(engine.watch_all(jobs="other", kinds="log"), 2)
+        assert [frame.run_id for frame in both] == [run.id for run in rare]
+
+        third = await engine.trigger("other", labels={"tenant": "b"})
+        assert [frame.run_id for frame in await live] == [rare[1].id, third.id]
+
+
+async def test_an_unknown_kind_of_frame_is_refused_at_once(running):
+    async with running() as engine:
+        with pytest.raises(ValueError, match=r"one of run_status, .*, not 'logs'"):
+            engine.watch_all(kinds=["logs"])
+
+
+async def test_a_deleted_run_is_told_of_to_those_who_had_chosen_it_and_who_come_later(running):
+    async with running(talk) as engine:
+        chosen = {"labels": {"tenant": "a"}, "jobs": "talk", "kinds": "run_deleted"}
+        live = asyncio.create_task(take(engine.watch_all(**chosen), 1))
+        runs = [await finish(engine, await engine.trigger("talk", 1, labels={"tenant": name})) for name in "ab"]
+        for run in runs:
+            await engine.delete_run(run.id)
+        (told,) = await live
+        assert (told.run_id, told.job, told.labels) == (runs[0].id, "talk", {"tenant": "a"})
+        assert await take(engine.watch_all(**chosen), 1) == [told]
+        assert [frame.run_id for frame in await take(engine.watch_all(), 2)] == [run.id for run in runs]
+
+
+async def test_watching_all_runs_ends_when_the_engine_stops_and_not_before(running):
+    async with running(talk) as engine:
+        seen: list[Frame] = []
+
+        async def follow() -> None:
+            seen.extend([frame async for frame in engine.watch_all()])
+
+        following = asyncio.create_task(follow())
+        await finish(engine, await engine.trigger("talk", 2))
+        await asyncio.sleep(0)
+        assert not following.done()
+        await engine.stop()
+        await following
+    assert [frame.seq for frame in seen] == list(range(1, 8))
+
+
+@on_a_desk_only("OPFS has one engine per file")
+async def test_frames_of_another_process_arrive_within_a_second_in_between_our_own(running):
+    clock = MockClock()
+    async with (
+        running(talk, clock=clock, exclusive=False) as engine,
+        running(talk, clock=clock, exclusive=False, max_concurrent_runs=0) as other,
+    ):
+        tasks = [asyncio.create_task(take(each.watch_all(), 4 * 7)) for each in (engine, engine, other, other)]
+        for number in range(4):
+            await (other if number % 2 else engine).trigger("talk", 2)
+            await clock.advance(1)
+            stored = engine._store.newest_frame_id()
+            assert stored == 7 * (number + 1)
+            assert all(tail.frames[-1].id == stored for tail in other._timeline._tails.values())
+        stories = await asyncio.gather(*tasks)
+    assert all(story == stories[0] for story in stories)
+    assert [frame.id for frame in stories[0]] == list(range(1, 29))
+
+
+@on_a_desk_only("OPFS has one engine per file")
+async def test_more_than_the_tails_hold_written_by_another_process_is_read_from_the_store(running):
+    clock = MockClock()
+    async with (
+        running(talk, clock=clock, exclusive=False) as engine,
+        running(talk, clock=clock, exclusive=False, max_concurrent_runs=0) as other,
+    ):
+        run = await engine.trigger("talk", 1000)
+        watches = [other.watch(run.id), other.watch_all()]
+        first = [await anext(watch) for watch in watches]
+        while not (await engine.get_run(run.id)).is_terminal:
+            await asyncio.sleep(0)
+        following = [asyncio.create_task(take(watch, 2002)) for watch in watches]
+        await clock.advance(1)
+        rest = await asyncio.gather(*following)
+    assert [[frame.seq for frame in [head, *tail]] for head, tail in zip(first, rest, strict=True)] == [
+        list(range(1, 2004))
+    ] * 2
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_watcher_that_takes_nothing_neither_holds_up_the_engine_nor_fills_memory(running):
+    @job("shout")
+    async def shout(ctx: Context, _: None) -> None:
+        for number in range(30):
+            ctx.log.info(str(number) + "!" * 100_000)
+            await ctx.step(f"step {number}", lambda: None)
+
+    async with running(talk, shout) as engine:
+        for name, lines, count in (("talk", 1000, 2003), ("shout", None, 63)):
+            all_runs = engine.watch_all(None)
+            run = await engine.trigger(name, lines)
+            watches = [engine.watch(run.id), all_runs]
+            seen = [[await anext(watch)] for watch in watches]
+            await finish(engine, run)
+            for tail in engine._timeline._tails.values():
+                assert len(tail.frames) <= TAIL_FRAMES
+                assert sum(len(frame.body) for frame in tail.frames) == tail.characters
+                assert tail.characters <= TAIL_CHARACTERS
+            for watch, frames in zip(watches, seen, strict=True):
+                frames += await take(watch, count - 1)
+                assert [frame.seq for frame in frames] == list(range(1, count + 1))
+
+
+async def test_a_page_of_long_lines_is_short(running):
+    @job("shout")
+    async def shout(ctx: Context, _: None) -> None:
+        for _ in range(5):
+            ctx.log.info("!" * 1_000_000)
+
+    async with running(shout) as engine:
+        run = await finish(engine, await engine.trigger("shout"))
+        async with aclosing(engine.watch_batches(run.id)) as batches:
+            sizes = [sum(len(frame.body) for frame in batch) async for batch in batches]
+    assert len(sizes) >= 3
+    assert max(sizes) < 2_100_000
+
+
+async def test_a_thousand_watchers_of_one_run_share_what_commits(running):
+    gate = asyncio.Event()
+
+    @job("gated")
+    async def gated(ctx: Context, count: int) -> None:
+        await ctx.step("gate", gate.wait)
+        for number in range(count):
+            await ctx.step(f"step {number}", lambda: None)
+
+    async with running(gated) as engine:
+        run = await engine.trigger("gated", 50)
+        watchers = [asyncio.create_task(timeline(engine, run)) for _ in range(1000)]
+        while engine._timeline._tails.get(run.id) is None or engine._timeline._tails[run.id].watchers < 1000:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)  # they have read what there was
+        reads = count_reads(engine)
+        gate.set()
+        stories = await asyncio.gather(*watchers)
+        assert len(reads) < 100
+        assert all(story == stories[0] for story in stories)
+        assert len(stories[0]) >= 53
+        assert not engine._timeline._tails
+
+
+async def test_commits_read_no_frames_for_watchers_whether_there_are_any_or_not(running):
+    async with running(talk) as engine:
+        reads = count_reads(engine)
+        run = await engine.trigger("talk", 50)
+        while not (await engine.get_run(run.id)).is_terminal:
+            await asyncio.sleep(0)
+        assert reads == []
+        following = asyncio.create_task(take(engine.watch_all(None), 103))
+        await asyncio.sleep(0)
+        await engine.trigger("talk", 50)
+        await following
+        assert len(reads) <= 3
+
+
+async def store_lines(engine: Engine, count: int) -> str:
+    """A run that has ended and has ``count`` frames, whose lines were written behind the engine's back."""
+    run = await finish(engine, await engine.trigger("talk", 0))
+    with engine._store.transaction():
+        engine._store.database.connection.execute(
+            """
+            WITH RECURSIVE numbers (number) AS (SELECT 4 UNION ALL SELECT number + 1 FROM numbers WHERE number < :count)
+            INSERT INTO durable_frames (run_id, seq, ts, kind, body)
+            SELECT :run_id, number, 0, 'log',
+                   json_object('level', CASE number % 1000 WHEN 0 THEN 'error' ELSE 'info' END, 'message', 'line',
+                               'fields', json('{}'), 'step', NULL, 'attempt', 1)
+              FROM numbers
+            """,
+            {"run_id": run.id, "count": count},
+        )
+    return run.id
+
+
+async def test_a_hundred_thousand_frames_are_replayed_each_once(running):
+    async with running(talk) as engine:
+        run_id = await store_lines(engine, 100_000)
+        seqs = [frame.seq async for batch in engine.watch_batches(run_id) for frame in batch]
+        assert seqs == list(range(1, 100_001))
+        assert [frame.seq async for batch in first_batches(engine, 100_000) for frame in batch] == seqs
+
+
+async def first_batches(engine: Engine, count: int) -> AsyncIterator[list[Any]]:
+    async with aclosing(engine.watch_all_batches()) as batches:
+        async for batch in batches:
+            yield batch
+            count -= len(batch)
+            if not count:
+                return
+
+
+# --- reconnecting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_watcher_that_reconnects_at_every_frame_sees_each_once_while_the_engine_dies_at_random(running, seed):
+    chance = random.Random(seed)
+    seqs: dict[str, list[int]] = {}
+    ids: list[int] = []
+    run_ids: list[str] = []
+
+    async def one_life(engine: Engine, watches: int) -> None:
+        for _ in range(watches):
+            (frame,) = await take(engine.watch_all(ids[-1] if ids else 0), 1)
+            ids.append(frame.id)
+            run_id = chance.choice(run_ids)
+            seen = seqs.setdefault(run_id, [])
+            async with aclosing(engine.watch(run_id, seen[-1] if seen else 0)) as frames:
+                async for frame in frames:
+                    seen.append(frame.seq)
+                    break
+
+    while True:
+        async with running(talk, max_recoveries=1000) as engine:
+            while len(run_ids) < 3:
+                run_ids.append((await engine.trigger("talk", 40)).id)
+            living = asyncio.create_task(one_life(engine, 1000))
+            runs = [await engine.get_run(run_id) for run_id in run_ids]
+            if all(run.is_terminal for run in runs):
+                living.cancel()
+                newest = engine._store.newest_frame_id()
+                while ids[-1] < newest:
+                    ids.extend(frame.id for frame in await take(engine.watch_all(ids[-1]), 1))
+                stories = {run.id: await timeline(engine, run) for run in runs}
+                for run_id, seen in seqs.items():
+                    seen += [frame.seq for frame in stories[run_id] if frame.seq > (seen[-1] if seen else 0)]
+                break
+            for _ in range(chance.randrange(20, 120)):
+                await asyncio.sleep(0)
+            living.cancel()
+            await asyncio.wait([living])
+            assert living.cancelled() or living.exception() is None
+            await crash(engine)
+    assert ids == list(range(1, len(ids) + 1))
+    for run_id, story in stories.items():
+        assert seqs[run_id] == [frame.seq for frame in story] == list(range(1, len(story) + 1))
+
+
+# --- log lines -------------------------------------------------------------------------------------------------------
+
+
+async def test_log_lines_are_read_in_pages_oldest_first(running):
+    async with running(talk) as engine:
+        run = await finish(engine, await engine.trigger("talk", 250))
+        pages = []
+        last = 0
+        while page := await engine.logs(run.id, from_seq=last):
+            pages.append(page)
+            last = page[-1].seq
+    assert [len(page) for page in pages] == [100, 100, 50]
+    assert [line.message for page in pages for line in page] == [f"line {number}" for number in range(250)]
+
+
+async def test_log_lines_are_chosen_by_severity_however_far_apart_they_are(running):
+    @job("levels")
+    async def levels(ctx: Context, _: None) -> None:
+        for level in ("debug", "info", "warning", "error"):
+            getattr(ctx.log, level)(level)
+
+    async with running(levels, talk) as engine:
+        run = await finish(engine, await engine.trigger("levels"))
+        for least, expected in ((None, 4), ("debug", 4), ("info", 3), ("warning", 2), ("error", 1)):
+            assert len(await engine.logs(run.id, level=least)) == expected
+        many = await store_lines(engine, 20_000)
+        assert [line.seq for line in await engine.logs(many, level="error", limit=5)] == [1000, 2000, 3000, 4000, 5000]
+        assert [line.seq for line in await engine.logs(many, 18_000, level="warning")] == [19_000, 20_000]
+
+
+async def test_log_lines_that_cannot_be_read_are_refused_in_words(running):
+    async with running(talk) as engine:
+        run = await finish(engine, await engine.trigger("talk", 1))
+        with pytest.raises(ValueError, match="one of debug, info, warning, error"):
+            await engine.logs(run.id, level="fatal")
+        with pytest.raises(ValueError, match="from 1 to 1000"):
+            await engine.logs(run.id, limit=0)
+        await engine.delete_run(run.id)
+        for run_id in (run.id, "nobody"):
+            with pytest.raises(RunNotFound):
+                await engine.logs(run_id)
+
+
+# --- what frames tell ------------------------------------------------------------------------------------------------
+
+
+async def test_a_status_names_the_step_that_the_run_waits_for_or_goes_on_with(running):
+    clock = MockClock()
+
+    @job("patient")
+    async def patient(ctx: Context, _: None) -> None:
+        def fail_once() -> None:
+            if ctx.attempt == 1 and not failures:
+                failures.append(1)
+                raise ConnectionError
+
+        await ctx.step("first", lambda: None)
+        await ctx.step("second", fail_once, retry=Retry(max_attempts=2, backoff=10, jitter=False))
+
+    failures: list[int] = []
+    async with running(patient, clock=clock) as engine:
+        run = await engine.trigger("patient")
+        await clock.advance(60)
+        frames = await timeline(engine, run)
+    assert [(frame.status, frame.current_step) for frame in frames if frame.kind == "run_status"] == [
+        ("pending", None), ("leased", None), ("waiting", "second"), ("pending", "second"), ("leased", "second"),
+        ("completed", None),
+    ]  # fmt: skip

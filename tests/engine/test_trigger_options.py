@@ -10,7 +10,7 @@ from enum import Enum
 import pytest
 from watching import finish
 
-from durable_web import ConflictError, Context, InvalidInput, JobNotFound, Retry, RunStatus, Trigger, job
+from durable_web import ConflictError, Context, InvalidInput, JobNotFound, Retry, Run, RunStatus, Trigger, job
 from durable_web.testing import MockClock, crash, settle
 
 
@@ -83,6 +83,56 @@ async def test_a_second_pending_run_with_a_concurrency_key_conflicts_or_coalesce
         with pytest.raises(ValueError, match="needs a concurrency_key"):
             await engine.trigger("gated", 7, coalesce="skip")
         await engine.stop(drain=False)
+
+
+async def test_coalescing_with_what_is_active_takes_the_pending_run_else_the_leased_else_the_waiting_one(running):
+    clock = MockClock()
+
+    @job("flaky")
+    async def flaky(ctx: Context, how: str) -> None:
+        def fail() -> None:
+            raise ConnectionError
+
+        await (ctx.step("fail", fail, retry=Retry(backoff=60)) if how == "waits" else asyncio.Event().wait())
+
+    async with running(flaky, clock=clock) as engine:
+
+        async def coalesced() -> Run:
+            run = await engine.trigger("flaky", "another", concurrency_key="k", coalesce="active")
+            return await engine.get_run(run.id)
+
+        waiting = await engine.trigger("flaky", "waits", concurrency_key="k")
+        await settle()
+        found = await coalesced()
+        assert (found.id, found.status) == (waiting.id, RunStatus.WAITING)
+        leased = await engine.trigger("flaky", "lasts", concurrency_key="k")
+        found = await coalesced()
+        assert (found.id, found.status) == (leased.id, RunStatus.LEASED)
+        pending = await engine.trigger("flaky", "lasts", concurrency_key="k")
+        found = await coalesced()
+        assert (found.id, found.status) == (pending.id, RunStatus.PENDING)
+        await engine.stop(drain=False)
+
+
+async def test_a_run_without_a_key_passes_one_whose_key_is_taken(running):
+    wait, _ = gated()
+    async with running(wait, echo) as engine:
+        await engine.trigger("gated", 1, concurrency_key="k")
+        blocked = await engine.trigger("gated", 2, concurrency_key="k", priority=9)
+        assert (await finish(engine, await engine.trigger("echo", 3))).output == 3
+        assert (await engine.get_run(blocked.id)).status == RunStatus.PENDING
+        await engine.stop(drain=False)
+
+
+async def test_a_trigger_that_is_given_an_existing_run_by_its_idempotency_key_is_no_event(running):
+    heard: list[str] = []
+    async with running(echo) as engine:
+        for type in ("run:trigger", "run:coalesced"):
+            engine.on(type, lambda event: heard.append(event.type))
+        first = await finish(engine, await engine.trigger("echo", 1, idempotency_key="i"))
+        again = await engine.trigger("echo", 2, idempotency_key="i")
+    assert (again.id, again.disposition, again.output) == (first.id, "idempotent", 1)
+    assert heard == ["run:trigger"]
 
 
 async def test_idempotency_is_looked_at_before_coalescing(running):

@@ -257,6 +257,17 @@ def create_tables(
     )
 
 
+def drop_tables(connection: sqlite3.Connection, table: str) -> int:
+    """Drops the two tables of an import, as far as they are there; returns how many were."""
+    connection.execute(REGISTRY)
+    names = connection.execute("SELECT table_name FROM csv_imports WHERE table_name IN (?, ?)", (table, f"{table}_bad"))
+    found = [name for (name,) in names.fetchall()]
+    for name in found:
+        connection.execute(f"DROP TABLE {quote(name)}")
+        connection.execute("DELETE FROM csv_imports WHERE table_name = ?", (name,))
+    return len(found)
+
+
 def insert_rows(
     connection: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]], bad: Iterable[BadRow]
 ) -> None:

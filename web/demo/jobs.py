@@ -1,4 +1,5 @@
-"""The jobs of the demo: `import-csv` reads a CSV file of any size into a table, `export-csv` writes a table as CSV.
+"""The jobs of the demo: `import-csv` reads a CSV file of any size into a table, `export-csv` writes a table as CSV, and
+`forget-import` removes what an import has made.
 
 An import reads the file twice, in chunks, one step per chunk. The first reading learns what the columns hold; the
 second inserts the rows. The rows of a chunk, and those put aside because something is wrong with them, are committed in
@@ -35,6 +36,9 @@ beyond the first 100 are empty too.
 
 Input of `export-csv`: table (a "table" or "bad_table" from above) and name (of the file to make).
 Output of `export-csv`: {"path": "/durable/files/cleaned.csv", "name": "cleaned.csv", "rows": 10000, "size": 1223331}.
+
+Input of `forget-import`: run_id (of an import that has ended) and optionally file (the name of its durable file).
+Output of `forget-import`: {"tables": 2}, the number of tables that were dropped.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ from csv_import import (
     choose_type,
     complete_import,
     create_tables,
+    drop_tables,
     export_table,
     imported_columns,
     insert_rows,
@@ -111,6 +116,16 @@ async def export_csv(ctx: Context, input: dict) -> dict:
     return {"path": path, "name": name, **written}
 
 
+@job("forget-import")
+async def forget_import(ctx: Context, input: dict) -> dict:
+    """Removes the tables of an import and its file. The run itself is deleted by whoever triggers this, afterwards."""
+    table = table_name(required_text(input, "run_id"))
+    dropped = await ctx.transaction("drop tables", drop_step, ctx, table)
+    if input.get("file"):
+        await ctx.step("delete file", ctx.files.remove, required_text(input, "file"))
+    return {"tables": dropped}
+
+
 # --- Input and errors -------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +167,11 @@ def clear_errors() -> Iterator[None]:
         raise
 
 
+def work(layout: dict[str, Any]) -> float:
+    """Returns what the progress of an import counts up to: two readings of the file, and half of one for statistics."""
+    return 2.5 * layout["size"]
+
+
 def chunk_size(size: int) -> int:
     """Returns how many bytes one step reads of a file of that size."""
     return min(max(size // CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
@@ -168,7 +188,7 @@ def inspect_step(ctx: Context, source: dict[str, Any]) -> dict[str, Any]:
         f"{source['name']}: {layout['size']:,} bytes of {layout['encoding']}, "
         f"{len(layout['names']):,} columns, delimiter {delimiter}"
     )
-    ctx.progress(0, 2 * layout["size"], "Looking at the file")
+    ctx.progress(0, work(layout), "Looking at the file")
     return layout
 
 
@@ -200,7 +220,7 @@ def scan_step(
     found = scan_chunk(layout, position, size, frozenset(known_text))
     lines = f"lines {position['line']:,} to {found['position']['line'] - 1:,}"
     ctx.log.debug(f"Looked at {lines}: {found['rows']:,} rows, {found['bad']:,} bad")
-    ctx.progress(found["position"]["offset"], 2 * layout["size"], f"Finding out the types of the columns: {lines}")
+    ctx.progress(found["position"]["offset"], work(layout), f"Finding out the types of the columns: {lines}")
     return found
 
 
@@ -246,7 +266,7 @@ def insert_step(
     lines = f"lines {position['line']:,} to {following['line'] - 1:,}"
     ctx.log.info(f"{len(rows):,} rows inserted from {lines}", rows=len(rows), bad_rows=len(bad))
     inserted = f"{counts['rows'] + len(rows):,} rows inserted"
-    ctx.progress(layout["size"] + following["offset"], 2 * layout["size"], inserted)
+    ctx.progress(layout["size"] + following["offset"], work(layout), inserted)
     return {"position": following, "rows": len(rows), "bad_rows": len(bad)}
 
 
@@ -263,18 +283,28 @@ async def summarise(
     for number, first in enumerate(range(0, len(columns), together), start=1):
         some = columns[first : first + together]
         detailed = DETAILED_COLUMNS - first
-        summaries += await ctx.transaction(f"summary {number}", summary_step, ctx, table, some, detailed)
+        share = (first + len(some)) / len(columns)
+        summaries += await ctx.transaction(f"summary {number}", summary_step, ctx, layout, table, some, detailed, share)
     return summaries
 
 
 def summary_step(
-    connection: sqlite3.Connection, ctx: Context, table: str, columns: list[tuple[str, str]], detailed: int
+    connection: sqlite3.Connection,
+    ctx: Context,
+    layout: dict[str, Any],
+    table: str,
+    columns: list[tuple[str, str]],
+    detailed: int,
+    share: float,
 ) -> list[dict[str, Any]]:
-    ctx.log.info(f"Computing the statistics of {', '.join(name[:60] for name, _ in columns[:20])}")
-    return [
+    named = ", ".join(name[:60] for name, _ in columns[:20])
+    ctx.log.info(f"Computing the statistics of {named}")
+    summaries = [
         summarise_column(connection, table, name, type_name, index < detailed)
         for index, (name, type_name) in enumerate(columns)
     ]
+    ctx.progress((2 + share / 2) * layout["size"], work(layout), f"Statistics of {named}")
+    return summaries
 
 
 def finish_step(
@@ -288,7 +318,7 @@ def finish_step(
     samples = complete_import(connection, table, types)
     message = f"{counts['rows']:,} rows imported, {counts['bad_rows']:,} put aside"
     ctx.log.info(message)
-    ctx.progress(2 * layout["size"], 2 * layout["size"], message)
+    ctx.progress(work(layout), work(layout), message)
     return samples
 
 
@@ -306,3 +336,12 @@ def export_step(connection: sqlite3.Connection, ctx: Context, table: str, path: 
     ctx.log.info(f"{written['rows']:,} rows written, {written['size']:,} bytes")
     ctx.progress(written["rows"], written["rows"], "Written")
     return written
+
+
+# --- Forgetting -------------------------------------------------------------------------------------------------------
+
+
+def drop_step(connection: sqlite3.Connection, ctx: Context, table: str) -> int:
+    dropped = drop_tables(connection, table)
+    ctx.log.info(f"{dropped} tables dropped")
+    return dropped

@@ -1,8 +1,9 @@
 """The demo page: choose a CSV file, watch its import survive whatever happens to the tab, look at the result.
 
 There are two views, told apart by the address: `#run=<id>` shows one import, anything else the choice of a file and the
-recent imports. A reload therefore shows what was there before; and a page that is opened anew shows the import that was
-under way when it was opened. Nothing else is remembered here: all that is shown comes from the database.
+imports. A reload therefore shows what was there before; and a page that is opened anew shows the import that was under
+way when it was opened. Nothing else is remembered here: all that is shown comes from the database, most of it by the
+elements of `durable-elements.js` alone.
 """
 
 import sys
@@ -12,11 +13,10 @@ import notices
 from choose_view import ChooseView
 from downloads import TEMPORARY, Downloads
 from durable_page import TERMINAL, DurableError, connect
-from elements import find, listen, make, next_frame, show, write
+from elements import find, listen, make, show, write
 from notices import start
 from pyscript import document
 from result_view import ResultView
-from run_view import RunView
 
 #: In MicroPython, `pyscript.window` is the module `js`, whose functions know no `this`: it cannot be listened to.
 window = document.defaultView
@@ -34,23 +34,24 @@ class Demo:
 
     def __init__(self):
         self._durable = None
-        self._watch = None
+        self._imports = None
+        self._statuses = []
+        self._shown = None
         self._result = None
-        self._choose = ChooseView(self._begin, self._begin_saved, self._forget)
+        self._choose = ChooseView(self._begin, self._begin_saved, self._forget_file)
         self._downloads = Downloads()
         self._visit = 0
         listen(find("reload"), "click", lambda event: window.location.reload())
-        listen(find("cancel"), "click", lambda event: start(self._cancel(_run_in_address())))
         listen(find("chart-column"), "change", lambda event: self._result.draw_chart())
+        listen(find("history-list"), "durable-action", self._on_action)
         listen(window, "resize", lambda event: self._result and not find("result").hidden and self._result.draw_chart())
         listen(window, "hashchange", lambda event: start(self._route()))
 
     async def run(self):
-        """Connect, wait for the turn of this tab, and show what there is."""
+        """Connect, and show what there is."""
         opened = js.Date.now()
         try:
             self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
-            await self._durable.when_ready()
         except DurableError as error:
             notices.tell_start_failed(error)
             return
@@ -62,32 +63,38 @@ class Demo:
         else:
             start(self._route())
         await self._clear_away()
+        self._imports = self._durable.runs({"job": "import-csv"}, page_size=RECENT)
+        self._imports.changed.add_listener(self._hear_of_imports)
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
     def _hear_status(self, status, message, phase):
         """Show how the engine is; called with every change."""
-        texts = {"ready": "Ready", "blocked": "Another tab is at work", "failed": "Failed", "closed": "Stopped"}
+        texts = {"ready": "Ready", "failed": "Failed", "closed": "Stopped"}
         is_ready = status == "ready" and self._durable is not None
         find("engine").setAttribute("data-status", status)
         write("engine-text", texts.get(status, f"Starting: {message}"))
-        show("blocked", status == "blocked")
-        notes = {"blocked": "Another tab is running the imports.", "failed": "There is no engine to import with."}
         if status == "starting":
-            find("boot-progress").value = PHASES.index(phase) + 1
+            if phase in PHASES:
+                find("boot-progress").value = PHASES.index(phase) + 1
             write("chooser-note", "The engine is starting. You can choose a file in a moment.")
             show("boot-progress")
         elif status != "ready" or is_ready:
-            self._choose.enable(is_ready, notes.get(status, ""))
-        if status in ("ready", "blocked"):
+            self._choose.enable(is_ready, "" if is_ready else "There is no engine to import with.")
+        if status == "ready":
             write("announcement", texts[status])
         if status == "failed" and self._durable is not None:
             notices.tell_start_failed(DurableError("Failed", message))
 
     async def _clear_away(self):
-        """Delete what a tab that died has left: half-made downloads, and files that were imported but not deleted."""
+        """Delete what tabs that died have left: half-made downloads, files that were imported but not deleted, and
+        imports of which only the tables are gone. Where another tab leads, it may be about to use them."""
+        if self._durable.role == "follower":
+            return
         for run in await self._durable.list_runs(job="export-csv", status=ACTIVE):
-            await self._cancel(run.id)
+            await self._durable.cancel(run.id)
+        for run in await self._durable.list_runs(job="forget-import", status="completed"):
+            await self._delete_forgotten(run)
         completed = await self._durable.list_runs(job="import-csv", status="completed", limit=RECENT)
         imported = [run.input["path"] for run in completed]
         for file in await self._durable.list_files():
@@ -109,9 +116,9 @@ class Demo:
     def _leave(self):
         """Stop following the run that is shown; what was begun for it sees by the visit's number that it is over."""
         self._visit += 1
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = None
         document.title = TITLE
         window.scrollTo(0, 0)
         return self._visit
@@ -128,60 +135,54 @@ class Demo:
     async def _show_choice(self, visit):
         show("run-view", False)
         show("choose-view")
-        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
-        saved = await self._saved_files(runs)
-        if visit != self._visit:
-            return
-        self._choose.show_runs(runs)
-        self._choose.show_saved(saved)
-        self._choose.enable(True, "")
-        for run in runs:
-            if run.status in ACTIVE:
-                start(self._show_choice_after(run, visit))
-
-    async def _show_choice_after(self, run, visit):
-        """List the imports anew when this one has ended, if they are still shown then."""
-        async for _ in self._durable.watch(run.id):
-            pass
+        show("history")
+        await self._show_saved()
+        write("kept", _promise_of_storage(await js.navigator.storage.persisted()))
         if visit == self._visit:
-            await self._show_choice(visit)
+            self._choose.enable(True, "")
 
-    async def _saved_files(self, runs):
-        """The files that are neither imported nor being imported, each with what the person calls it."""
-        active = await self._durable.list_runs(job="import-csv", status=ACTIVE)
-        in_use = [run.input["path"] for run in active]
+    def _hear_of_imports(self, imports):
+        """Which files are free depends on which imports have ended."""
+        statuses = [(run.id, run.status) for run in imports.items]
+        if statuses != self._statuses and not find("choose-view").hidden:
+            start(self._show_saved())
+        self._statuses = statuses
+
+    async def _show_saved(self):
+        """List the files that are neither imported nor being imported, each with what the person calls it."""
+        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
+        in_use = [run.input["path"] for run in runs if run.status in ACTIVE]
         names = {run.input["path"]: run.input.get("name") for run in runs}
         files = await self._durable.list_files()
         saved = [file for file in files if file.path not in in_use and not file.name.startswith(TEMPORARY)]
-        return [(file, names.get(file.path) or file.name.partition("-")[2]) for file in saved]
+        self._choose.show_saved([(file, names.get(file.path) or file.name.partition("-")[2]) for file in saved])
 
     async def _show_run(self, run, visit):
+        for id in ("run", "log"):
+            find(id).setAttribute("run-id", run.id)
+        name = run.input.get("name") or run.input["path"]
+        write("run-title", name)
+        find("run-ended").replaceChildren()
         show("choose-view", False)
         show("run-view")
         show("result", False)
-        view = RunView(run)
         find("run-title").focus()
+        document.title = name
         if run.status in TERMINAL:
             await self._show_end(run, visit)
-        if visit == self._visit:
-            await self._follow(run, view, visit)
+            return
+        self._shown = self._durable.run(run.id)
+        self._shown.changed.add_listener(self._follow)
 
-    async def _follow(self, run, view, visit):
-        watch = self._watch = self._durable.watch(run.id)
-        was_active = run.status in ACTIVE
-        try:
-            while visit == self._visit:
-                view.take(await watch.next_batch())
-                await next_frame()
-                if visit == self._visit:
-                    view.render()
-                    document.title = f"{view.percent()} {view.name}" if was_active else view.name
-        except StopAsyncIteration:
-            pass
-        if visit == self._visit and was_active:
-            run = await self._durable.get_run(run.id)
-            write("announcement", f"The import of {view.name} has ended: {run.status}.")
-            await self._show_end(run, visit)
+    def _follow(self, shown):
+        """Take the title of the window along, and show the result as soon as there is one."""
+        if shown is not self._shown or shown.run is None:
+            return
+        name = find("run-title").textContent
+        document.title = name if shown.percentage is None else f"{shown.percentage} % {name}"
+        if shown.is_terminal:
+            shown.close()
+            start(self._show_end(shown.run, self._visit))
 
     async def _show_end(self, run, visit):
         """Show what a run that has ended came to."""
@@ -203,6 +204,7 @@ class Demo:
     async def _begin(self, blob, name):
         notices.clear()
         self._choose.show_saving(name)
+        start(_ask_for_storage())  # now, because browsers answer a person's wish rather than a page's
         try:
             file = await self._durable.put_file(blob, name)
         except DurableError:
@@ -219,17 +221,43 @@ class Demo:
             self._choose.enable(True, "")
         window.location.hash = f"#run={run.id}"
 
-    async def _forget(self, file):
+    async def _forget_file(self, file):
         notices.clear()
         await self._durable.delete_file(file.name)
-        await self._show_choice(self._visit)
+        await self._show_saved()
 
-    async def _cancel(self, run_id):
+    def _on_action(self, event):
+        """To delete an import is more than to delete its run, so the element leaves that to this page."""
+        if event.detail.action == "delete":
+            event.preventDefault()
+            start(self._forget_import(event.detail.run.id))
+
+    async def _forget_import(self, run_id):
+        """Delete the tables and the file of an import, then its run; if the tab dies, `_clear_away` does the rest."""
+        notices.clear()
+        run = await self._durable.get_run(run_id)
+        file = await self._saved_file(run)
+        used = await self._durable.list_runs(job="import-csv", status=ACTIVE)
+        is_free = file is not None and file.path not in [other.input["path"] for other in used]
+        request = {"run_id": run_id, "file": file.name if is_free else None}
+        forgetting = self._durable.job("forget-import", auto_resume=False, follow_latest=False)
         try:
-            await self._durable.cancel(run_id)
-        except DurableError as error:
-            if error.code != "RunNotActive":  # it has ended just now
-                raise
+            done = await forgetting.trigger_and_wait(request)
+        finally:
+            forgetting.close()
+        if done.status != "completed":
+            raise DurableError("ForgetError", done.error.message if done.error else "It was cancelled. Try again.")
+        await self._delete_forgotten(done)
+        await self._show_saved()
+
+    async def _delete_forgotten(self, done):
+        """Delete the run of an import whose tables are gone, and that of the job which saw to it."""
+        for run_id in (done.input["run_id"], done.id):
+            try:
+                await self._durable.delete_run(run_id)
+            except DurableError as error:
+                if error.code != "RunNotFound":
+                    raise
 
     async def _saved_file(self, run):
         """The durable copy of the file of an import, as long as it is there."""
@@ -249,6 +277,17 @@ class Demo:
         listen(button, "click", lambda event: start(self._begin_saved(file, name, select.value)))
         label = make("label", {"for": "encoding-again"}, "Encoding")
         return make("p", {"class": "field"}, label, select, button)
+
+
+async def _ask_for_storage():
+    """Ask the browser to keep what is stored here, and tell what it says."""
+    write("kept", _promise_of_storage(await js.navigator.storage.persist()))
+
+
+def _promise_of_storage(is_persistent):
+    if is_persistent:
+        return "Your browser has promised to keep what is stored here until you delete it."
+    return "Your browser may delete what is stored here when this device runs out of room. Download what you need."
 
 
 def _run_in_address():

@@ -8,7 +8,7 @@ onmessage = async ({ data: packages }) => {
   try {
     const [{ loadPyodide }, { default: factory }] = await Promise.all([import(`${PYODIDE}pyodide.mjs`), import(`${PYODIDE}pyodide.asm.mjs`)]);
     const pyodide = await loadPyodide({ indexURL: PYODIDE, createPyodideModule: withDurableSync(factory) });
-    await pyodide.loadPackage("durable-web", { messageCallback: () => {} });
+    await pyodide.loadPackage(["durable-web", "cronsim", "tzdata"], { messageCallback: () => {} });
     const archive = await fetch("suite.zip");
     pyodide.unpackArchive(await archive.arrayBuffer(), "zip", { extractDir: "/suite" });
     pyodide.registerJsModule("opfs_bridge", {

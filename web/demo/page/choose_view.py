@@ -1,12 +1,11 @@
-"""The first view: a file is chosen, dropped, or taken from the samples; saved files and recent imports are listed."""
+"""The first view: a file is chosen, dropped, or taken from the samples; saved files are listed."""
 
 import js
 from durable_page import DurableError
 from elements import find, listen, make, show, write
 from notices import start
 from pyscript import document
-from run_view import facts_of
-from wording import STATUSES, size
+from wording import size
 
 PRIVATE = "The file stays on this device. Nothing is uploaded."
 
@@ -44,12 +43,6 @@ class ChooseView:
     def encoding(self):
         """The chosen encoding."""
         return find("encoding").value
-
-    def show_runs(self, runs):
-        """List the recent imports."""
-        show("history")
-        show("history-empty", not runs)
-        find("history-list").replaceChildren(*[_row_of_run(run) for run in runs])
 
     def show_saved(self, files):
         """List files that are saved and not imported; ``files`` are pairs of a file and what it is called."""
@@ -116,13 +109,6 @@ async def _fetch_sample(name):
         message = f"The sample {name} could not be fetched: the server answered {response.status}."
         raise DurableError("FetchError", message)
     return blob
-
-
-def _row_of_run(run):
-    name = run.input.get("name") or run.input["path"]
-    badge = make("span", {"class": "badge", "data-status": run.status}, STATUSES[run.status])
-    link = {"class": "row row-link", "href": f"#run={run.id}"}
-    return make("li", None, make("a", link, _row_text(name, facts_of(run)), badge))
 
 
 def _row_text(title, facts):

@@ -36,10 +36,9 @@ class Downloads:
         _enable(False)
         write("download-status", f"Preparing {saved_as}.")
         try:
-            run = await durable.trigger("export-csv", {"table": table, "name": file_name})
-            async for _ in durable.watch(run.id):
-                pass
-            run = await durable.get_run(run.id)
+            exporting = durable.job("export-csv", auto_resume=False, follow_latest=False)
+            run = await exporting.trigger_and_wait({"table": table, "name": file_name})
+            exporting.close()
             if run.status != "completed":
                 message = run.error.message if run.error else "The export was cancelled. Try again."
                 raise DurableError("ExportError", message)

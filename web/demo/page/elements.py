@@ -3,12 +3,10 @@
 Text always goes in as text: nothing here, and nothing that uses this, ever parses HTML.
 """
 
-import js
 from pyscript import document
 from pyscript.ffi import create_proxy
 
 SVG = "http://www.w3.org/2000/svg"
-HIDDEN_TAB_MS = 250
 
 
 def find(id):
@@ -73,13 +71,3 @@ def show(id, visible=True):
 def listen(element, kind, handler):
     """Call ``handler(event)`` for every event of that kind."""
     element.addEventListener(kind, create_proxy(handler))
-
-
-async def next_frame():
-    """Wait until the browser is about to paint. A hidden tab is never painted: there it is a moment."""
-
-    def wait(resolve, reject):
-        js.requestAnimationFrame(resolve)
-        js.setTimeout(resolve, HIDDEN_TAB_MS)
-
-    await js.Promise.new(create_proxy(wait))

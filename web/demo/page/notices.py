@@ -9,7 +9,6 @@ from elements import find, listen, make, show, write
 TITLES = {
     "StorageFullError": "The storage of this browser is full",
     "RunNotFound": "This import is not on this device",
-    "AnotherTabError": "Another tab is running the imports",
     "EngineStoppedError": "The engine stopped",
     "WorkerError": "The engine stopped",
     "FileNotFoundError": "The file is not on this device any more",

@@ -1,21 +1,6 @@
-"""How the page says things: numbers, sizes, times, and the states of a run."""
+"""How the page says things: numbers and sizes."""
 
 import math
-
-import js
-
-# A time is given to JavaScript as a float: of an integer, MicroPython passes on 32 bits only.
-
-STATUSES = {
-    "pending": "Waiting",
-    "leased": "Running",
-    "waiting": "Waiting",
-    "cancelling": "Cancelling",
-    "completed": "Done",
-    "failed": "Failed",
-    "cancelled": "Cancelled",
-    "dead": "Given up",
-}
 
 MISSING = "\u2013"
 
@@ -55,31 +40,3 @@ def size(amount):
         if amount >= limit:
             return f"{amount / limit:.1f} {unit}"
     return count(amount, "byte")
-
-
-def duration(seconds):
-    """Seconds, for a person."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    return f"{minutes} min {seconds - 60 * minutes:.0f} s"
-
-
-def moment(milliseconds):
-    """When it was, in the person's own time zone."""
-    date = js.Date.new(float(milliseconds))
-    return f"{date.toLocaleDateString('en-GB')}, {date.toLocaleTimeString('en-GB')}"
-
-
-def clock_time(milliseconds):
-    """The time of day."""
-    return js.Date.new(float(milliseconds)).toLocaleTimeString("en-GB")
-
-
-def interruptions(attempt):
-    """What there is to say about a run that was begun for the ``attempt``-th time; nothing, when that is the first."""
-    if attempt < 2:
-        return ""
-    return f"Survived {count(attempt - 1, 'interruption')}: it went on from its last committed step."

@@ -1,0 +1,216 @@
+"""Flow control: how many runs of a job may execute or begin, and what becomes of a trigger that comes too soon.
+
+>>> @job("sync", concurrency=Concurrency(limit=2, key="account"), throttle=Throttle(10, "1m"))
+... async def sync(ctx, input: dict) -> None: ...
+
+A ``key`` divides a job's runs into groups, each with a limit of its own: a dotted path into the input
+(``"customer.id"``), or a function of the input. Without a key all runs of the job are one group. Keys are found when
+the run is triggered, from the input as the job's type has it, and are stored with the limits: a run keeps those that it
+was triggered with.
+
+What a trigger itself says (``idempotency_key``, then ``concurrency_key``) comes before what its job says, and that in
+this order: debounce, singleton, rate limit; whatever gives back an existing run counts for none of the later ones, and
+leaves no idempotency key behind. A run that was made begins when all of its gates are open: the turn of its singleton,
+its throttle and its concurrency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from .codec import to_json
+from .durations import Duration, duration_in_milliseconds
+from .errors import InvalidInput
+
+Key = str | Callable[[Any], Any] | None
+Mode = Literal["skip", "queue", "cancel_previous"]
+_MODES = ("skip", "queue", "cancel_previous")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrency:
+    """At most ``limit`` runs of a group execute at a time, in all engines on a file; the others wait their turn.
+
+    A run that is parked (it waits for a time, a signal, a child) takes up nothing.
+    """
+
+    limit: int
+    key: Key = None
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """At most ``limit`` runs of a group begin within any ``per``; those beyond it wait until they may.
+
+    Only the first execution of a run counts, and that after a retry by hand; going on after a wait does not.
+    """
+
+    limit: int
+    per: Duration
+    key: Key = None
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+        _check_positive("per", self.per)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``limit`` runs of a group are made within any ``per``; a trigger beyond it raises ``RateLimited``."""
+
+    limit: int
+    per: Duration
+    key: Key = None
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+        _check_positive("per", self.per)
+
+
+@dataclass(frozen=True, slots=True)
+class Debounce:
+    """A run begins ``wait`` after the last trigger of its group, at the latest ``max_wait`` after the first one.
+
+    Triggers until then are given the run that waits, with the disposition ``"debounced"``: their input replaces its
+    own; their other options are dropped. A ``run_at`` of the first trigger that lies later holds.
+    """
+
+    key: Key
+    wait: Duration
+    max_wait: Duration | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("wait", self.wait)
+        if self.max_wait is not None:
+            _check_positive("max_wait", self.max_wait)
+
+
+@dataclass(frozen=True, slots=True)
+class Singleton:
+    """At most one run of a group is under way at a time; a run that is parked is under way.
+
+    While one is active, a trigger is given it, with the disposition ``"skipped"`` (mode ``"skip"``); or makes a run
+    that begins when the earlier ones have ended (``"queue"``); or cancels them, and its run begins
+    (``"cancel_previous"``). A run that is retried while another is under way waits for that one in any mode.
+    """
+
+    key: Key = None
+    mode: Mode = "skip"
+
+    def __post_init__(self) -> None:
+        if self.mode not in _MODES:
+            raise ValueError(f"mode is one of {', '.join(map(repr, _MODES))}, not {self.mode!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowControl:
+    """All that a job says of its flow."""
+
+    concurrency: Concurrency | None = None
+    throttle: Throttle | None = None
+    rate_limit: RateLimit | None = None
+    debounce: Debounce | None = None
+    singleton: Singleton | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it says nothing."""
+        return not (self.concurrency or self.throttle or self.rate_limit or self.debounce or self.singleton)
+
+
+FREE = FlowControl()
+
+
+class GateKind(StrEnum):
+    """What a gate lets through: see the map in ``store/schema.sql``."""
+
+    SLOT = "slot"
+    START = "start"
+    TURN = "turn"
+    PRESENCE = "presence"
+    DEBOUNCE = "debounce"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What one run has to pass, or is found by. ``period`` is in milliseconds."""
+
+    name: str
+    kind: GateKind
+    capacity: int = 1
+    period: int | None = None
+
+
+def gate_name(kind: str, *parts: Any) -> str:
+    """The name of a gate: the same for all runs that share it, and for no others."""
+    return f"{kind}:{to_json(list(parts))}"
+
+
+def gates_of(job: str, flow: FlowControl, input: Any) -> tuple[Gate, ...]:
+    """The gates of a run of ``job`` for ``input``.
+
+    :raises InvalidInput: when a key cannot be found in the input.
+    """
+    gates: list[Gate] = []
+    if flow.singleton is not None:
+        key = key_of(job, flow.singleton.key, input)
+        gates.append(Gate(gate_name("singleton", job, key), GateKind.PRESENCE))
+        gates.append(Gate(gate_name("turn", job, key), GateKind.TURN))
+    if flow.throttle is not None:
+        name = gate_name("throttle", job, key_of(job, flow.throttle.key, input))
+        period = duration_in_milliseconds(flow.throttle.per)
+        gates.append(Gate(name, GateKind.START, flow.throttle.limit, period))
+    if flow.concurrency is not None:
+        name = gate_name("concurrency", job, key_of(job, flow.concurrency.key, input))
+        gates.append(Gate(name, GateKind.SLOT, flow.concurrency.limit))
+    if flow.debounce is not None:
+        name = gate_name("debounce", job, key_of(job, flow.debounce.key, input))
+        gates.append(Gate(name, GateKind.DEBOUNCE))
+    return tuple(gates)
+
+
+def key_of(job: str, key: Key, input: Any) -> str | int | float | bool | None:
+    """The group that a run for ``input`` belongs to.
+
+    :raises InvalidInput: when the key cannot be found in the input, or is no text, number, truth value or ``None``.
+    """
+    try:
+        found = _follow(key, input) if isinstance(key, str) else None if key is None else key(input)
+    except Exception as error:
+        raise InvalidInput(job, "input", f"the flow control's key {_told(key)} is not in it ({error!r}).") from error
+    if found is None or isinstance(found, (str, int, float)):
+        return found
+    raise InvalidInput(
+        job, "input", f"the flow control's key {_told(key)} gives {found!r}; it has to be a text or a number."
+    )
+
+
+def _follow(path: str, value: Any) -> Any:
+    for part in path.split("."):
+        if isinstance(value, dict):
+            value = value[part]
+        elif isinstance(value, (list, tuple)) and part.isdigit():
+            value = value[int(part)]
+        else:
+            value = getattr(value, part)
+    return value
+
+
+def _told(key: Key) -> str:
+    return repr(key) if isinstance(key, str) else getattr(key, "__qualname__", repr(key))
+
+
+def _check_limit(limit: int) -> None:
+    if type(limit) is not int or limit < 1:
+        raise ValueError(f"limit is a whole number from 1 on, not {limit!r}.")
+
+
+def _check_positive(name: str, duration: Duration) -> None:
+    if duration_in_milliseconds(duration) < 1:
+        raise ValueError(f"{name} is at least a millisecond, not {duration!r}.")

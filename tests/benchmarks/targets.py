@@ -1,0 +1,106 @@
+"""The ratios that are to be reached, and whether they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .series import Measurement, ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A ratio of medians within one run.
+
+    :param measurement: its name; ``subject`` and ``reference`` are subjects of it.
+    :param bound: what the ratio is to be.
+    :param at_most: the ratio is to be at most ``bound`` instead of at least.
+    :param inverted: the ratio is that of the reference to the subject, as for times, where less is better.
+    """
+
+    text: str
+    measurement: str
+    subject: str
+    reference: str
+    bound: float
+    at_most: bool = False
+    inverted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A target, and what was measured; ``measured`` is ``None`` when it was not, and ``why`` says why."""
+
+    target: Target
+    measured: float | None
+    why: str = ""
+
+    @property
+    def is_reached(self) -> bool:
+        if self.measured is None:
+            return False
+        return self.measured <= self.target.bound if self.target.at_most else self.measured >= self.target.bound
+
+    @property
+    def share(self) -> float | None:
+        """How much of the target was reached: 1 or more is all of it."""
+        if self.measured is None or self.measured <= 0:
+            return None
+        return self.target.bound / self.measured if self.target.at_most else self.measured / self.target.bound
+
+
+FULL, NORMAL = "engine, full", "engine, normal"
+RAW_FULL, RAW_NORMAL = "raw commits, full", "raw commits, normal"
+PEER, TUNED_PEER, SLOW_PEER = "peer", "peer, write-ahead log", "peer, default poll"
+
+TARGETS = (
+    Target("durable steps, full durability, against raw single-row commits", "steps", FULL, RAW_FULL, 0.5),
+    Target("durable steps against the peer", "steps", FULL, PEER, 50),
+    Target("one-step runs against the peer", "runs", "engine", PEER, 50),
+    Target("trigger to completed, against the peer at a 50 ms poll", "latency", "engine", PEER, 15, inverted=True),
+    Target(
+        "trigger to completed, against the sum of its parts", "latency", "engine", "sum of the parts", 5, at_most=True
+    ),
+    Target("replay of 1,000 steps, against the peer", "replay", "engine", PEER, 100, inverted=True),
+    Target("100 runs in parallel against one, steps", "parallel", "100 runs", "one run", 2),
+    Target("steps with 100,000 finished runs against none", "growth-steps", "100,000", "0", 0.9),
+    Target("repeat visit, snapshot against plain start", "repeat-visit", "snapshot", "plain", 4, inverted=True),
+    Target("commit to page, against a bare message", "commit-to-page", "engine", "bare message", 3, at_most=True),
+    Target("replay to the page, against the bare port", "watch", "engine", "bare port", 0.25),
+    Target("CPython: steps against raw single-row commits", "desk-steps", "engine", "raw commits", 0.5),
+    Target("CPython: steps against dbos on SQLite", "desk-steps", "engine", "dbos", 10),
+    Target("CPython: claims with 100,000 finished runs against 1,000", "desk-claim", "100,000", "1,000", 0.8),
+    Target("CPython: lists with 100,000 finished runs against 1,000", "desk-list", "100,000", "1,000", 0.8),
+    Target("CPython: counts with 100,000 finished runs against 1,000", "desk-count", "100,000", "1,000", 0.8),
+)
+
+LIMITS = (
+    ("repeat visit, navigation to first step, snapshot", "repeat-visit", "snapshot", 1200.0),
+    ("CPython: replay of 1,000 recorded steps", "desk-replay", "engine", 30.0),
+)
+"""Absolute times in milliseconds, which only mean something on a quiet machine."""
+
+
+def judge(measurements: Mapping[str, Measurement]) -> list[Verdict]:
+    """What became of every target."""
+    return [_judge(target, measurements) for target in TARGETS]
+
+
+def _judge(target: Target, measurements: Mapping[str, Measurement]) -> Verdict:
+    measurement = measurements.get(target.measurement)
+    if measurement is None:
+        return Verdict(target, None, f"{target.measurement} was not measured in this run")
+    for subject in (target.subject, target.reference):
+        if subject not in measurement:
+            return Verdict(target, None, "; ".join(measurement.notes) or f"{subject} was not measured in this run")
+    pair = measurement[target.subject], measurement[target.reference]
+    return Verdict(target, ratio(*reversed(pair)) if target.inverted else ratio(*pair))
+
+
+def judge_limits(measurements: Mapping[str, Measurement]) -> list[tuple[str, float, float]]:
+    """Text, limit and median of every absolute limit whose subject was measured, in milliseconds."""
+    return [
+        (text, limit, measurements[name][subject].median)
+        for text, name, subject, limit in LIMITS
+        if name in measurements and subject in measurements[name]
+    ]

@@ -1,0 +1,64 @@
+"""The jobs that are measured; those of the peers do the same."""
+
+import asyncio
+import time
+
+from durable_web import Context, job
+
+
+@job("steps")
+async def steps(ctx: Context, input: dict) -> int:
+    """So many small steps, one after the other."""
+    total = 0
+    for number in range(input["count"]):
+        total += await ctx.step(f"step {number}", abs, number)
+    return total
+
+
+@job("replayed")
+async def replayed(ctx: Context, input: dict) -> None:
+    """Fails after its steps, so that a retry replays all of them."""
+    for number in range(input["count"]):
+        await ctx.step(f"step {number}", abs, number)
+    raise RuntimeError("once more")
+
+
+@job("interrupted")
+async def interrupted(ctx: Context, input: None) -> None:
+    """Waits after its first step until its engine dies, and goes on with the next engine."""
+    await ctx.step("before", abs, 0)
+    if ctx.attempt == 1:
+        await asyncio.Event().wait()
+    await ctx.step("after", abs, 0)
+
+
+@job("paced")
+async def paced(ctx: Context, input: dict) -> list[float]:
+    """Steps with a pause after each; when each of their commits began, in milliseconds since 1970."""
+    from js import performance
+
+    commits: list[float] = []
+
+    def note(statement: str) -> None:
+        if statement.startswith("COMMIT"):
+            commits.append(performance.timeOrigin + performance.now())
+
+    await ctx.transaction("listen", lambda connection: connection.set_trace_callback(note))
+    for number in range(input["count"]):
+        await asyncio.sleep(input["pause"])
+        await ctx.step(f"step {number}", abs, number)
+    await ctx.transaction("listen no more", lambda connection: connection.set_trace_callback(None))
+    return commits
+
+
+@job("lines")
+async def lines(ctx: Context, input: dict) -> float:
+    """Log lines in a tight loop, in one step; the seconds that it took."""
+    return await ctx.step("write", _write_lines, ctx, input["count"])
+
+
+def _write_lines(ctx: Context, count: int) -> float:
+    began = time.perf_counter()
+    for number in range(count):
+        ctx.log.info("a line of the log", number=number)
+    return time.perf_counter() - began

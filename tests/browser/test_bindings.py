@@ -1,0 +1,540 @@
+"""Bindings: what a page shows of a job is read from one object, from JavaScript and from both Pythons alike."""
+
+import json
+
+import pytest
+
+JOBS = """
+import asyncio
+from durable_web import FatalError, job
+
+@job("count")
+async def count(ctx, input):
+    for number in range(input["to"]):
+        await ctx.step(f"step {number}", lambda: number)
+        ctx.log.info(f"line {number}")
+        ctx.progress(number + 1, input["to"], f"at {number}")
+    return {"counted": input["to"]}
+
+@job("hold")
+async def hold(ctx, name):
+    ctx.log.info(f"holding {name}")
+    ctx.progress(1, 4, "held")
+    await asyncio.Event().wait()
+
+calls = []
+
+@job("fail once")
+async def fail_once(ctx, _):
+    async def call():
+        if not calls:
+            calls.append(1)
+            raise FatalError("not yet")
+        return "now"
+    ctx.log.info("before")
+    return await ctx.step("call", call)
+
+@job("say")
+async def say(ctx, texts):
+    for text in texts:
+        ctx.log.warning(text, seen=text[:50])
+    ctx.progress(1, 2, texts[0])
+    return texts[0]
+"""
+
+LOAD = """async () => {
+  Object.assign(globalThis, await import("../../durable-bindings.js"));
+  globalThis.until = (binding, holds) => new Promise((resolve) => {
+    const look = () => {
+      if (!holds(binding)) return;
+      binding.removeEventListener("changed", look);
+      resolve(binding);
+    };
+    binding.addEventListener("changed", look);
+    look();
+  });
+  globalThis.state = ({ runId, status, output, progress, logs }) =>
+    ({ runId, status, output, progress, logs: logs.map(({ message }) => message) });
+  return connected(["./jobs.py"]);
+}"""
+
+NASTY = [
+    "<img src=x onerror=alert(1)>",
+    "grüße 🎉 👩\u200d👩\u200d👧",
+    "nul \0, bell \a, escape \x1b[31m",
+    "turned \u202e around",
+    "x" * 1_000_000,
+]
+"""What log lines and names may hold."""
+
+
+@pytest.fixture
+def chromium(browser):
+    return browser()
+
+
+@pytest.fixture
+def tab(chromium, client_url):
+    """Open one more tab of the same page, connected, with the bindings at hand."""
+    url = client_url(JOBS)
+
+    def open_tab():
+        page = chromium.open(url)
+        assert page.evaluate(LOAD) == "ready"
+        return page
+
+    return open_tab
+
+
+def test_a_job_is_triggered_and_shows_how_it_goes(tab):
+    page = tab()
+    told = page.evaluate("""async () => {
+        const count = job(durable, "count");
+        const before = state(count);
+        const seen = new Set();
+        count.addEventListener("changed", () => seen.add(count.status));
+        const { id } = await count.trigger({ to: 20 });
+        await until(count, ({ isTerminal }) => isTerminal);
+        await until(count, ({ logs }) => logs.length === 20);
+        const { runId, isActive, isCompleted, isFailed, percentage, stepCount } = count;
+        const more = { runId, isActive, isCompleted, isFailed, percentage, stepCount };
+        return { before, id, seen: [...seen], after: state(count), ...more };
+    }""")
+    assert told["before"] == {"runId": None, "status": None, "output": None, "progress": None, "logs": []}
+    assert told["after"] == {
+        "runId": told["id"],
+        "status": "completed",
+        "output": {"counted": 20},
+        "progress": {"current": 20, "total": 20, "message": "at 19"},
+        "logs": [f"line {number}" for number in range(20)],
+    }
+    assert told["seen"][-1] == "completed"
+    assert (told["isActive"], told["isCompleted"], told["isFailed"]) == (False, True, False)
+    assert (told["percentage"], told["stepCount"]) == (100, 20)
+
+
+def test_trigger_and_wait_gives_the_run_when_it_has_ended(tab):
+    told = tab().evaluate("""async () => {
+        const count = job(durable, "count");
+        const run = await count.triggerAndWait({ to: 2 });
+        return { run, shown: count.runId };
+    }""")
+    assert (told["run"]["status"], told["run"]["output"]) == ("completed", {"counted": 2})
+    assert told["shown"] == told["run"]["id"]
+
+
+def test_a_run_that_finished_before_the_page_loaded_shows_as_finished(tab):
+    page = tab()
+    run_id = page.evaluate("async () => (await job(durable, 'count').triggerAndWait({ to: 3 })).id")
+    page.reload()
+    page.evaluate(LOAD)
+    told = page.evaluate(
+        """async (id) => {
+            const binding = run(durable, id);
+            const statuses = [];
+            binding.addEventListener("changed", () => statuses.push(binding.status));
+            await until(binding, ({ isHydrated, logs }) => isHydrated && logs.length === 3);
+            return { ...state(binding), statuses };
+        }""",
+        run_id,
+    )
+    assert set(told["statuses"]) <= {None, "completed"}
+    assert (told["output"], told["progress"]["current"]) == ({"counted": 3}, 3)
+    assert told["logs"] == ["line 0", "line 1", "line 2"]
+
+
+@pytest.mark.parametrize("auto_resume", [True, False])
+def test_auto_resume_finds_the_unfinished_run_when_the_page_loads(tab, auto_resume):
+    page = tab()
+    run_id = page.evaluate("async () => (await durable.trigger('hold', 'on')).id")
+    page.reload()
+    page.evaluate(LOAD)
+    told = page.evaluate(
+        """async (autoResume) => {
+            const held = job(durable, "hold", { autoResume });
+            await held.resumed;
+            if (autoResume) await until(held, ({ logs, isLeased }) => logs.length && isLeased);
+            return state(held);
+        }""",
+        auto_resume,
+    )
+    if auto_resume:
+        assert (told["runId"], told["logs"], told["progress"]["message"]) == (run_id, ["holding on"], "held")
+    else:
+        assert (told["runId"], told["status"]) == (None, None)
+
+
+def test_follow_latest_switches_to_what_another_tab_triggers_and_nothing_else_does(tab):
+    first, second = tab(), tab()
+    first.evaluate("""async () => {
+        globalThis.following = job(durable, "count");
+        globalThis.staying = job(durable, "count", { followLatest: false });
+        await staying.triggerAndWait({ to: 1 });
+        await until(following, ({ isCompleted }) => isCompleted);
+        globalThis.mine = staying.runId;
+    }""")
+    theirs = second.evaluate("""async () => {
+        await durable.trigger("hold", "not this job");
+        return (await job(durable, "count").triggerAndWait({ to: 2 })).id;
+    }""")
+    told = first.evaluate(
+        """async (theirs) => {
+            const isTheirs = ({ runId, isCompleted, logs }) => runId === theirs && isCompleted && logs.length === 2;
+            await until(following, isTheirs);
+            return { following: state(following), staying: staying.runId, mine };
+        }""",
+        theirs,
+    )
+    assert told["following"]["output"] == {"counted": 2}
+    assert told["following"]["logs"] == ["line 0", "line 1"]  # nothing of the run before
+    assert told["staying"] == told["mine"]
+
+
+def test_a_run_that_is_taken_up_again_is_live_again_and_one_that_is_deleted_is_gone(tab):
+    told = tab().evaluate("""async () => {
+        const binding = job(durable, "fail once", { followLatest: false });
+        const { id, error } = await binding.triggerAndWait();
+        await until(binding, ({ isFailed }) => isFailed);
+        const failed = { text: binding.text, error };
+        await durable.runs.retry(id);
+        await until(binding, ({ isCompleted }) => isCompleted);
+        const completed = state(binding);
+        await durable.runs.delete(id);
+        await until(binding, ({ problem }) => problem);
+        return { failed, completed, gone: binding.status, problem: binding.problem.code };
+    }""")
+    message = told["failed"]["error"]["message"]
+    assert message.endswith("not yet")
+    assert told["failed"]["text"] == f"Failed: {message}"
+    assert (told["completed"]["output"], told["completed"]["logs"]) == ("now", ["before"])
+    assert (told["gone"], told["problem"]) == (None, "RunNotFound")
+
+
+def test_reset_shows_nothing_until_there_is_a_new_run_and_the_old_one_goes_on(tab):
+    told = tab().evaluate("""async () => {
+        const held = job(durable, "hold");
+        const { id } = await held.trigger("on");
+        await until(held, ({ isLeased }) => isLeased);
+        held.reset();
+        const after = state(held);
+        const { id: next } = await durable.trigger("hold", "again");
+        await until(held, ({ runId }) => runId === next);
+        return { after, status: (await durable.runs.get(id)).status };
+    }""")
+    assert (told["after"]["runId"], told["after"]["logs"]) == (None, [])
+    assert told["status"] == "leased"
+
+
+def test_the_kept_lines_are_the_latest_and_the_others_are_counted(tab):
+    told = tab().evaluate("""async () => {
+        const { id } = await job(durable, "count").triggerAndWait({ to: 50 });
+        const binding = logs(durable, id, { max: 10 });
+        await until(binding, (lines) => lines.logs.length + lines.droppedLogs === 50);
+        return { ...state(binding), dropped: binding.droppedLogs, text: binding.text };
+    }""")
+    assert told["logs"] == [f"line {number}" for number in range(40, 50)]
+    assert told["dropped"] == 40
+    assert told["text"].splitlines() == told["logs"]
+
+
+def test_changed_comes_once_per_frame_and_not_at_all_after_close(tab):
+    told = tab().evaluate("""async () => {
+        const count = job(durable, "count");
+        const times = [];
+        count.addEventListener("changed", () => times.push(document.timeline.currentTime));
+        await count.triggerAndWait({ to: 200 });
+        await until(count, ({ isCompleted }) => isCompleted);
+        const same = times.filter((time, index) => time === times[index - 1]).length;
+        count.close();
+        const before = times.length;
+        await durable.trigger("count", { to: 1 });
+        await job(durable, "count").triggerAndWait({ to: 1 });
+        return { same, after: times.length - before };
+    }""")
+    assert told == {"same": 0, "after": 0}
+
+
+def test_pages_are_turned_while_new_runs_arrive_and_no_run_is_passed_over(tab):
+    told = tab().evaluate("""async () => {
+        const made = [];
+        const add = async () => made.push((await durable.trigger("count", { to: 0 })).id);
+        for (let number = 0; number < 25; number += 1) await add();
+        const listed = runs(durable, { job: "count", pageSize: 10 });
+        await until(listed, ({ isHydrated }) => isHydrated);
+        const ids = () => listed.items.map(({ id }) => id);
+        const first = ids();
+        await add();
+        await until(listed, () => ids()[0] === made.at(-1));   // by itself
+        const grown = ids();
+        await listed.next();
+        await add();
+        const second = ids();
+        await listed.goToPage(3);
+        const [third, atEnd] = [ids(), { page: listed.page, hasMore: listed.hasMore }];
+        await listed.goToPage(9);
+        const beyond = listed.page;
+        await listed.goToPage(1);
+        return { made: made.reverse(), first, grown, second, third, atEnd, beyond, again: ids() };
+    }""")
+    made = told["made"]
+    assert told["first"] == made[2:12]
+    assert told["grown"] == made[1:11]
+    assert told["second"] == made[11:21]
+    assert told["third"] == made[21:27]
+    assert (told["atEnd"], told["beyond"]) == ({"page": 3, "hasMore": False}, 3)
+    assert told["again"] == made[0:10]
+
+
+def test_a_list_follows_status_progress_and_deletion_and_without_realtime_only_refresh(tab):
+    told = tab().evaluate("""async () => {
+        const live = runs(durable, { status: ["leased"] });
+        const still = runs(durable, { status: ["leased"], realtime: false });
+        await until(still, ({ isHydrated }) => isHydrated);
+        const { id } = await durable.trigger("hold", "on");
+        await until(live, ({ items }) => items[0]?.progress?.current === 1);
+        const before = still.items.length;
+        await still.refresh();
+        const refreshed = still.items.length;
+        await durable.runs.cancel(id);
+        await until(live, ({ items }) => !items.length);
+        const ended = runs(durable, { status: ["cancelled"] });
+        await until(ended, ({ items }) => items.length === 1);
+        await durable.runs.delete(id);
+        await until(ended, ({ items }) => !items.length);
+        return { before, refreshed };
+    }""")
+    assert told == {"before": 0, "refreshed": 1}
+
+
+def test_actions_say_whether_they_are_at_work_and_what_went_wrong(tab):
+    told = tab().evaluate("""async () => {
+        const acting = actions(durable);
+        const { id } = await durable.trigger("hold", "on");
+        const cancelling = acting.cancel(id);
+        const whileBusy = acting.isBusy;
+        const cancelled = await cancelling;
+        const refused = await acting.cancel(id).catch(({ code }) => code);
+        const { error, isBusy } = acting;
+        const again = await acting.retrigger(id);
+        const steps = await acting.steps(again.id);
+        await acting.delete(id);
+        const gone = await acting.get(id).catch(({ code }) => code);
+        return { whileBusy, status: cancelled.status, refused, code: error.code, isBusy, steps, gone };
+    }""")
+    assert told == {
+        "whileBusy": True,
+        "status": "cancelled",
+        "refused": "RunNotActive",
+        "code": "RunNotActive",
+        "isBusy": False,
+        "steps": [],
+        "gone": "RunNotFound",
+    }
+
+
+def test_whatever_a_job_says_is_bound_as_text(tab):
+    page = tab()
+    shown = page.evaluate(
+        """async (texts) => {
+            const said = job(durable, "say");
+            for (const tag of ["p", "pre", "progress"]) document.body.append(document.createElement(tag));
+            const [line, lines, bar] = document.body.querySelectorAll("p, pre, progress");
+            said.bind(line);
+            said.bind(bar);
+            const { id } = await said.triggerAndWait(texts);
+            const log = logs(durable, id);
+            log.bind(lines);
+            await until(said, ({ isCompleted }) => isCompleted);
+            await until(log, ({ logs }) => logs.length === texts.length);
+            await new Promise(requestAnimationFrame);
+            const inside = document.body.querySelectorAll("p *, pre *").length;
+            return { line: line.textContent, lines: lines.textContent, inside, position: bar.position };
+        }""",
+        NASTY,
+    )
+    assert shown["line"] == f"Done: {NASTY[0]}"
+    lines = shown["lines"].splitlines()
+    assert lines[0] == f"warning: {NASTY[0]} seen={NASTY[0]}"
+    assert lines[1].startswith(f"warning: {NASTY[1]}")
+    assert lines[2].startswith("warning: nul ␀, bell ␇, escape ␛[31m")
+    assert lines[3].startswith("warning: turned [U+202E] around")
+    assert lines[4].startswith(f"warning: {NASTY[4]}")
+    assert (shown["inside"], shown["position"]) == (0, 1)
+
+
+# --- In Python --------------------------------------------------------------------------------------------------------
+
+INTERPRETERS = {"mpy": "micropython/micropython.mjs", "py": "pyodide/pyodide.mjs"}
+
+PYTHON_PAGE = """<!doctype html><title>python</title><link rel="icon" href="data:,">
+<script type="module" src="../../pyscript.js"></script>
+<p id="line"></p><pre id="lines"></pre><progress id="bar"></progress>
+<script type="{type}" src="./main.py" config="./pyscript.json"></script>"""
+
+TELL = """
+import asyncio
+import json
+
+from durable_page import DurableError, connect
+from pyscript import document, when
+
+async def until(binding, holds):
+    while not holds(binding):
+        news = asyncio.Event()
+        listener = lambda changed: news.set()
+        binding.changed.add_listener(listener)
+        if not holds(binding):
+            await news.wait()
+        binding.changed.remove_listener(listener)
+
+def tell(**told):
+    document.title = json.dumps(told)
+"""
+
+
+@pytest.fixture(params=INTERPRETERS)
+def python(request, chromium, write_page):
+    """Run a main.py on a page, under either interpreter, and return what it tells."""
+    settings = {
+        "interpreter": f"../../vendor/{INTERPRETERS[request.param]}",
+        "files": {"../../durable_page.py": ""},
+        "js_modules": {"main": {"../../python-bridge.js": "durable_web_bridge"}},
+    }
+
+    def run(source):
+        files = {"jobs.py": JOBS, "main.py": TELL + source, "pyscript.json": json.dumps(settings)}
+        page = chromium.open(write_page(PYTHON_PAGE.format(type=request.param), files))
+        page.wait_for_function("() => document.title !== 'python' || document.querySelector('.py-error, .mpy-error')")
+        told = page.title()
+        assert told.startswith("{"), page.inner_text("body")
+        return page, json.loads(told)
+
+    return run
+
+
+def test_in_python_a_job_is_triggered_and_tells_when_it_has_changed(python):
+    _, told = python("""
+durable = await connect("test", ["./jobs.py"])
+count = durable.job("count")
+statuses, ids = [], []
+before = [count.run_id, count.status, count.output, count.progress, count.error, count.logs, count.is_active]
+
+@when(count.changed)
+def note():
+    statuses.append(count.status)
+
+@when(count.changed)
+async def note_run(binding):
+    ids.append(binding.run_id)
+
+run = await count.trigger({"to": 20})
+await until(count, lambda count: count.is_completed and len(count.logs) == 20)
+waited = await count.trigger_and_wait({"to": 2}, labels={"snake_case": "kept"})
+await until(count, lambda count: [line.run_id for line in count.logs] == [waited.id] * 2)
+await until(count, lambda count: statuses[-1] == "completed" and ids[-1] == waited.id)
+tell(before=before, last=statuses[-1], output=count.output, labels=waited.labels, status=waited.status,
+     logs=[line.message for line in count.logs], progress=[count.progress.current, count.percentage],
+     ids=run.id in ids and waited.id in ids, steps=count.step_count, job=count.run.job)
+""")
+    assert told["before"] == [None, None, None, None, None, [], False]
+    assert told["last"] == told["status"] == "completed"
+    assert told["labels"] == {"snake_case": "kept"}
+    assert (told["output"], told["job"], told["steps"]) == ({"counted": 2}, "count", 2)
+    assert told["logs"] == ["line 0", "line 1"]
+    assert told["progress"] == [2, 100]
+    assert told["ids"]
+
+
+def test_in_python_runs_are_live_paged_and_acted_upon(python):
+    _, told = python("""
+durable = await connect("test", ["./jobs.py"])
+for number in range(12):
+    await durable.trigger("count", {"to": 1})
+listed = durable.runs({"job": "count"}, page_size=5)
+await until(listed, lambda listed: len(listed.items) == 5 and all([run.status == "completed" for run in listed.items]))
+pages = [[listed.page, listed.has_more, listed.has_previous]]
+await listed.next()
+await listed.go_to_page(3)
+pages.append([listed.page, len(listed.items), listed.has_more, listed.has_previous])
+await listed.previous()
+await listed.go_to_page(1)
+
+held = durable.job("hold", follow_latest=False)
+run = await held.trigger("on")
+await until(held, lambda held: held.is_leased)
+cancelled = await durable.actions.cancel(run.id)
+await until(held, lambda held: held.is_cancelled)
+try:
+    await durable.actions.cancel(run.id)
+    refused = None
+except DurableError as error:
+    refused = error.code
+problem = durable.actions.error.code
+await durable.actions.delete(run.id)
+await until(held, lambda held: held.problem is not None)
+gone = [held.problem.code, held.status]
+held.reset()
+tell(pages=pages, page=listed.page, cancelled=cancelled.status, refused=refused, problem=problem, gone=gone,
+     after=[held.run_id, held.problem], busy=durable.actions.is_busy)
+""")
+    assert told["pages"] == [[1, True, False], [3, 2, False, True]]
+    assert (told["page"], told["cancelled"], told["busy"]) == (1, "cancelled", False)
+    assert told["refused"] == told["problem"] == "RunNotActive"
+    assert told["gone"] == ["RunNotFound", None]
+    assert told["after"] == [None, None]
+
+
+def test_in_python_lines_are_bound_as_text_and_the_latest_are_kept(python):
+    page, told = python(f"""
+import js
+texts = {NASTY[:3]!r}
+durable = await connect("test", ["./jobs.py"])
+said = durable.job("say")
+said.bind(document.getElementById("line"))
+said.bind(document.getElementById("bar"))
+run = await said.trigger_and_wait(texts)
+log = durable.logs(run.id, max=2)
+log.bind(document.getElementById("lines"))
+await until(said, lambda said: document.getElementById("line").textContent.startswith("Done"))
+await until(log, lambda log: len(log.logs) + log.dropped_logs == 3 and document.getElementById("lines").textContent)
+tell(kept=[line.message for line in log.logs] == texts[1:], dropped=log.dropped_logs, text=said.text)
+""")
+    assert told == {"kept": True, "dropped": 1, "text": f"Done: {NASTY[0]}"}
+    assert page.inner_text("#line") == f"Done: {NASTY[0]}"
+    assert "nul ␀, bell ␇, escape ␛[31m" in page.inner_text("#lines")
+    assert page.locator("#line *, #lines *").count() == 0
+    assert page.evaluate("() => document.getElementById('bar').position") == 1
+
+
+def test_in_python_the_client_does_with_runs_what_the_engine_can(python):
+    _, told = python("""
+durable = await connect("test", ["./jobs.py"])
+following = durable.watch_all("now", jobs=["count"], kinds=["run_status"])
+run = await durable.trigger("count", {"to": 3})
+seen = []
+async for frame in following:
+    seen.append([frame.run_id == run.id, frame.kind, frame.status])
+    if frame.status == "completed":
+        break
+following.close()
+lines = await durable.get_logs(run.id, limit=2)
+rest = await durable.get_logs(run.id, from_seq=lines[-1].seq, level="info")
+fork = await durable.fork(run.id, "step 1")
+async for _ in durable.watch(fork.id):
+    pass
+other = await durable.trigger("fail once")
+async for _ in durable.watch(other.id):
+    pass
+again = await durable.retry_with_input(other.id, None)
+async for _ in durable.watch(other.id):
+    pass
+tell(seen=seen, lines=[line.message for line in lines + rest], counts=await durable.count_runs(),
+     steps=[step.name for step in await durable.get_steps(fork.id)], event=await durable.get_event(run.id, "none"),
+     again=[again.id == other.id, (await durable.get_run(other.id)).output])
+""")
+    assert [status for _, _, status in told["seen"]] == ["pending", "leased", "completed"]
+    assert all(of_run and kind == "run_status" for of_run, kind, _ in told["seen"])
+    assert told["lines"] == ["line 0", "line 1", "line 2"]
+    assert (told["counts"], told["event"]) == ({"completed": 3}, None)
+    assert told["steps"] == ["step 0", "step 1", "step 2"]
+    assert told["again"] == [True, "now"]

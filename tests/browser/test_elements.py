@@ -1,0 +1,342 @@
+"""The ready-made elements, on pages that have no script of their own, under a policy that allows no inline style."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from chromium import TIMEOUT_MS
+
+expect.set_options(timeout=TIMEOUT_MS)
+
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
+    "style-src 'self'; img-src 'self' data:"
+)
+
+JOBS = """
+import asyncio
+from durable_web import FatalError, job
+
+@job("count")
+async def count(ctx, input):
+    for number in range(input["to"]):
+        await ctx.step(f"step {number}", lambda: number)
+        ctx.log.info(f"line {number}")
+        ctx.progress(number + 1, input["to"], f"at {number}")
+    return {"counted": input["to"]}
+
+@job("hold")
+async def hold(ctx, input):
+    ctx.log.info("holding on")
+    if input.get("total"):
+        ctx.progress(1, input["total"], "held")
+    await asyncio.Event().wait()
+
+@job("flaky")
+async def flaky(ctx, _):
+    async def call():
+        calls.append(1)
+        if len(calls) == 1:
+            raise FatalError("not yet")
+        return "now"
+    return await ctx.step("call", call)
+
+calls = []
+
+@job("say")
+async def say(ctx, texts):
+    async def speak():
+        for text in texts:
+            ctx.log.error(text, seen=text[:50])
+        ctx.progress(1, 2, texts[0])
+        return texts[0]
+    return await ctx.step(texts[0], speak)
+
+@job("<b onclick=alert(1)>bold</b>")
+async def bold(ctx, text):
+    raise FatalError(text)
+"""
+
+PAGE = """<!doctype html><html lang="en"><title>elements</title><link rel="icon" href="data:,">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<script type="module" src="../../durable-elements.js"></script>
+<script type="module" src="./client.js"></script>
+<link rel="stylesheet" href="./page.css">
+<durable-client database="test" jobs="./jobs.py">{body}</durable-client>"""
+
+CLIENT = """
+import { connect } from "../../durable-web.js";
+globalThis.connected = connect("test", { jobs: ["./jobs.py"] }).then((durable) => (globalThis.durable = durable));
+"""
+
+NASTY = [
+    "<img src=x onerror=alert(1)>",
+    "grüße 🎉 👩\u200d👩\u200d👧",
+    "nul \0, bell \a, escape \x1b[31m",
+    "turned \u202e around",
+    "x" * 1_000_000,
+]
+
+
+@pytest.fixture
+def chromium(browser):
+    launched = browser()
+    yield launched
+    assert launched.console_errors == []
+    assert launched.page_errors == []
+
+
+@pytest.fixture
+def show(chromium, write_page):
+    """Open a page with these elements in its client, and wait until there is one."""
+
+    def open_page(body, css=""):
+        files = {"jobs.py": JOBS, "client.js": CLIENT, "page.css": css}
+        page = chromium.open(write_page(PAGE.format(policy=POLICY, body=body), files))
+        page.on("dialog", lambda dialog: pytest.fail(f"markup was run: {dialog.message}"))
+        page.evaluate("async () => (await connected).status")
+        return page
+
+    return open_page
+
+
+TRIGGER = "async ([job, input]) => (await (await connected).trigger(job, input)).id"
+ENDED = """async ([job, input]) => {
+  const run = await (await connected).trigger(job, input);
+  for await (const frame of durable.runs.watch(run.id));
+  return run.id;
+}"""
+
+
+def part(page, element, name):
+    return page.locator(f"{element} [part~={name}]")
+
+
+def test_a_run_is_started_watched_and_its_result_shown_by_elements_alone(show):
+    page = show("""<durable-run job="count" input='{"to": 30}' start-label="Count"></durable-run>
+                   <durable-progress job="count"></durable-progress><durable-log job="count"></durable-log>""")
+    expect(part(page, "durable-run", "message")).to_have_text("Nothing has been run yet.")
+    page.get_by_role("button", name="Count").click()
+    expect(part(page, "durable-run", "status")).to_have_text("Done")
+    expect(part(page, "durable-run", "percent")).to_have_text("100 %")
+    expect(part(page, "durable-run", "steps-summary")).to_have_text("30 steps committed")
+    expect(part(page, "durable-run", "mark")).to_have_count(30)
+    expect(part(page, "durable-log", "line")).to_have_count(30)
+    expect(part(page, "durable-log", "line").last).to_contain_text("line 29")
+    page.get_by_text("Result").click()
+    assert json.loads(part(page, "durable-run", "output").locator("pre").inner_text()) == {"counted": 30}
+
+
+def test_a_run_that_finished_before_the_page_loaded_shows_as_finished(show):
+    page = show("")
+    run_id = page.evaluate(ENDED, ["count", {"to": 3}])
+    page.close()
+    page = show(f"""<durable-run run-id="{run_id}"></durable-run><durable-log run-id="{run_id}"></durable-log>
+                    <durable-progress run-id="{run_id}"></durable-progress>""")
+    expect(part(page, "durable-run", "status")).to_have_text("Done")
+    expect(part(page, "durable-log", "line")).to_have_count(3)
+    expect(page.locator("durable-progress [role=progressbar]")).to_have_attribute("aria-valuenow", "100")
+
+
+def test_after_a_reload_the_unfinished_run_is_shown_and_that_it_was_interrupted(show):
+    page = show('<durable-run job="hold" input="{}"></durable-run><durable-log job="hold"></durable-log>')
+    page.get_by_role("button", name="Start").click()
+    expect(part(page, "durable-run", "status")).to_have_text("Running")
+    page.reload()
+    expect(part(page, "durable-run", "status")).to_have_text("Running")
+    expect(part(page, "durable-run", "survived")).to_contain_text("Survived 1 interruption")
+    expect(part(page, "durable-log", "line")).to_have_text(re.compile("holding on"))
+
+
+def test_progress_has_a_value_where_the_end_is_known_and_none_where_it_is_not(show):
+    page = show('<durable-progress job="hold"></durable-progress>')
+    bar = page.get_by_role("progressbar")
+    page.evaluate(TRIGGER, ["hold", {}])
+    expect(bar).to_have_accessible_name("hold")
+    expect(bar).not_to_have_attribute("aria-valuenow", re.compile(""))
+    page.evaluate(TRIGGER, ["hold", {"total": 4}])
+    expect(bar).to_have_attribute("aria-valuenow", "25")
+    expect(bar).to_have_attribute("aria-valuetext", "held")
+
+
+def test_changes_of_state_are_announced_and_log_lines_politely(show):
+    page = show('<durable-run job="hold" input="{}"></durable-run><durable-log job="hold"></durable-log>')
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("durable-run [role=status]")).to_have_text("hold: Running")
+    expect(page.get_by_role("log", name="Log")).to_have_attribute("aria-live", "polite")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("durable-run [role=status]")).to_have_text("hold: Cancelled")
+
+
+def test_a_failed_run_says_why_and_can_be_tried_again_by_keyboard(show):
+    page = show('<durable-run job="flaky" input="null"></durable-run>')
+    page.get_by_role("button", name="Start").press("Enter")
+    expect(part(page, "durable-run", "error")).to_contain_text("not yet")
+    page.get_by_role("button", name="Try again").press("Enter")
+    expect(part(page, "durable-run", "status")).to_have_text("Done")
+    expect(part(page, "durable-run", "error")).to_be_hidden()
+    expect(page.get_by_role("button", name="Start")).to_be_focused()  # what was pressed is not there any more
+
+
+def test_whatever_a_job_says_is_shown_as_text(show):
+    page = show("""<durable-run job="say"></durable-run><durable-progress job="say"></durable-progress>
+                   <durable-log job="say"></durable-log><durable-runs></durable-runs>""")
+    page.evaluate(TRIGGER, ["say", NASTY])
+    expect(part(page, "durable-run", "status")).to_have_text("Done")
+    lines = part(page, "durable-log", "line").locator(".text")
+    expect(lines).to_have_count(5)
+    texts = lines.all_text_contents()
+    assert texts[0] == f"error: {NASTY[0]} seen={NASTY[0]}"
+    assert texts[1].startswith(f"error: {NASTY[1]}")
+    assert texts[2].startswith("error: nul ␀, bell ␇, escape ␛[31m")
+    assert texts[3].startswith("error: turned [U+202E] around")
+    assert texts[4].startswith("error: " + "x" * 4000 + "… Show all 1,000,000 characters")
+    page.get_by_role("button", name="Show all 1,000,000 characters").click()
+    assert lines.last.text_content().startswith("error: " + NASTY[4])
+    expect(part(page, "durable-progress", "message")).to_have_text(NASTY[0])
+    expect(page.locator("img, b")).to_have_count(0)
+
+
+def test_the_names_and_errors_of_jobs_are_text_too(show):
+    page = show("<durable-runs></durable-runs>")
+    job = "<b onclick=alert(1)>bold</b>"
+    run_id = page.evaluate(ENDED, [job, NASTY[0]])
+    expect(page.get_by_role("rowheader")).to_have_text(job)
+    page.evaluate(
+        """(id) => {
+            const run = document.createElement("durable-run");
+            run.setAttribute("run-id", id);
+            document.querySelector("durable-client").append(run);
+        }""",
+        run_id,
+    )
+    expect(part(page, "durable-run", "title")).to_have_text(job)
+    expect(part(page, "durable-run", "error")).to_have_text(NASTY[0])
+    expect(page.locator("img, b")).to_have_count(0)
+
+
+def test_runs_are_listed_live_and_paged(show):
+    page = show("""<durable-runs job="count" page-size="3" title-field="input.name"></durable-runs>""")
+    expect(part(page, "durable-runs", "empty")).to_have_text("There are no runs yet.")
+    for number in range(5):
+        page.evaluate(ENDED, ["count", {"to": 1, "name": f"number {number}"}])
+    titles = page.get_by_role("rowheader")
+    expect(titles).to_have_text(["number 4", "number 3", "number 2"])
+    expect(part(page, "durable-runs", "status")).to_have_text(["Done"] * 3)
+    page.get_by_role("button", name="Older").press("Enter")
+    expect(titles).to_have_text(["number 1", "number 0"])
+    page.evaluate(ENDED, ["count", {"to": 1, "name": "number 5"}])
+    expect(titles).to_have_text(["number 1", "number 0"])
+    page.get_by_role("button", name="Newer").click()
+    expect(titles).to_have_text(["number 5", "number 4", "number 3"])
+
+
+def test_a_run_is_cancelled_kept_and_deleted_by_keyboard_from_the_list(show):
+    page = show('<durable-runs job="hold"></durable-runs>')
+    page.evaluate(TRIGGER, ["hold", {}])
+    page.get_by_role("button", name="Cancel hold").press("Enter")
+    expect(part(page, "durable-runs", "status")).to_have_text("Cancelled")
+    page.get_by_role("button", name="Delete hold").press("Enter")
+    expect(page.get_by_role("button", name="Keep hold")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Delete hold").press("Enter")
+    page.get_by_role("button", name="Delete hold for good").press("Enter")
+    expect(part(page, "durable-runs", "empty")).to_be_visible()
+    assert page.evaluate("async () => (await durable.runs.list()).length") == 0
+
+
+def test_a_row_keeps_the_focus_when_runs_arrive_above_it(show):
+    page = show('<durable-runs job="hold"></durable-runs>')
+    page.evaluate(TRIGGER, ["hold", {}])
+    page.get_by_role("button", name="Cancel hold").focus()
+    page.evaluate(ENDED, ["flaky", None])
+    page.evaluate(TRIGGER, ["hold", {}])
+    expect(page.get_by_role("rowheader")).to_have_count(2)
+    expect(page.get_by_role("button", name="Cancel hold").last).to_be_focused()
+
+
+def test_a_page_is_told_what_is_chosen_and_may_do_what_a_button_says_itself(show):
+    page = show('<durable-runs job="hold"></durable-runs>')
+    run_id = page.evaluate(TRIGGER, ["hold", {}])
+    page.evaluate("""() => {
+        globalThis.told = [];
+        addEventListener("durable-select", ({ detail }) => told.push(["select", detail.run.id]));
+        addEventListener("durable-action", (event) => {
+            told.push([event.detail.action, event.detail.run.id]);
+            event.preventDefault();
+        });
+    }""")
+    page.get_by_role("button", name="hold", exact=True).click()
+    page.get_by_role("button", name="Cancel hold").click()
+    assert page.evaluate("() => told") == [["select", run_id], ["cancel", run_id]]
+    assert page.evaluate("async (id) => (await durable.runs.get(id)).status", run_id) == "leased"
+
+
+def test_with_href_the_name_of_a_run_is_a_link(show):
+    page = show('<durable-runs href="#run={id}"></durable-runs>')
+    run_id = page.evaluate(TRIGGER, ["hold", {}])
+    expect(page.get_by_role("link", name="hold")).to_have_attribute("href", f"#run={run_id}")
+
+
+def test_an_element_finds_its_client_in_its_own_attributes_or_its_property(show):
+    page = show("")
+    run_id = page.evaluate(ENDED, ["count", {"to": 1}])
+    page.evaluate(
+        """(id) => {
+            const [named, given, lost] = ["named", "given", "lost"].map((name) => {
+                const run = document.createElement("durable-run");
+                run.id = name;
+                run.setAttribute("run-id", id);
+                document.body.append(run);
+                return run;
+            });
+            named.setAttribute("database", "test");
+            named.setAttribute("jobs", "./jobs.py");
+            given.client = durable;
+        }""",
+        run_id,
+    )
+    expect(part(page, "#named", "status")).to_have_text("Done")
+    expect(part(page, "#given", "status")).to_have_text("Done")
+    expect(part(page, "#lost", "problem")).to_contain_text("belongs to no database")
+
+
+def test_what_is_wrong_is_said_in_place_of_the_element(show):
+    page = show("""<durable-run run-id="no such run"></durable-run><durable-log></durable-log>
+                   <durable-runs labels="{"></durable-runs>""")
+    expect(part(page, "durable-run", "problem")).to_contain_text("no such run")
+    expect(part(page, "durable-log", "problem")).to_contain_text("give it the attribute run-id, or job")
+    expect(part(page, "durable-runs", "problem")).to_contain_text("The attribute labels of <durable-runs> is not JSON")
+
+
+def test_an_engine_that_cannot_start_is_told_by_the_client_element(browser, write_page):
+    page = browser().open(write_page(PAGE.format(policy=POLICY, body=""), {"jobs.py": "import nothing_of_that_name"}))
+    expect(page.locator("durable-client [part=problem]")).to_contain_text("nothing_of_that_name")
+    expect(page.locator("durable-client")).to_have_attribute("status", "failed")
+
+
+def test_colours_follow_the_properties_of_the_page_parts_its_rules_and_both_its_scheme(show):
+    page = show(
+        '<durable-run job="count"></durable-run>',
+        """
+        :root { color-scheme: dark; --durable-surface: rgb(1, 2, 3) }
+        durable-run::part(title) { color: rgb(4, 5, 6) }
+        """,
+    )
+    style = "(element) => [getComputedStyle(element).backgroundColor, getComputedStyle(element).color]"
+    assert part(page, "durable-run", "card").evaluate(style)[0] == "rgb(1, 2, 3)"
+    assert part(page, "durable-run", "title").evaluate(style)[1] == "rgb(4, 5, 6)"
+    assert part(page, "durable-run", "card").evaluate(style)[1] == "rgb(230, 237, 235)"  # the text of the dark scheme
+
+
+def test_elements_fit_a_phone(show):
+    page = show(
+        '<durable-run job="count"></durable-run><durable-log job="count"></durable-log><durable-runs></durable-runs>'
+    )
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.evaluate(ENDED, ["count", {"to": 150}])
+    page.evaluate(ENDED, ["say", ["y" * 500]])
+    expect(page.get_by_role("rowheader")).to_have_count(2)
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 390

@@ -1,0 +1,222 @@
+"""Watching from a page: every frame once, in bounded memory and in bounded time, whatever the job and the page do."""
+
+import pytest
+
+JOBS = """
+from durable_web import job
+
+@job("talk")
+async def talk(ctx, lines):
+    for number in range(lines):
+        ctx.log.info(f"line {number}")
+        if number % 1000 == 999:
+            await ctx.step(f"step {number}", lambda: None)
+
+@job("shout")
+async def shout(ctx, wanted):
+    for number in range(wanted["lines"]):
+        ctx.log.warning(str(number) + "!" * wanted["length"])
+        await ctx.step(f"step {number}", lambda: None)
+"""
+
+CONNECT = "() => connected(['./jobs.py'])"
+
+COUNT_WHAT_ARRIVES = """() => {
+    globalThis.arrived = 0;
+    const { get, set } = Object.getOwnPropertyDescriptor(Worker.prototype, "onmessage");
+    Object.defineProperty(Worker.prototype, "onmessage", {
+        get,
+        set(listener) {
+            set.call(this, (event) => {
+                if (String(event.data).startsWith('{"type":"frames"')) globalThis.arrived += event.data.length;
+                listener(event);
+            });
+        },
+    });
+}"""
+
+COMPLETED = """async (id) => {
+    for await (const { runId, status } of durable.runs.watchAll({ kinds: ["run_status"] }))
+        if (runId === id && status === "completed") return;
+}"""
+
+
+@pytest.fixture
+def page(browser, client_url):
+    return browser().open(client_url(JOBS))
+
+
+def test_all_runs_are_watched_behind_one_cursor_from_the_beginning_or_from_now_on(page):
+    page.evaluate(CONNECT)
+    told = page.evaluate("""async () => {
+        const { frames } = await finished((await durable.trigger("talk", 2, { labels: { tenant: "a" } })).id);
+        const collect = async (watch, count) => {
+            const seen = [];
+            for await (const frame of watch) if (seen.push(frame) === count) return seen;
+        };
+        const all = collect(durable.runs.watchAll(), 10);
+        const later = collect(durable.runs.watchAll({ from: frames.at(-1).id }), 5);
+        const fresh = durable.runs.watchAll({ from: "now" });
+        const chosen = collect(durable.runs.watchAll({ jobs: "talk", labels: { tenant: "b" }, kinds: ["log"] }), 2);
+        while (!(await durable.watches()).includes(4));
+        const second = await finished((await durable.trigger("talk", 2, { labels: { tenant: "b" } })).id);
+        return {
+            first: frames, second: second.frames, all: await all, later: await later, fresh: await collect(fresh, 5),
+            chosen: await chosen, mistake: await told(() => durable.runs.watchAll({ kinds: "logs" }).next()),
+            watches: await durable.watches(),
+        };
+    }""")
+    assert told["all"] == told["first"] + told["second"]
+    assert told["later"] == told["fresh"] == told["second"]
+    assert told["chosen"] == [frame for frame in told["second"] if frame["kind"] == "log"]
+    assert told["mistake"]["code"] == "ValueError"
+    assert "one of run_status" in told["mistake"]["message"]
+    assert told["watches"] == [0]
+
+
+def test_log_lines_are_read_in_pages_and_by_severity(page):
+    page.evaluate(CONNECT)
+    told = page.evaluate("""async () => {
+        const { run } = await finished((await durable.trigger("talk", 5)).id);
+        const first = await durable.runs.logs(run.id, { limit: 3 });
+        const rest = await durable.runs.logs(run.id, { from: first.at(-1).seq });
+        const severe = await durable.runs.logs(run.id, { level: "warning" });
+        return { first, rest, severe, gone: await told(() => durable.runs.logs("nobody")) };
+    }""")
+    assert [line["message"] for line in told["first"] + told["rest"]] == [f"line {number}" for number in range(5)]
+    assert [len(told["first"]), len(told["severe"])] == [3, 0]
+    assert told["first"][0].keys() >= {"id", "seq", "ts", "runId", "kind", "level", "message", "fields", "step"}
+    assert isinstance(told["first"][0]["ts"], int)
+    assert told["gone"]["code"] == "RunNotFound"
+
+
+def test_leaving_a_watch_drops_it_in_the_engine(page):
+    page.evaluate(CONNECT)
+    assert page.evaluate("""async () => {
+        const run = await durable.trigger("shout", { lines: 1, length: 1 });
+        for await (const frame of durable.runs.watchAll()) break;
+        const [open, left] = [durable.runs.watchAll(), durable.runs.watchAll()];
+        await Promise.all([open.next(), left.next()]);
+        const before = await durable.watches();
+        await left.return();
+        return [before, await durable.watches(), (await left.next()).done];
+    }""") == [[2], [1], True]
+
+
+def test_a_page_that_takes_nothing_is_sent_no_more_than_it_has_granted_and_loses_nothing(page):
+    page.evaluate(COUNT_WHAT_ARRIVES)
+    page.evaluate(CONNECT)
+    run = page.evaluate("() => durable.trigger('shout', { lines: 200, length: 30_000 })")
+    page.evaluate("(id) => { globalThis.slow = durable.runs.watch(id); }", run["id"])
+    page.evaluate(COMPLETED, run["id"])
+    assert 500_000 < page.evaluate("() => arrived") < 1_400_000  # a window of 2**20, and the statuses
+    told = page.evaluate("""async () => {
+        const seqs = [];
+        let most = 0;
+        for (let batch; (batch = await slow.nextBatch()).length; ) {
+            most = Math.max(most, batch.length);
+            seqs.push(...batch.map(({ seq }) => seq));
+        }
+        return { seqs, most };
+    }""")
+    assert told["seqs"] == list(range(1, 404))
+    assert told["most"] <= 256
+    assert page.evaluate("() => arrived") > 6_000_000
+
+
+def test_a_frame_that_is_longer_than_all_credit_arrives(page):
+    page.evaluate(CONNECT)
+    lengths = page.evaluate("""async () => {
+        const { frames } = await finished((await durable.trigger("shout", { lines: 3, length: 3_000_000 })).id);
+        return frames.filter(({ kind }) => kind === "log").map(({ message }) => message.length);
+    }""")
+    assert lengths == [3_000_001] * 3
+
+
+READ_A_FLOOD = """async (lines) => {
+    const list = document.createElement("ol");
+    document.body.replaceChildren(list);
+    const longTasks = [];
+    const observer = new PerformanceObserver((entries) => longTasks.push(...entries.getEntries()));
+    observer.observe({ type: "longtask" });
+    let [seen, turns, done] = [0, 0, false];
+    (function count() { turns += 1; if (!done) requestAnimationFrame(count); })();
+    const run = await durable.trigger("talk", lines);
+    for await (const { kind, message } of durable.runs.watch(run.id)) {
+        if (kind !== "log") continue;
+        seen += 1;
+        list.append(Object.assign(document.createElement("li"), { textContent: message }));
+        if (list.childElementCount > 100) list.firstChild.remove();
+    }
+    done = true;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    longTasks.push(...observer.takeRecords());
+    return { seen, turns, longTasks: longTasks.map(({ duration }) => duration) };
+}"""
+
+
+def test_a_job_that_logs_in_a_tight_loop_makes_no_long_task_in_the_page(page):
+    """What else the machine does can stretch any task, so of five floods the calmest counts; a page that is held up by
+    the frames is so every time. (Handing out a window at once, without the pace, makes long tasks in each.)"""
+    page.evaluate(CONNECT)
+    floods = []
+    for _ in range(5):
+        floods.append(page.evaluate(READ_A_FLOOD, 20_000))
+        assert floods[-1]["seen"] == 20_000
+        assert floods[-1]["turns"] > 10
+        if not floods[-1]["longTasks"]:
+            return
+    raise AssertionError([flood["longTasks"] for flood in floods])
+
+
+def test_a_page_that_is_slow_with_each_frame_has_its_turn_in_between(page):
+    """The page's own work decides how long it takes; it is never made to do two pieces of it in one go."""
+    page.evaluate(CONNECT)
+    told = page.evaluate("""async () => {
+        const { run } = await finished((await durable.trigger("talk", 40)).id);
+        let [turn, sharing] = [0, 0];
+        (function count() { turn += 1; requestAnimationFrame(count); })();
+        setInterval(() => { turn += 1; }, 40); // where no animation frame comes for long
+        let last;
+        for await (const frame of durable.runs.watch(run.id)) {
+            if (turn === last) sharing += 1;
+            last = turn;
+            for (const start = performance.now(); performance.now() - start < 10; );
+        }
+        return sharing;
+    }""")
+    assert told == 0
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        """() => {
+            Object.defineProperty(document, "hidden", { get: () => true });
+            globalThis.requestAnimationFrame = () => 0;
+            const { setTimeout } = globalThis;
+            globalThis.setTimeout = (work, delay) => setTimeout(work, Math.max(delay, 60_000));
+        }""",
+        "() => { globalThis.requestAnimationFrame = () => 0; }",
+    ],
+    ids=["hidden", "out of sight"],
+)
+def test_a_page_that_is_not_painted_gets_its_frames_all_the_same(page, unseen):
+    page.evaluate(unseen)
+    page.evaluate(CONNECT)
+    seen = page.evaluate("""async () => {
+        const { run } = await finished((await durable.trigger("talk", 3000)).id);
+        let seen = 0;
+        for await (const frame of durable.runs.watch(run.id)) {
+            seen += 1;
+            if (seen % 500 === 0) for (const start = performance.now(); performance.now() - start < 10; );
+        }
+        return seen;
+    }""")
+    assert seen == 3006
+
+
+def test_a_frame_that_comes_alone_waits_for_no_animation_frame_and_no_timer(page):
+    page.evaluate(CONNECT)
+    page.evaluate("() => { globalThis.requestAnimationFrame = globalThis.setTimeout = () => 0; }")
+    assert page.evaluate("async () => (await finished((await durable.trigger('talk', 1)).id)).frames.length") == 4

@@ -1,0 +1,513 @@
+// @ts-check
+/**
+ * Runs as live values: what a page shows of a job is read from one object, which says when it has changed.
+ *
+ *     import { connect } from "./durable-web.js";
+ *     import { job } from "./durable-bindings.js";
+ *
+ *     const durable = await connect("squares", { jobs: ["./jobs.py"] });
+ *     const squares = job(durable, "squares");
+ *     squares.bind(document.querySelector("progress"));
+ *     squares.addEventListener("changed", () => console.log(squares.status, squares.output));
+ *     await squares.trigger({ count: 10 });
+ *
+ * A binding reads the store first, then follows what commits, and never misses anything in between: what was there before
+ * the page, what other tabs do, and what happens while the engine is restarted or moves to another tab. "changed" comes at
+ * most once per animation frame, whatever happens meanwhile.
+ */
+import { Binding, Latest, coalesced, describe, follow, nextFrame } from "./durable-binding.js";
+import { DurableError } from "./engine-connection.js";
+import { ACTIVE, isTerminal, lineText, percentage, sentence, visible } from "./durable-text.js";
+
+export { Binding };
+
+/** @typedef {import("./durable-web.js").Durable} Durable */
+/** @typedef {import("./durable-web.js").Filter} Filter */
+/** @typedef {import("./durable-web.js").TriggerOptions} TriggerOptions */
+/** @typedef {import("./watch.js").Frame} Frame */
+/** @typedef {{current: number, total: number | null, message: string | null}} Progress */
+/** @typedef {{type: string, message: string, traceback?: string}} RunError */
+/**
+ * @typedef {Record<string, any> & {id: string, job: string, status: string, attempt: number, output: any, createdAt: number,
+ *   updatedAt: number, progress: Progress | null, error: RunError | null}} Run as `runs.get` gives it
+ */
+/** @typedef {Frame & {level: string, message: string, fields: Record<string, any>, step: string | null}} Line */
+/**
+ * @typedef {Frame & {name: string, status: string, attempt: number, duration: number | null, runAttempt: number}} StepEnd
+ *   `runAttempt` says in which execution of the run the step ended: where it rises, the run had been interrupted
+ */
+
+/** How many log lines, and how many ends of steps, are kept by default. */
+export const MOST_LINES = 1000;
+/** @param {Durable} durable @param {string} name of a job @param {{autoResume?: boolean, followLatest?: boolean, max?: number}} [options] */
+export const job = (durable, name, options) => new JobBinding(durable, name, options);
+/** @param {Durable} durable @param {string} id of a run @param {{max?: number}} [options] */
+export const run = (durable, id, options) => new RunBinding(durable, id, options);
+/** @param {Durable} durable @param {string} id of a run @param {{max?: number}} [options] */
+export const logs = (durable, id, options) => new LogsBinding(durable, id, options);
+/** @param {Durable} durable @param {Filter & {pageSize?: number, realtime?: boolean}} [options] */
+export const runs = (durable, options) => new RunsBinding(durable, options);
+/** @param {Durable} durable */
+export const actions = (durable) => new ActionsBinding(durable);
+
+/** One run, live: the base of those that are told which one, and of those that find one. */
+class FollowedRun extends Binding {
+  /** @type {string | null} */
+  runId = null;
+  /** As the store knows it, with what happened since. @type {Run | null} */
+  run = null;
+  /** Whether the store was asked for all there is. */
+  isHydrated = false;
+  #kept;
+  #steps;
+  /** How many steps have ended. */
+  stepCount = 0;
+  /** The number of the last frame that was taken, and of the last that is known to be there. */
+  #seq = 0;
+  #known = 0;
+  #attempt = 1;
+  /** Ends what is done for the run that is shown, when another one is. */
+  #leave = new AbortController();
+
+  /** @param {Durable} durable @param {{max?: number}} options `max`: so many log lines are kept */
+  constructor(durable, { max = MOST_LINES } = {}) {
+    super(durable);
+    this.#kept = new Latest(max);
+    this.#steps = new Latest(MOST_LINES);
+    this.whenClosed(() => this.#leave.abort());
+    this.whenClosed(follow(durable, null, (frames) => this.#hear(frames)));
+  }
+
+  /** "pending", "leased", "waiting", "cancelling", "completed", "failed", "cancelled", "dead"; null when there is no run. */
+  get status() {
+    return this.run?.status ?? null;
+  }
+  get output() {
+    return this.run?.output ?? null;
+  }
+  get error() {
+    return this.run?.error ?? null;
+  }
+  get progress() {
+    return this.run?.progress ?? null;
+  }
+  /** In percent, or undefined where the end is not known. */
+  get percentage() {
+    return percentage(this.run);
+  }
+  /** The latest log lines, oldest first. @type {readonly Line[]} */
+  get logs() {
+    return /** @type {Line[]} */ (this.#kept.items);
+  }
+  /** How many older log lines are not kept. */
+  get droppedLogs() {
+    return this.#kept.dropped;
+  }
+  /** The latest ends of steps, oldest first. @type {readonly StepEnd[]} */
+  get steps() {
+    return /** @type {StepEnd[]} */ (this.#steps.items);
+  }
+  get isPending() {
+    return this.status === "pending";
+  }
+  get isLeased() {
+    return this.status === "leased";
+  }
+  get isWaiting() {
+    return this.status === "waiting";
+  }
+  get isCompleted() {
+    return this.status === "completed";
+  }
+  get isFailed() {
+    return this.status === "failed";
+  }
+  get isCancelled() {
+    return this.status === "cancelled";
+  }
+  get isDead() {
+    return this.status === "dead";
+  }
+  get isActive() {
+    return ACTIVE.includes(this.status ?? "");
+  }
+  get isTerminal() {
+    return isTerminal(this.status);
+  }
+  get text() {
+    return sentence(this.run);
+  }
+
+  /** @protected @param {Element} element */
+  renderInto(element) {
+    if (!(element instanceof HTMLProgressElement)) return super.renderInto(element);
+    const { percentage } = this;
+    if (percentage !== undefined) [element.max, element.value] = [100, percentage];
+    else if (this.isActive) element.removeAttribute("value");
+    else element.value = 0;
+  }
+
+  /**
+   * Shows another run, or none.
+   *
+   * @protected
+   * @param {string | null} runId
+   * @param {Run | null} [run] as far as it is known
+   */
+  show(runId, run = null) {
+    if (this.isClosed || (runId !== null && runId === this.runId)) return;
+    this.#leave.abort();
+    const { signal } = (this.#leave = new AbortController());
+    [this.runId, this.run, this.problem, this.isHydrated] = [runId, run, null, false];
+    [this.stepCount, this.#seq, this.#known, this.#attempt] = [0, 0, 0, 1];
+    this.#kept.clear();
+    this.#steps.clear();
+    this.changed();
+    if (runId === null) return;
+    this.#read = coalesced(() => this.#ask(runId, signal));
+    void this.#read();
+    void this.#watch(runId, signal);
+  }
+
+  /** Reads the run from the store; calls that come meanwhile share one more reading. */
+  #read = async () => {};
+
+  /** @param {string} runId @param {AbortSignal} signal */
+  async #ask(runId, signal) {
+    try {
+      const run = await this.durable.runs.get(runId);
+      if (signal.aborted) return;
+      [this.run, this.isHydrated] = [run, true];
+      this.changed();
+    } catch (error) {
+      if (!signal.aborted) this.#lose(error);
+    }
+  }
+
+  /** @param {unknown} error */
+  #lose(error) {
+    if (error instanceof DurableError && error.code === "RunNotFound") this.run = null;
+    this.fail(error);
+  }
+
+  /**
+   * Takes the run's frames to its end, each once; `#hear` begins it again when the run is taken up again.
+   *
+   * @param {string} runId
+   * @param {AbortSignal} signal
+   */
+  async #watch(runId, signal) {
+    try {
+      do {
+        this.#isWatching = true;
+        const watch = this.durable.runs.watch(runId, { from: this.#seq });
+        signal.addEventListener("abort", () => void watch.return(), { once: true });
+        for (let frames; (frames = await watch.nextBatch()).length && !signal.aborted;) this.#take(frames);
+      } while (!signal.aborted && this.#known > this.#seq);
+    } catch (error) {
+      if (!signal.aborted) this.#lose(error);
+    } finally {
+      if (!signal.aborted) this.#isWatching = false;
+    }
+  }
+  #isWatching = false;
+
+  /** @param {Frame[]} frames of all runs */
+  #hear(frames) {
+    for (const { runId, kind, seq } of frames) {
+      if (runId !== this.runId) continue;
+      this.#known = Math.max(this.#known, seq);
+      if (kind === "run_deleted") void this.#read();
+      if (kind === "run_status" && !this.#isWatching && seq > this.#seq) void this.#watch(runId, this.#leave.signal);
+    }
+  }
+
+  /** @param {Frame[]} frames */
+  #take(frames) {
+    for (const frame of frames) {
+      this.#seq = frame.seq;
+      if (frame.kind === "log") this.#kept.push(frame, frame.message.length);
+      else if (frame.kind === "step_status") this.#takeStep(frame);
+      else if (frame.kind === "run_status" || frame.kind === "progress") this.#takeState(frame);
+      else if (frame.kind === "run_deleted") void this.#read();
+    }
+    this.#kept.trim();
+    this.#steps.trim();
+    this.changed();
+  }
+
+  /** @param {Frame} frame */
+  #takeStep(frame) {
+    if (frame.status === "running") {
+      if (this.run && isNews(this.run, frame)) this.run = { ...this.run, currentStep: frame.name };
+      return;
+    }
+    this.stepCount += 1;
+    this.#steps.push({ ...frame, runAttempt: this.#attempt });
+  }
+
+  /**
+   * Takes what is newer than the run that the store gave. Where that is not sure, and where the run has ended (its output
+   * comes with its status), the store is asked again.
+   *
+   * @param {Frame} frame
+   */
+  #takeState(frame) {
+    const { kind, ts, status, attempt, current, total = null, message = null } = frame;
+    if (kind === "run_status") this.#attempt = attempt;
+    else if (this.run && ts < this.run.updatedAt) return;
+    if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return void this.#read();
+    const state = kind === "progress" ? { progress: { current, total, message } } : { status, attempt };
+    this.run = { ...this.run, ...state, updatedAt: ts };
+  }
+}
+
+/** @param {Run} run @param {Frame} frame */
+const isNews = (run, frame) => frame.ts > run.updatedAt;
+
+/** The run of an id. */
+export class RunBinding extends FollowedRun {
+  /** @param {Durable} durable @param {string} id @param {{max?: number}} [options] */
+  constructor(durable, id, options) {
+    super(durable, options);
+    this.show(id);
+  }
+}
+
+/** The log lines of a run, live. */
+export class LogsBinding extends RunBinding {
+  get text() {
+    return this.logs.map(lineText).join("\n");
+  }
+}
+
+/**
+ * The runs of a job, one at a time: the one that was triggered here last; with `autoResume` one that has not ended when the
+ * page is opened; with `followLatest` also each that is triggered elsewhere, such as in another tab.
+ */
+export class JobBinding extends FollowedRun {
+  /** Resolves when it is known whether there is a run to go on with. @type {Promise<void>} */
+  resumed;
+
+  /** @param {Durable} durable @param {string} name @param {{autoResume?: boolean, followLatest?: boolean, max?: number}} [options] */
+  constructor(durable, name, { autoResume = true, followLatest = true, max } = {}) {
+    super(durable, { max });
+    this.name = name;
+    if (followLatest) this.whenClosed(follow(durable, name, (frames) => this.#hearOfTriggers(frames)));
+    this.resumed = autoResume ? this.#resume() : Promise.resolve();
+  }
+
+  /** Makes a run, and shows it. @param {unknown} [input] @param {TriggerOptions} [options] @returns {Promise<Run>} */
+  async trigger(input, options) {
+    const run = await this.durable.trigger(this.name, input, options);
+    this.show(run.id, run);
+    return run;
+  }
+
+  /** The same, and resolves to the run when it has ended, however. @param {unknown} [input] @param {TriggerOptions} [options] @returns {Promise<Run>} */
+  async triggerAndWait(input, options) {
+    const { id } = await this.trigger(input, options);
+    const watch = this.durable.runs.watch(id);
+    while ((await watch.nextBatch()).length);
+    return this.durable.runs.get(id);
+  }
+
+  /** Shows no run, until there is a new one. The run goes on. */
+  reset() {
+    this.show(null);
+  }
+
+  async #resume() {
+    try {
+      const [run] = await this.durable.runs.list({ job: this.name, status: ACTIVE, limit: 1 });
+      if (run && !this.runId) this.show(run.id, run);
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** The ids of runs rise with the time of their making. @param {Frame[]} frames */
+  #hearOfTriggers(frames) {
+    for (const { kind, seq, runId } of frames) {
+      if (kind === "run_status" && seq === 1 && runId > (this.runId ?? "")) this.show(runId);
+    }
+  }
+}
+
+/**
+ * The runs that pass a filter, a page at a time. A page after the first begins where the one before it ended, so new runs
+ * move nothing there; they appear on the first.
+ */
+export class RunsBinding extends Binding {
+  /** @type {Run[]} */
+  items = [];
+  /** The number of the page that is shown, from 1. */
+  page = 1;
+  hasMore = false;
+  /** Whether the store was asked for the runs that are shown. */
+  isHydrated = false;
+  #filter;
+  #pageSize;
+  /** Of each page up to the one that is shown: after which run it begins. @type {(string | undefined)[]} */
+  #cursors = [undefined];
+  #turning = Promise.resolve();
+
+  /** @param {Durable} durable @param {Filter & {pageSize?: number, realtime?: boolean}} [options] */
+  constructor(durable, { pageSize = 20, realtime = true, ...filter } = {}) {
+    super(durable);
+    this.#filter = filter;
+    this.#pageSize = pageSize;
+    const jobs = typeof filter.job === "string" ? filter.job : null;
+    if (realtime) this.whenClosed(follow(durable, jobs, (frames) => this.#hear(frames)));
+    void this.refresh();
+  }
+
+  get text() {
+    return this.items.map((run) => `${visible(run.job)}  ${sentence(run)}`).join("\n");
+  }
+  get hasPrevious() {
+    return this.page > 1;
+  }
+
+  /** Reads the page that is shown again. */
+  refresh = coalesced(() => this.#read());
+
+  /** Shows the runs after those that are shown. */
+  next() {
+    return this.#turn(async () => {
+      const last = this.items.at(-1);
+      if (!this.hasMore || !last) return;
+      this.#cursors = [...this.#cursors.slice(0, this.page), last.id];
+      this.page += 1;
+      await this.refresh();
+    });
+  }
+
+  /** Shows the runs before those that are shown. */
+  previous() {
+    return this.goToPage(this.page - 1);
+  }
+
+  /** Shows a page, or the last one where there are not so many. @param {number} page from 1 */
+  async goToPage(page) {
+    if (page > this.page) {
+      while (this.page < page && this.hasMore && !this.problem) await this.next();
+      return;
+    }
+    return this.#turn(async () => {
+      this.page = Math.max(1, Math.min(page, this.page));
+      await this.refresh();
+    });
+  }
+
+  /** One page is turned after the other. @param {() => Promise<void>} work */
+  #turn(work) {
+    return (this.#turning = this.#turning.then(work));
+  }
+
+  /** @returns {Promise<void>} */
+  async #read() {
+    const { page } = this;
+    try {
+      const cursor = this.#cursors[page - 1];
+      const found = await this.durable.runs.list({ ...this.#filter, cursor, limit: this.#pageSize + 1 });
+      if (page !== this.page) return;
+      if (!found.length && page > 1) {
+        this.page -= 1; // all that was here is gone
+        return await this.#read();
+      }
+      this.items = found.slice(0, this.#pageSize);
+      [this.hasMore, this.isHydrated, this.problem] = [found.length > this.#pageSize, true, null];
+      this.changed();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** Progress is taken as it comes; whatever else happens may change which runs there are. @param {Frame[]} frames */
+  #hear(frames) {
+    for (const frame of frames) {
+      if (frame.kind === "progress") this.#takeProgress(frame);
+      else void this.#refreshSoon();
+    }
+  }
+
+  /** At most once per animation frame, however many runs there are. */
+  #refreshSoon = coalesced(async () => {
+    await nextFrame();
+    if (!this.isClosed) await this.refresh();
+  });
+
+  /** @param {Frame} frame */
+  #takeProgress({ runId, ts, current, total = null, message = null }) {
+    const index = this.items.findIndex((run) => run.id === runId);
+    if (index < 0 || ts < this.items[index].updatedAt) return;
+    const updated = { ...this.items[index], progress: { current, total, message }, updatedAt: ts };
+    this.items = this.items.with(index, updated);
+    this.changed();
+  }
+}
+
+/** What a person may do with runs: while one is being done `isBusy`, and then `error` says whether it went wrong. */
+export class ActionsBinding extends Binding {
+  /** @type {DurableError | null} */
+  error = null;
+  #underWay = 0;
+
+  get isBusy() {
+    return this.#underWay > 0;
+  }
+  get text() {
+    return this.error ? visible(this.error.message) : "";
+  }
+
+  /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<Run>} */
+  retry(id) {
+    return this.#do(this.durable.runs.retry(id));
+  }
+  /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<Run>} */
+  retryWithInput(id, input) {
+    return this.#do(this.durable.runs.retryWithInput(id, input));
+  }
+  /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<Run>} */
+  retrigger(id) {
+    return this.#do(this.durable.runs.retrigger(id));
+  }
+  /** Makes a new run that has the steps before the one named. @param {string} id @param {string} fromStep @returns {Promise<Run>} */
+  fork(id, fromStep) {
+    return this.#do(this.durable.runs.fork(id, fromStep));
+  }
+  /** @param {string} id @returns {Promise<Run>} */
+  cancel(id) {
+    return this.#do(this.durable.runs.cancel(id));
+  }
+  /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
+  delete(id) {
+    return this.#do(this.durable.runs.delete(id));
+  }
+  /** @param {string} id @returns {Promise<Run>} */
+  get(id) {
+    return this.#do(this.durable.runs.get(id));
+  }
+  /** @param {string} id @returns {Promise<any[]>} */
+  steps(id) {
+    return this.#do(this.durable.runs.steps(id));
+  }
+
+  /** @template Result @param {Promise<Result>} work @returns {Promise<Result>} */
+  async #do(work) {
+    this.#underWay += 1;
+    this.changed();
+    try {
+      const result = await work;
+      this.error = null;
+      return result;
+    } catch (error) {
+      this.error = describe(error);
+      throw error;
+    } finally {
+      this.#underWay -= 1;
+      this.changed();
+    }
+  }
+}

@@ -1,0 +1,210 @@
+// @ts-check
+/**
+ * Ready-made elements that show runs, for pages without any script of their own:
+ *
+ *     <script type="module" src="./durable-web/durable-elements.js"></script>
+ *     <durable-client database="squares" jobs="./jobs.py">
+ *       <durable-run job="squares" input='{"count": 10}'></durable-run>
+ *       <durable-log job="squares"></durable-log>
+ *     </durable-client>
+ *
+ *     <durable-client database jobs durability>              the client of the elements inside
+ *     <durable-run run-id | job input start-label actions>   state, progress, steps, error and output, with buttons;
+ *                                                            the slot "active" is shown until the run has ended
+ *     <durable-progress run-id | job label>                  the bar alone
+ *     <durable-log run-id | job max>                         the latest lines
+ *     <durable-runs job status labels search page-size actions href title-field empty>   a table of runs
+ *
+ * With `job`, an element shows the job's latest run: one that has not ended when the page is opened, then each that is
+ * triggered, here or in another tab. Whatever is shown is text. README.md lists the parts and custom properties.
+ */
+import { RunsBinding } from "./durable-bindings.js";
+import {
+  DurableElement,
+  ProgressView,
+  attribute,
+  json,
+  make,
+  name,
+  optionsOf,
+  percentText,
+  show,
+  words,
+  write,
+  writeText,
+} from "./durable-element.js";
+import { LogView, RunView, messageFor } from "./durable-run-view.js";
+import { RunsView } from "./durable-runs-view.js";
+import { styles } from "./durable-styles.js";
+import { visible } from "./durable-text.js";
+import { connect } from "./durable-web.js";
+
+/** @typedef {import("./durable-web.js").Durable} Durable */
+
+/** So many lines a log shows, unless told otherwise. */
+const MOST_LINES = 200;
+
+/**
+ * Connects to the database that its attributes name, for the elements inside. While the engine starts it says so, and so it
+ * does when the engine cannot start. The event "client" tells that `client` is there.
+ */
+export class DurableClient extends HTMLElement {
+  static observedAttributes = ["database", "jobs"];
+  #root = this.attachShadow({ mode: "open" });
+  #note = make("p", { class: "muted", part: "note", role: "status" });
+  #problem = make("p", { class: "problem text", part: "problem", role: "alert" });
+  /** @type {Durable | null} */
+  #client = null;
+  #connecting = "";
+
+  constructor() {
+    super();
+    this.#root.adoptedStyleSheets = [styles];
+    this.#note.hidden = this.#problem.hidden = true;
+    this.#root.append(this.#note, this.#problem, make("slot"));
+  }
+
+  /** @returns {Durable | null} */
+  get client() {
+    return this.#client;
+  }
+  set client(client) {
+    this.#client = client;
+    this.dispatchEvent(new CustomEvent("client"));
+  }
+
+  connectedCallback() {
+    void this.#connect();
+  }
+  attributeChangedCallback() {
+    if (this.isConnected) void this.#connect();
+  }
+
+  async #connect() {
+    const database = this.getAttribute("database");
+    const options = optionsOf(this);
+    const wish = JSON.stringify([database, options]);
+    if (database === null || wish === this.#connecting) return;
+    this.#connecting = wish;
+    try {
+      const client = await connect(database, { ...options, onstatus: (detail) => this.#tell(detail) });
+      if (wish === this.#connecting) this.client = client;
+    } catch (error) {
+      this.#tell({ status: "failed", message: /** @type {Error} */ (error).message });
+    }
+  }
+
+  /** @param {{status: string, message: string}} detail */
+  #tell({ status, message }) {
+    attribute(this, "status", status);
+    this.#note.hidden = status !== "starting";
+    write(this.#note, status === "starting" ? `Starting: ${message}` : "");
+    this.#problem.hidden = status !== "failed";
+    write(this.#problem, status === "failed" ? visible(message) : "");
+  }
+}
+
+/** One run: its state, progress, steps, error and output, and what can be done with it. */
+export class DurableRun extends DurableElement {
+  static observedAttributes = [
+    "run-id",
+    "job",
+    "input",
+    "start-label",
+    "actions",
+    "auto-resume",
+    "follow-latest",
+    "database",
+    "jobs",
+  ];
+
+  /** @param {Durable} client */
+  begin(client) {
+    const view = new RunView(this, client);
+    return show(this, client, (binding) => view.render(binding));
+  }
+}
+
+/** The bar of a run alone. */
+export class DurableProgress extends DurableElement {
+  static observedAttributes = ["run-id", "job", "label", "auto-resume", "follow-latest", "database", "jobs"];
+
+  /** @param {Durable} client */
+  begin(client) {
+    const progress = new ProgressView();
+    const message = make("span", { class: "text", part: "message" });
+    const percent = make("span", { class: "percent", part: "percent", "aria-hidden": "true" });
+    const foot = make("div", { class: "spread small muted" }, message, percent);
+    this.root.replaceChildren(make("div", { class: "progress", part: "progress" }, progress.element, foot));
+    return show(this, client, (binding) => {
+      progress.render(binding.run, this.getAttribute("label") ?? name(binding.run?.job ?? "Progress"));
+      writeText(message, binding.problem?.message ?? binding.run?.error?.message ?? messageFor(binding));
+      write(percent, percentText(binding.run));
+    });
+  }
+}
+
+/** The latest log lines of a run. */
+export class DurableLog extends DurableElement {
+  static observedAttributes = ["run-id", "job", "max", "auto-resume", "follow-latest", "database", "jobs"];
+
+  /** @param {Durable} client */
+  begin(client) {
+    const max = Number(this.getAttribute("max") ?? MOST_LINES);
+    const view = new LogView(this.root, max);
+    return show(this, client, (binding) => view.render(binding));
+  }
+}
+
+/**
+ * The runs that pass a filter, as a table, a page at a time. With `href`, such as "#run={id}", a run's name is a link;
+ * without, a button that tells the page with the event "durable-select", whose detail is {run}. `title-field` names what a
+ * run is called by, such as "input.name"; by default it is the job.
+ */
+export class DurableRuns extends DurableElement {
+  static observedAttributes = [
+    ...[
+      "job",
+      "status",
+      "labels",
+      "search",
+      "page-size",
+      "actions",
+      "href",
+      "title-field",
+      "empty",
+      "label",
+      "database",
+      "jobs",
+    ],
+  ];
+
+  /** @param {Durable} client */
+  begin(client) {
+    const filter = {
+      job: this.getAttribute("job") ?? undefined,
+      status: words(this, "status"),
+      labels: json(this, "labels"),
+      search: this.getAttribute("search") ?? undefined,
+    };
+    const pageSize = Number(this.getAttribute("page-size") ?? 10);
+    const given = Object.entries(filter).filter(([, value]) => value !== undefined);
+    const binding = new RunsBinding(client, { ...Object.fromEntries(given), pageSize });
+    const view = new RunsView(this, client, binding);
+    binding.addEventListener("changed", () => view.render());
+    view.render();
+    return () => binding.close();
+  }
+}
+
+/** @type {[string, CustomElementConstructor][]} */
+const ELEMENTS = [
+  ["durable-client", DurableClient],
+  ["durable-run", DurableRun],
+  ["durable-progress", DurableProgress],
+  ["durable-log", DurableLog],
+  ["durable-runs", DurableRuns],
+];
+for (const [tag, element] of ELEMENTS) {
+  if (!customElements.get(tag)) customElements.define(tag, element);
+}
