@@ -459,12 +459,13 @@ await until(count, lambda count: [line.run_id for line in count.logs] == [waited
 await until(count, lambda count: statuses[-1] == "completed" and ids[-1] == waited.id)
 tell(before=before, last=statuses[-1], output=count.output, labels=waited.labels, status=waited.status,
      logs=[line.message for line in count.logs], progress=[count.progress.current, count.percentage],
-     ids=run.id in ids and waited.id in ids, steps=count.step_count, job=count.run.job)
+     ids=run.id in ids and waited.id in ids, job=count.run.job,
+     steps=[step.name for step in count.steps] * count.step_count)
 """)
     assert told["before"] == [None, None, None, None, None, [], False]
     assert told["last"] == told["status"] == "completed"
     assert told["labels"] == {"snake_case": "kept"}
-    assert (told["output"], told["job"], told["steps"]) == ({"counted": 2}, "count", 2)
+    assert (told["output"], told["job"], told["steps"]) == ({"counted": 2}, "count", ["step 0", "step 1"] * 2)
     assert told["logs"] == ["line 0", "line 1"]
     assert told["progress"] == [2, 100]
     assert told["ids"]
