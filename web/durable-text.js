@@ -59,6 +59,9 @@ export function fieldsText(fields) {
   return pairs.join("");
 }
 
+/** What `visible` replaces. */
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+
 /**
  * Text in which nothing is hidden: control characters as pictures, and what would turn the order of the text around as its
  * number. Line ends and tabs stay.
@@ -66,6 +69,7 @@ export function fieldsText(fields) {
  * @param {string} text
  */
 export function visible(text) {
+  if (!HIDDEN.test(text)) return text;
   return text
     .replace(/\r\n/g, "\n")
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (found) => String.fromCharCode(0x2400 + found.charCodeAt(0)))

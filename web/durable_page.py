@@ -435,6 +435,12 @@ class RunBinding(_Binding):
         return self._get("stepCount")
 
     @property
+    def steps(self):
+        """The latest ends of steps, oldest first: records with ``name``, ``status``, ``attempt``, ``duration`` in
+        seconds, and ``run_attempt``: where it rises, the run had been interrupted."""
+        return [Record(step) for step in json.loads(bridge.stepsOf(self._binding))]
+
+    @property
     def dropped_logs(self):
         """How many older log lines are not kept."""
         return self._get("droppedLogs")
