@@ -145,7 +145,7 @@ CREATE TABLE durable_steps (
     wake_at          INTEGER,                        -- of a wait: when it is over, or times out
     topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
     detail           TEXT,                           -- of a wait: what else ends it, as the codec's text
-    undo             INTEGER NOT NULL DEFAULT 0,     -- 1: has a compensation
+    undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,
     PRIMARY KEY (run_id, name)
