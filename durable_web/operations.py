@@ -169,7 +169,8 @@ class Operations:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        record = await self._execution.may_begin(record)
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
         token = current_step.set(record)
         self._execution.ending.add(record.name)
         context = contextvars.copy_context()  # a group may be committed from within another run's step
@@ -206,7 +207,8 @@ class Operations:
         record = await self._execution.arrive(self._execution.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        record = await self._execution.may_begin(record)
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
         text = encode(make(), path=f"value {record.name!r}")
         await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
         return decode(text)
@@ -217,7 +219,8 @@ class Operations:
             was_past = self._execution.is_replaying
             record = self._execution.enter(f"patch:{change_id}", PATCH)
             if not record.is_settled:
-                record = await self._execution.may_begin(record)
+                with self._execution.under_way():
+                    record = await self._execution.may_begin(record)
                 await self._execution.commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
             self._patches[change_id] = decode(self._execution.records[record.name].output or "null")
         return self._patches[change_id]
