@@ -79,7 +79,7 @@ class Admission:
         opens_at = self.store.flow.opens_at(gate, rule.limit, self.now)
         if opens_at is not None:
             raise RateLimited(self.job.name, key, rule.limit, (opens_at - self.now) / 1000)
-        self.store.flow.use(gate, self.run.id, self.now, duration_in_milliseconds(rule.per))
+        self.store.flow.use(gate, self.now, duration_in_milliseconds(rule.per))
 
     def _active(self, rule: Singleton) -> list[str]:
         return self.store.flow.present(self._group("singleton", rule.key))

@@ -15,6 +15,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .clock import Clock, TimerHandle
 from .codec import decode, encode
@@ -240,7 +241,8 @@ class Dispatcher:
             self.executing[claim.run_id] = entry
             entry[0].resume(claim)
             return
-        for stale in (entry, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
+        predecessor = self.executing.get(claim.run_id)
+        for stale in (entry, predecessor):  # of before it went on, or was retried, elsewhere
             if stale is not None:
                 stale[0].abandon()
         try:
@@ -252,9 +254,19 @@ class Dispatcher:
             self._block(claim)
             return
         execution = Execution(self._services, claim, job)
-        task = asyncio.get_running_loop().create_task(execution.run(self.new_context(execution, self._files)))
+        context = self.new_context(execution, self._files)
+        if predecessor is None or claim.ending is None:
+            running = execution.run(context)
+        else:
+            running = self._run_after({predecessor[1], *predecessor[0].tasks}, execution, context)
+        task = asyncio.get_running_loop().create_task(running)
         self.executing[claim.run_id] = execution, task
         task.add_done_callback(lambda done: self._on_executed(claim.run_id, execution, done))
+
+    async def _run_after(self, stopping: set[asyncio.Task[Any]], execution: Execution, context: Context) -> None:
+        """Execute a run that is to be compensated, once what it had under way has stopped."""
+        await asyncio.wait(stopping, timeout=STUBBORN_SECONDS)
+        await execution.run(context)
 
     def _block(self, claim: Claim) -> None:
         """Let a run wait whose version of the job is not here: it never goes on under another one."""

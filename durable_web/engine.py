@@ -480,7 +480,8 @@ class Engine:
     async def retry(self, run_id: str) -> Run:
         """Let a run that failed, died or was cancelled go on: completed steps are kept, the others are called again.
 
-        Attempts are counted anew; a deadline is forgotten, and a job's timeout counts from now.
+        So are those that were undone by their compensation. Attempts are counted anew; a deadline is forgotten, and a
+        job's timeout counts from now. The run goes on under the version of the job with which it began.
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
         :raises ConflictError: when another run of the job with its concurrency key is pending.
@@ -517,6 +518,8 @@ class Engine:
 
     async def fork(self, run_id: str, from_step: str) -> Run:
         """A new run that has the completed steps which were recorded before ``from_step``, and goes on from there.
+
+        It begins under the latest version of the job. What it has taken over it does not undo, should it fail.
 
         :raises RunNotFound: when there is no such run.
         :raises ValueError: when the run has recorded no step of that name.

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from .clock import Clock
 from .codec import decode, encode, readable
 from .commits import GroupCommit
-from .compensation import COMPENSATION, Compensation
+from .compensation import COMPENSATION, PREFIX, Compensation
 from .errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
 from .files import Files
 from .job import Job, Registry
@@ -92,7 +92,8 @@ class Execution:
         self._broken: NonDeterminismError | None = None
         self.unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
-        self.tasks: list[asyncio.Task[Any] | None] = []  # of the steps under way
+        self.tasks: list[asyncio.Task[Any]] = []  # of the steps and waits under way
+        self._at_rest: asyncio.Future[None] | None = None  # for whoever waits until there are none
         self._last_turn = time.perf_counter()
         self.parking = Parking(self, services)
         self.operations = Operations(self, services)
@@ -139,8 +140,7 @@ class Execution:
     async def _fail(self, failure: BaseException) -> None:
         error = _describe_failure(failure)
         failed_step = failure.step if isinstance(failure, StepFailed) else None
-        if self._broken is None and self.compensation.is_needed:
-            await self.compensation.begin(error, failed_step)
+        if self._broken is None and await self.compensation.begin(error, failed_step):
             await self.compensation.run()
         self._settle(RunStatus.FAILED, error=error, failed_step=failed_step)
 
@@ -192,18 +192,31 @@ class Execution:
     def under_way(self) -> Iterator[None]:
         """A branch is in the middle of something: it is told when that has to stop."""
         task = asyncio.current_task()
-        self.tasks.append(task)
+        if task is not None:
+            self.tasks.append(task)
         self.parking.in_flight += 1
         try:
             yield
         finally:
-            self.tasks.remove(task)
+            if task is not None:
+                self.tasks.remove(task)
             self.parking.land()
+            if not self.tasks and self._at_rest is not None and not self._at_rest.done():
+                self._at_rest.set_result(None)
+
+    async def stop_branches(self) -> None:
+        """Tell what other branches of the body have under way to stop, and return when it has."""
+        self._cancel_tasks()
+        while self.tasks:
+            self._at_rest = asyncio.get_running_loop().create_future()
+            await self._at_rest
 
     def abandon(self, *, cancelled: bool = False) -> None:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
-        self._abandoned = True
         self.cancelled = self.cancelled or cancelled
+        if self._abandoned:
+            return  # a second cancellation would only disturb what is cleaning up after the first
+        self._abandoned = True
         self.reports.stop()
         self.parking.stop()
         self._cancel_tasks()
@@ -277,6 +290,8 @@ class Execution:
         For a branch that is under way.
         """
         has_waited = await self.parking.may_begin()
+        if self.is_unwinding and record.kind != COMPENSATION:
+            raise Unwind(self.claim.run_id)
         if not has_waited or record.retry_at is not None:
             return record
         return self.begin(record, ready_at=record.started_at)
@@ -298,10 +313,10 @@ class Execution:
 
     def name(self, name: str) -> str:
         """The name under which this call of ``name`` is recorded: that of the second one is ``name#2``."""
-        if not isinstance(name, str) or not name or _ORDINAL.search(name):
+        if not isinstance(name, str) or not name or _ORDINAL.search(name) or name.startswith(PREFIX):
             raise ValueError(
                 f"A step's name is a non-empty string that does not end in '#' and a number, not {name!r}: "
-                "the second step of one name is recorded as name#2."
+                f"the second step of one name is recorded as name#2. Nor does it begin with {PREFIX!r}."
             )
         ordinal = self._ordinals[name] = self._ordinals.get(name, 0) + 1
         return name if ordinal == 1 else f"{name}#{ordinal}"
@@ -326,17 +341,26 @@ class Execution:
         """Whether the body is only replayed to find out how its completed steps are undone."""
         return self.claim.ending is not None or self.compensation.is_running
 
+    async def arrive(self, key: str, kind: str) -> StepRecord:
+        """``enter``, unless the run is to be compensated, and the body has come to what it has not done.
+
+        :raises Unwind: when it has; but not before its other branches have come as far.
+        """
+        if self.is_unwinding and not self.has_outcome(key):
+            self.check()
+            await self.compensation.all_found()
+            raise Unwind(self.claim.run_id)
+        return self.enter(key, kind)
+
     def enter(self, key: str, kind: str) -> StepRecord:
         """The record of that key: the one that is there, or a new running one.
 
         :raises NonDeterminismError: when it is recorded as another kind of operation.
-        :raises Unwind: when the run is no longer ours, or is to be compensated and has come to what it has not done.
+        :raises Unwind: when the run is no longer ours.
         """
         self.check()
         found = self.records.get(key)
         self._unvisited.discard(key)
-        if self.is_unwinding and (found is None or not found.is_settled) and kind != COMPENSATION:
-            raise Unwind(self.claim.run_id)
         if found is None:
             self._last_position += 1
             before = self._earlier_attempts.get(key, 0)
@@ -403,6 +427,8 @@ class Execution:
 
     def record_outcome(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         now = self._clock.now()
+        if record.undo and status == StepStatus.COMPLETED:
+            outcome["undo"] = self.compensation.next_place()
         finished = dataclasses.replace(record, status=status, completed_at=now, **outcome)
         if self._recoveries:
             self._store.runs.reset_recoveries(self.claim)

@@ -15,14 +15,22 @@ async def fan_out(
     """The results of calling and awaiting each of ``children``, in order.
 
     :param max_concurrent: how many are under way at a time; all at once by default.
-    :param fail_fast: cancel the others when one has failed.
+    :param fail_fast: when one has failed, call no further one, and cancel the others.
     :raises ExceptionGroup: of the failures, in order.
     """
     slots = asyncio.Semaphore(max_concurrent or max(len(children), 1))
+    is_over = False
 
     async def run(child: Callable[[], Awaitable[Any]]) -> Any:
+        nonlocal is_over
         async with slots:
-            return await child()
+            if is_over:
+                return None
+            try:
+                return await child()
+            except BaseException:
+                is_over = fail_fast
+                raise
 
     tasks = [asyncio.ensure_future(run(child)) for child in children]
     try:

@@ -45,12 +45,11 @@ class Operations:
         undo: Undo | None = None,
     ) -> Any:
         """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
-        record = self._execution.enter(self._execution.name(name), STEP)
+        record = await self._execution.arrive(self._execution.name(name), STEP)
         retry = retry or self._execution.job.retry
-        result = await self.attempt(record, function, arguments, retry, has_undo=undo is not None)
         if undo is not None:
-            self._execution.compensation.add(self._execution.records[record.name], undo, result, retry)
-        return result
+            self._execution.compensation.add(record.name, undo, return_annotation(function), retry)
+        return await self.attempt(record, function, arguments, retry, has_undo=undo is not None)
 
     async def attempt(
         self,
@@ -166,7 +165,7 @@ class Operations:
 
     async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """The outcome of calling ``function(connection, *arguments)`` in the transaction of the checkpoint."""
-        record = self._execution.enter(self._execution.name(name), TRANSACTION)
+        record = await self._execution.arrive(self._execution.name(name), TRANSACTION)
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
@@ -205,7 +204,7 @@ class Operations:
 
     async def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once and replayed ever after."""
-        record = self._execution.enter(self._execution.name(name), VALUE)
+        record = await self._execution.arrive(self._execution.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
         with self._execution.under_way():

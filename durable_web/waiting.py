@@ -283,7 +283,7 @@ class Waiting:
         due: Callable[[int], int] | None = None,
         take: Take | None = None,
     ) -> StepRecord:
-        record = self._execution.enter(key, kind)
+        record = await self._execution.arrive(key, kind)
         if record.is_settled:
             return record
         record = await self._execution.may_begin(record)

@@ -13,6 +13,9 @@ from durable_web import testing
 from environment import ROOT, pinned_packages
 from packages import WEB
 
+NPM_FOLDERS = (WEB, ROOT / "tests" / "benchmarks" / "web")
+REQUIREMENTS = ROOT / "tests" / "benchmarks" / "requirements.txt"
+
 MACHINE_PATH = re.compile(r"/(?:work|farm|root)/|/(?:tmp/[a-z]|home/[a-z]|Users/[a-zA-Z])[/\w]")
 REGISTRY_HOST = re.compile(r"registry[.]npmjs|pypi[.]org|pythonhosted[.]org|deb[.]debian", re.IGNORECASE)
 
@@ -43,13 +46,21 @@ def test_python_packages_are_pinned_to_one_version():
     assert [pin for pin in pinned_packages() if not re.fullmatch(r"[a-z-]+==[0-9.]+", pin)] == []
 
 
-def test_npm_packages_are_pinned_to_one_version():
-    dependencies = json.loads((WEB / "package.json").read_text())["dependencies"]
-    assert {name: version for name, version in dependencies.items() if not re.fullmatch(r"[0-9.]+", version)} == {}
+def test_the_python_packages_of_the_benchmarks_are_pinned_to_one_version():
+    pins = REQUIREMENTS.read_text().split()
+    assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z_-]+==[0-9.]+", pin)] == []
 
 
-def test_the_npm_lock_file_pins_contents_and_no_addresses():
-    packages = json.loads((WEB / "package-lock.json").read_text())["packages"]
+@pytest.mark.parametrize("folder", NPM_FOLDERS, ids=("web", "benchmarks"))
+def test_npm_packages_are_pinned_to_one_version(folder):
+    dependencies = json.loads((folder / "package.json").read_text())["dependencies"]
+    pinned = re.compile(r"[0-9.]+(?:-build[0-9]+)?")
+    assert {name: version for name, version in dependencies.items() if not pinned.fullmatch(version)} == {}
+
+
+@pytest.mark.parametrize("folder", NPM_FOLDERS, ids=("web", "benchmarks"))
+def test_the_npm_lock_file_pins_contents_and_no_addresses(folder):
+    packages = json.loads((folder / "package-lock.json").read_text())["packages"]
     locked = {name: package for name, package in packages.items() if name}
     assert [name for name, package in locked.items() if "integrity" not in package] == []
     assert [name for name, package in locked.items() if "resolved" in package] == []

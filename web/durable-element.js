@@ -213,17 +213,23 @@ export const name = (text) => visible(text.length > MOST_OF_A_NAME ? `${cut(text
 /** @type {WeakMap<Element, string>} */
 const texts = new WeakMap();
 
-/** Writes a text of any length; of a very long one its beginning, and a button for the rest. @param {Element} element @param {string} text */
+/** Writes a text of any length; of a very long one its beginning, and a button for the rest. @param {HTMLElement} element @param {string} text */
 export function writeText(element, text) {
   if (texts.get(element) === text) return;
   texts.set(element, text);
-  if (text.length <= MOST_CHARACTERS) return element.replaceChildren(visible(text));
-  const more = makeButton(
-    `Show all ${text.length.toLocaleString("en")} characters`,
-    () => element.replaceChildren(visible(text)),
-    "plain",
-  );
-  element.replaceChildren(`${visible(cut(text, MOST_CHARACTERS))}… `, more);
+  if (text.length <= MOST_CHARACTERS) {
+    element.textContent = visible(text);
+    return;
+  }
+  const beginning = document.createTextNode(`${visible(cut(text, MOST_CHARACTERS))}… `);
+  const showAll = () => {
+    beginning.data = visible(text);
+    more.remove();
+    element.setAttribute("tabindex", "-1"); // the button is gone, and the focus would be with it
+    element.focus();
+  };
+  const more = makeButton(`Show all ${text.length.toLocaleString("en")} characters`, showAll, "plain");
+  element.replaceChildren(beginning, more);
 }
 
 /** Not in the middle of a character. @param {string} text @param {number} most */

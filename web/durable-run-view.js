@@ -15,7 +15,7 @@ import {
   write,
   writeText,
 } from "./durable-element.js";
-import { clockText, countText, durationText, fieldsText, isTerminal, visible } from "./durable-text.js";
+import { clockText, countText, durationText, fieldsText, isTerminal, momentText, visible } from "./durable-text.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
 /** @typedef {import("./durable-bindings.js").Run} Run */
@@ -37,6 +37,7 @@ export class RunView {
   #input;
   #offered;
   #title = make("h2", { class: "title text", part: "title" });
+  #begun = make("span", { class: "muted small", part: "begun" });
   #status = new StatusView();
   #message = make("p", { class: "muted text", part: "message" });
   #percent = make("span", { class: "percent", part: "percent", "aria-hidden": "true" });
@@ -64,7 +65,8 @@ export class RunView {
     this.#client = client;
     this.#input = json(element, "input");
     this.#offered = words(element, "actions") ?? ["cancel", "retry"];
-    const head = make("div", { class: "spread", part: "head" }, this.#title, this.#status.element);
+    const facts = make("div", { class: "buttons" }, this.#begun, this.#status.element);
+    const head = make("div", { class: "spread", part: "head" }, this.#title, facts);
     const foot = make("div", { class: "spread" }, this.#message, this.#percent);
     const progress = make("div", { class: "progress", part: "progress" }, this.#progress.element, foot);
     this.#foot.append(this.#whileActive, this.#buttons);
@@ -79,6 +81,7 @@ export class RunView {
     const { run } = binding;
     write(this.#title, name(run?.job ?? this.#element.getAttribute("job") ?? ""));
     this.#status.render(binding.status);
+    write(this.#begun, begunText(run));
     this.#progress.render(run, this.#title.textContent ?? "");
     writeText(this.#message, messageFor(binding));
     write(this.#percent, percentText(run));
@@ -172,6 +175,14 @@ export class RunView {
     const share = milestone ? `, ${milestone} percent` : "";
     write(this.#announcement, `${this.#title.textContent}: ${this.#status.element.textContent}${share}`);
   }
+}
+
+/** Such as "Nov 21, 2026, 5:41 AM, took 3.2 s". @param {Run | null} run */
+function begunText(run) {
+  if (!run) return "";
+  const { createdAt, startedAt, completedAt } = run;
+  const took = completedAt && startedAt ? `, took ${durationText((completedAt - startedAt) / 1000)}` : "";
+  return momentText(createdAt) + took;
 }
 
 /** @param {FollowedRun} binding */
@@ -283,12 +294,18 @@ export class LogView {
   }
 }
 
+/** A line, its time, and its text: copied, because a flood of lines is made of them. */
+const LINE = make("div", {}, make("span", { class: "time", part: "time" }), make("span", { class: "text" }));
+
 /** @param {Line} line */
 function elementOfLine({ ts, level, message, fields }) {
-  const time = make("time", { class: "time", part: "time", datetime: new Date(ts).toISOString() }, clockText(ts));
-  const said = make("span");
-  writeText(said, message);
-  const text = make("span", { class: "text" }, said);
+  const line = /** @type {HTMLElement} */ (LINE.cloneNode(true));
+  const [time, text] = /** @type {Iterable<HTMLElement>} */ (/** @type {unknown} */ (line.children));
+  line.className = "line";
+  line.setAttribute("part", `line ${level}`);
+  line.setAttribute("data-level", level);
+  time.textContent = clockText(ts);
+  writeText(text, message);
   if (level !== "info" && level !== "debug") text.prepend(make("span", { class: "level" }, `${visible(level)}: `));
   const more = fieldsText(fields);
   if (more) {
@@ -296,5 +313,5 @@ function elementOfLine({ ts, level, message, fields }) {
     writeText(pairs, more);
     text.append(pairs);
   }
-  return make("div", { class: "line", part: `line ${level}`, "data-level": level }, time, text);
+  return line;
 }

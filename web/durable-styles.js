@@ -46,7 +46,7 @@ ol { list-style: none; }
 .survived { color: var(--_warning); font-weight: 600; }
 .visually-hidden { position: absolute; width: 1px; height: 1px; margin: -1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 
-.status { flex: none; display: inline-flex; align-items: center; gap: 0.5em; padding: 0.0625rem 0.75rem; border: 1px solid currentcolor; border-radius: 99px; color: var(--_muted); font-size: 0.875em; font-weight: 600; white-space: nowrap; }
+.status { flex: none; display: inline-flex; align-items: center; gap: 0.5em; padding: 0.0625rem 0.75rem; border: 1px solid currentcolor; border-radius: 99px; color: var(--_muted); font-size: 0.875em; font-weight: 600; white-space: nowrap; vertical-align: middle; }
 .status::before { content: ""; width: 0.5em; height: 0.5em; border-radius: 50%; background: currentcolor; }
 .status[data-status="leased"] { color: var(--_running); }
 .status[data-status="leased"]::before { animation: breathe 1.8s ease-in-out infinite; }
@@ -60,6 +60,7 @@ ol { list-style: none; }
 .bar[data-status="cancelled"] .fill { background: var(--_muted); }
 .percent { flex: none; font-weight: 640; }
 .progress { display: grid; gap: 0.375rem; }
+.progress > .spread { flex-wrap: nowrap; align-items: baseline; }
 
 .marks { display: flex; flex-wrap: wrap; align-items: center; gap: 3px; }
 .mark { width: 6px; height: 13px; margin-block: 2px; border-radius: 2px; background: var(--_bar); }

@@ -59,6 +59,9 @@ export function fieldsText(fields) {
   return pairs.join("");
 }
 
+/** What `visible` replaces. */
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
+
 /**
  * Text in which nothing is hidden: control characters as pictures, and what would turn the order of the text around as its
  * number. Line ends and tabs stay.
@@ -66,6 +69,7 @@ export function fieldsText(fields) {
  * @param {string} text
  */
 export function visible(text) {
+  if (!HIDDEN.test(text)) return text;
   return text
     .replace(/\r\n/g, "\n")
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (found) => String.fromCharCode(0x2400 + found.charCodeAt(0)))
@@ -84,12 +88,14 @@ export function durationText(seconds) {
   return `${minutes} min ${Math.floor(seconds - 60 * minutes)} s`;
 }
 
+const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hour12: false });
+
 /** When it was, in the person's own time zone and language. @param {number} milliseconds since 1970 */
-export const momentText = (milliseconds) =>
-  new Date(milliseconds).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+export const momentText = (milliseconds) => moments.format(milliseconds);
 
 /** The time of day. @param {number} milliseconds since 1970 */
-export const clockText = (milliseconds) => new Date(milliseconds).toLocaleTimeString(undefined, { hour12: false });
+export const clockText = (milliseconds) => clock.format(milliseconds);
 
 /** Such as "1 step" or "2,000 steps". @param {number} amount @param {string} one */
 export const countText = (amount, one) => `${amount.toLocaleString("en")} ${one}${amount === 1 ? "" : "s"}`;

@@ -158,9 +158,34 @@ class Durable:
             options["level"] = level
         return [Record(line) for line in await self._call("runs.logs", run_id, options)]
 
-    async def cancel(self, run_id):
-        """Cancel an active run, and return it."""
-        return Record(await self._call("runs.cancel", run_id))
+    async def cancel(self, run_id, compensate=False):
+        """Cancel an active run and those it has started, and return it; with ``compensate``, its completed steps are
+        undone first."""
+        return Record(await self._call("runs.cancel", run_id, {"compensate": compensate}))
+
+    async def pause(self, run_id):
+        """Let a run start no further step until it is resumed, and return it."""
+        return Record(await self._call("runs.pause", run_id))
+
+    async def resume(self, run_id):
+        """Let a run go on that is paused or stands at a breakpoint, and return it."""
+        return Record(await self._call("runs.resume", run_id))
+
+    async def signal(self, run_id, name, payload=None, signal_id=None):
+        """Send a signal to a run; False when one of that ``signal_id`` was delivered before."""
+        return await self._call("runs.signal", run_id, name, payload, {"signalId": signal_id})
+
+    async def update(self, run_id, name, argument=None, update_id=None, timeout=None):
+        """Send an update to a run, and return its answer; ``timeout`` in seconds."""
+        return await self._call("runs.update", run_id, name, argument, {"updateId": update_id, "timeout": timeout})
+
+    async def publish(self, topic, payload=None, event_id=None):
+        """Let an event reach every run that waits for it, and start the jobs that it starts; the ids of these runs."""
+        return await self._call("publish", topic, payload, {"eventId": event_id})
+
+    async def deliver_webhook(self, token, body=None):
+        """Deliver what was sent to a run's webhook; False when it was delivered before."""
+        return await self._call("deliverWebhook", token, body)
 
     async def retry(self, run_id):
         """Let a run that did not complete go on from its failed step, and return it."""
@@ -195,6 +220,33 @@ class Durable:
         wanted = {"from": from_id, "jobs": jobs, "labels": labels, "kinds": kinds}
         given = {name: value for name, value in wanted.items() if value is not None}
         return Watch(self._client.runs.watchAll(_to_js(given)))
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+
+    async def schedule(self, name, job, **options):
+        """Trigger a job again and again; the same name again changes the schedule. Returns it.
+
+        Options: ``cron`` and ``timezone``, or ``every`` (seconds, or a text such as ``"15m"``); ``input``, ``labels``,
+        ``overlap`` (``"skip"``, ``"queue"`` or ``"allow"``), ``catch_up`` (``"none"``, ``"latest"`` or ``"all"``),
+        ``jitter``.
+        """
+        return Record(await self._call("schedules.create", name, job, _camel_case_keys(options)))
+
+    async def list_schedules(self):
+        """All schedules, by name."""
+        return [Record(schedule) for schedule in await self._call("schedules.list")]
+
+    async def pause_schedule(self, name):
+        """Let a schedule trigger nothing until it is resumed, and return it."""
+        return Record(await self._call("schedules.pause", name))
+
+    async def resume_schedule(self, name):
+        """Let a schedule go on with its next due time, and return it."""
+        return Record(await self._call("schedules.resume", name))
+
+    async def delete_schedule(self, name):
+        """Delete a schedule; the runs that it has made stay."""
+        await self._call("schedules.delete", name)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -381,6 +433,12 @@ class RunBinding(_Binding):
     def step_count(self):
         """How many steps have ended."""
         return self._get("stepCount")
+
+    @property
+    def steps(self):
+        """The latest ends of steps, oldest first: records with ``name``, ``status``, ``attempt``, ``duration`` in
+        seconds, and ``run_attempt``: where it rises, the run had been interrupted."""
+        return [Record(step) for step in json.loads(bridge.stepsOf(self._binding))]
 
     @property
     def dropped_logs(self):

@@ -68,7 +68,7 @@ function tell(message) {
   for (const client of [owner, ...followers]) client.post(message);
 }
 
-/** @param {string} phase of starting @param {object} detail */
+/** @param {string} phase of starting @param {object} [detail] */
 const report = (phase, detail = {}) => tell({ type: "boot", phase, ...detail, leader: LEADER });
 
 /** @param {Start} start */
@@ -78,6 +78,13 @@ function openLobby(start) {
     if (data.type === "hello") admit(data.client, data.start, start);
   };
   lobby.postMessage({ type: "leading", leader: LEADER });
+}
+
+/** Sends the other tabs to the next engine. */
+function closeLobby() {
+  lobby?.postMessage({ type: "left", leader: LEADER });
+  lobby?.close();
+  lobby = undefined;
 }
 
 /**
@@ -118,8 +125,8 @@ function refusal(theirs, ours) {
     const message = `${what} has another release of this site's files. Close it, or reload it, and then reload this page.`;
     return { code: "OtherReleaseError", message };
   }
-  const options = (/** @type {Start} */ start) => JSON.stringify([[...start.jobs].sort(), start.options.durability]);
-  if (options(theirs) === options(ours)) return undefined;
+  const shared = (/** @type {Start} */ { jobs, options }) => JSON.stringify([[...jobs].sort(), options.durability]);
+  if (shared(theirs) === shared(ours)) return undefined;
   const message = `${what} was given other jobs or another durability. Give the same in every tab, or close that one first.`;
   return { code: "OtherOptionsError", message };
 }
@@ -212,6 +219,7 @@ function answer({ storage, python }, method, params) {
 }
 
 async function stop() {
+  closeLobby();
   try {
     const engine = await booting;
     await engine?.host.stop();
@@ -223,8 +231,7 @@ async function stop() {
 
 /** Releases the files, then says the last word. @param {object} message */
 async function end(message) {
-  lobby?.postMessage({ type: "left", leader: LEADER });
-  lobby?.close();
+  closeLobby();
   await opening?.then(
     (storage) => storage.close(),
     () => {},

@@ -128,6 +128,9 @@ export function linesOf({ runId, logs }, known) {
   return JSON.stringify({ runId, lines, kept: logs.length });
 }
 
+/** @param {{steps: readonly object[]}} binding @returns {string} JSON */
+export const stepsOf = ({ steps }) => JSON.stringify(steps);
+
 /** Lets the person save a file. @param {Blob} blob @param {string} name */
 export function download(blob, name) {
   const link = document.createElement("a");

@@ -178,6 +178,8 @@ class Session:
 
     def receive(self, text: str) -> None:
         """Take a message from the client."""
+        if self._host.is_stopping:
+            return  # left to the next engine
         message = json.loads(text)
         kind, request_id = message["type"], message["id"]
         if kind == "credit":
@@ -230,7 +232,8 @@ class Session:
                 raise DurableWebError(f"The engine has no method {message['method']!r}.")
             result = to_wire(await method(**from_wire(message["params"])))
         except Exception as error:
-            self._post({"type": "response", "id": request_id, "error": to_error(error)})
+            if not self._host.is_stopping:  # it may only have failed for that
+                self._post({"type": "response", "id": request_id, "error": to_error(error)})
         else:
             self._post({"type": "response", "id": request_id, "result": result})
 

@@ -19,6 +19,7 @@ from ..errors import (
 )
 
 SCHEMA_VERSION = 2
+_MIGRATIONS = ("schema.sql", "migrations/2.sql")  # from version 0, an empty file, to the latest; from 1 to 2
 BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
 Parameters = Mapping[str, Any] | tuple[Any, ...]
@@ -264,10 +265,11 @@ class Database:
         if self._user_version() == SCHEMA_VERSION:
             return
         with self.transaction():
-            if self._user_version() == 0:  # nobody else was faster
-                for statement in _statements(files(__package__).joinpath("schema.sql").read_text("utf-8")):
+            found = self._user_version()  # asked again: somebody else may have been faster
+            for script in _MIGRATIONS[:1] if found == 0 else _MIGRATIONS[found:]:
+                for statement in _statements(files(__package__).joinpath(script).read_text("utf-8")):
                     self.connection.execute(statement)
-                self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -77,17 +77,17 @@ SELECT expires_at
 """
 
 USE = """
-INSERT INTO durable_uses (gate, expires_at, run_id)
-VALUES (:gate, :expires_at, :run_id)
+INSERT INTO durable_uses (gate, expires_at)
+VALUES (:gate, :expires_at)
 """
 
 FORGET_USES = """
 DELETE FROM durable_uses
- WHERE (gate, expires_at, run_id) IN (SELECT gate, expires_at, run_id
-                                        FROM durable_uses INDEXED BY durable_uses_by_time
-                                       WHERE expires_at <= :now
-                                       ORDER BY expires_at
-                                       LIMIT :limit)
+ WHERE id IN (SELECT id
+                FROM durable_uses INDEXED BY durable_uses_by_time
+               WHERE expires_at <= :now
+               ORDER BY expires_at
+               LIMIT :limit)
 """
 
 PASS = """
@@ -288,9 +288,9 @@ class Flow:
         """When a limit per time has room again; ``None`` when it has."""
         return self._value(NTH_LATEST_USE, gate=gate, now=now, offset=capacity - 1)
 
-    def use(self, gate: str, run_id: str, now: int, period: int) -> None:
+    def use(self, gate: str, now: int, period: int) -> None:
         """Count one use of a limit per time."""
-        self._database.execute(USE, {"gate": gate, "run_id": run_id, "expires_at": now + period})
+        self._database.execute(USE, {"gate": gate, "expires_at": now + period})
         self._forget_uses(now)
 
     def _forget_uses(self, now: int) -> None:

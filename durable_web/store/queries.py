@@ -259,6 +259,7 @@ UPDATE durable_runs
        error = :error,
        failed_step = :failed_step,
        due = 0,
+       paused = 0,
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status = 'leased'
 """
@@ -269,6 +270,7 @@ UPDATE durable_runs
        ending = :ending,
        error = :error,
        due = 1,
+       paused = 0,
        blocked = 0,
        generation = generation + 1,
        wake_at = NULL,
@@ -280,7 +282,7 @@ UPDATE durable_runs
  WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
    AND EXISTS (SELECT 1
                  FROM durable_steps
-                WHERE run_id = :id AND undo = 1 AND status = 'completed')
+                WHERE run_id = :id AND undo > 0 AND status = 'completed')
 RETURNING attempt
 """
 
@@ -503,8 +505,8 @@ SELECT {_STEP_COLUMNS}
 TO_COMPENSATE = f"""
 SELECT {_STEP_COLUMNS}
   FROM durable_steps
- WHERE run_id = :run_id AND undo = 1 AND status = 'completed'
- ORDER BY completed_at DESC, position DESC
+ WHERE run_id = :run_id AND undo > 0 AND status = 'completed'
+ ORDER BY undo DESC
 """
 
 ATTEMPTS = """
@@ -557,15 +559,24 @@ SELECT name, MAX(attempt)
 
 FORGET_UNSETTLED_STEPS = """
 DELETE FROM durable_steps
- WHERE run_id = :run_id AND status <> 'completed'
+ WHERE run_id = :run_id
+   AND (status <> 'completed'
+        OR kind = 'compensation'
+        OR 'compensate:' || name IN (SELECT name
+                                       FROM durable_steps
+                                      WHERE run_id = :run_id AND kind = 'compensation' AND status = 'completed'))
 """
 
 COPY_STEPS = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, undo, started_at,
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, started_at,
                            completed_at)
-SELECT :run_id, name, kind, status, position, attempt, output, error, queued, undo, started_at, completed_at
+SELECT :run_id, name, kind, status, position, attempt, output, error, queued, started_at, completed_at
   FROM durable_steps
- WHERE run_id = :source_run_id AND position < :position AND status = 'completed'
+ WHERE run_id = :source_run_id AND position < :position AND status = 'completed' AND kind <> 'compensation'
+   AND 'compensate:' || name NOT IN (SELECT name
+                                       FROM durable_steps
+                                      WHERE run_id = :source_run_id AND kind = 'compensation'
+                                        AND status = 'completed')
 """
 
 RECORD_STEP = """

@@ -146,7 +146,7 @@ CREATE TABLE durable_steps (
     topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
     detail           TEXT,                           -- of a wait: what else ends it, as the codec's text;
                                                      -- of a signal that has come, its message's id
-    undo             INTEGER NOT NULL DEFAULT 0,     -- 1: has a compensation
+    undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,
     PRIMARY KEY (run_id, name)
@@ -228,12 +228,12 @@ CREATE TABLE durable_held (
 CREATE INDEX durable_held_by_gate ON durable_held (gate, priority DESC, run_id);
 
 CREATE TABLE durable_uses (
+    id               INTEGER PRIMARY KEY,
     gate             TEXT    NOT NULL,
-    expires_at       INTEGER NOT NULL,
-    run_id           TEXT    NOT NULL,
-    PRIMARY KEY (gate, expires_at, run_id)
-) STRICT, WITHOUT ROWID;
+    expires_at       INTEGER NOT NULL
+) STRICT;
 
+CREATE INDEX durable_uses_by_gate ON durable_uses (gate, expires_at);
 CREATE INDEX durable_uses_by_time ON durable_uses (expires_at);
 
 CREATE TABLE durable_openings (
@@ -246,8 +246,8 @@ CREATE INDEX durable_openings_by_time ON durable_openings (opens_at);
 CREATE TRIGGER durable_gates_of_changed_run AFTER UPDATE OF status ON durable_runs
     WHEN NEW.gated = 1 AND OLD.status <> NEW.status
 BEGIN
-    INSERT OR IGNORE INTO durable_uses (gate, expires_at, run_id)
-    SELECT gate, NEW.updated_at + period, run_id
+    INSERT INTO durable_uses (gate, expires_at)
+    SELECT gate, NEW.updated_at + period
       FROM durable_gates
      WHERE run_id = NEW.id AND kind = 'start' AND passed = 1 AND NEW.status = 'leased';
     UPDATE durable_gates

@@ -160,7 +160,10 @@ class Steps:
             self._journal.tell("step:cancel", run_id, now, step_name=name, step_index=position)
 
     def forget_unsettled(self, run_id: str) -> None:
-        """Forget the steps that did not complete, so that they are called again; their attempts stay listed."""
+        """Forget the steps that did not complete, or were undone, so that they are called again.
+
+        Their failed attempts stay listed.
+        """
         self._database.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
         self._database.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
 
@@ -174,7 +177,10 @@ class Steps:
             self._database.execute(text, {"run_id": run_id})
 
     def copy_before(self, source_run_id: str, run_id: str, position: int) -> None:
-        """Give a run the completed steps that another recorded before the one at ``position``."""
+        """Give a run the completed steps that another recorded before the one at ``position``, and has not undone.
+
+        They stay the other one's to undo.
+        """
         values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}
         self._database.execute(queries.COPY_STEPS, values)
 

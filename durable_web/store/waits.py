@@ -50,7 +50,7 @@ SELECT run_id, name, status
 _ENDED = """
 SELECT wait.value
   FROM json_each(:names) AS wait
-  JOIN durable_steps AS step ON step.run_id = :run_id AND step.name = wait.value
+ CROSS JOIN durable_steps AS step ON step.run_id = :run_id AND step.name = wait.value
  WHERE step.status IN ('completed', 'failed')
     OR (step.status = 'running'
         AND EXISTS (SELECT 1

@@ -8,6 +8,7 @@ from .laboratory import Laboratory
 from .scale import Scale
 from .series import Bench, Measurement
 
+_WANTED = 100_000
 _QUESTIONS = {
     "growth-steps": ("Durable steps, with so many finished runs in the database", "steps/s"),
     "growth-runs": ("One-step runs, with so many finished runs in the database", "runs/s"),
@@ -42,6 +43,8 @@ def measure_growth(bench: Bench, lab: Laboratory, scale: Scale) -> list[Measurem
                 measure()
         measurement = Measurement(question, title)
         notes = {_label(past): f"{counted[past]['frames']:,} frames" for past in scale.pasts if past}
+        if scale.pasts[-1] < _WANTED:
+            measurement.notes.append(f"a {scale.name} run goes no further than {scale.pasts[-1]:,} finished runs")
         rounds = bench.rounds if question == "growth-steps" else min(bench.rounds, 3)
         measurement.series += bench.take_turns(unit, subjects, notes=notes, rounds=rounds).values()
         found.append(measurement)

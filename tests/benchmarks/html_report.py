@@ -27,7 +27,8 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
 .scroll { overflow-x: auto; }
 th, td { text-align: left; padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--quiet); font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+.number, .wanted { white-space: nowrap; }
 .reached { color: var(--good); font-weight: 600; }
 .missed { color: var(--bad); font-weight: 600; }
 article { background: var(--raised); border: 1px solid var(--rule); border-radius: 10px; padding: 1rem 1.25rem;
@@ -95,9 +96,15 @@ def _verdict(verdict: Verdict) -> str:
 
 def _target_row(text: str, wanted: str, measured: str, is_reached: bool, words: str) -> str:
     return (
-        f'<tr><td>{escape(text)}</td><td>{escape(wanted)}</td><td class="number">{escape(measured)}</td>'
-        f'<td class="{"reached" if is_reached else "missed"}">{escape(words)}</td></tr>'
+        f'<tr><td>{escape(text)}</td><td class="wanted">{escape(wanted)}</td><td class="number">{escape(measured)}</td>'
+        f'<td class="{_outcome_class(is_reached, words)}">{escape(words)}</td></tr>'
     )
+
+
+def _outcome_class(is_reached: bool, words: str) -> str:
+    if words.startswith("not measured"):
+        return "quiet"
+    return "reached" if is_reached else "missed"
 
 
 def _measurement(measurement: Measurement) -> str:

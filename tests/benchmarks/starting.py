@@ -71,10 +71,12 @@ def _visit(lab: Laboratory, kind: str) -> float:
     if len(lab.chromium.context.pages) < 2:  # a browser whose last tab is closed may end
         lab.chromium.context.new_page()
     page = lab.open(lab.address("engine.html?start=start" + ("&plain" if kind == PLAIN else "")))
-    spent = page.evaluate("() => globalThis.started")
+    told = page.evaluate("() => globalThis.started")
+    if told.get("kind") not in (None, kind):
+        raise RuntimeError(f"A {kind} start was asked for, and it was a {told['kind']} one: {told.get('reason')}.")
     page.evaluate("() => engine.close()")
     page.close()
-    return spent
+    return told["milliseconds"]
 
 
 def _take_over(lab: Laboratory) -> float:

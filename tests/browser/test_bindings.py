@@ -34,6 +34,12 @@ async def fail_once(ctx, _):
     ctx.log.info("before")
     return await ctx.step("call", call)
 
+@job("slow")
+async def slow(ctx, steps):
+    for number in range(steps):
+        ctx.log.info(f"line {number}")
+        await ctx.step(f"step {number}", asyncio.sleep, 0.02)
+
 @job("say")
 async def say(ctx, texts):
     for text in texts:
@@ -188,6 +194,25 @@ def test_follow_latest_switches_to_what_another_tab_triggers_and_nothing_else_do
     assert told["following"]["output"] == {"counted": 2}
     assert told["following"]["logs"] == ["line 0", "line 1"]  # nothing of the run before
     assert told["staying"] == told["mine"]
+
+
+def test_a_binding_goes_on_when_the_tab_that_runs_the_engine_is_closed(tab):
+    first, second = tab(), tab()
+    second.evaluate("""async () => {
+        globalThis.slow = job(durable, "slow");
+        globalThis.listed = runs(durable, { job: "slow" });
+        await slow.trigger(60);
+        await until(slow, ({ logs }) => logs.length > 5);
+    }""")
+    first.close()
+    told = second.evaluate("""async () => {
+        await until(slow, ({ isCompleted, logs }) => isCompleted && logs.length === 60);
+        await until(listed, ({ items }) => items[0].status === "completed");
+        const executions = new Set(slow.steps.map(({ runAttempt }) => runAttempt));
+        return { ...state(slow), attempt: slow.run.attempt, executions: [...executions] };
+    }""")
+    assert told["logs"] == [f"line {number}" for number in range(60)]  # each once
+    assert (told["attempt"], told["executions"]) == (2, [1, 2])
 
 
 def test_a_run_that_is_taken_up_again_is_live_again_and_one_that_is_deleted_is_gone(tab):
@@ -434,12 +459,13 @@ await until(count, lambda count: [line.run_id for line in count.logs] == [waited
 await until(count, lambda count: statuses[-1] == "completed" and ids[-1] == waited.id)
 tell(before=before, last=statuses[-1], output=count.output, labels=waited.labels, status=waited.status,
      logs=[line.message for line in count.logs], progress=[count.progress.current, count.percentage],
-     ids=run.id in ids and waited.id in ids, steps=count.step_count, job=count.run.job)
+     ids=run.id in ids and waited.id in ids, job=count.run.job,
+     steps=[step.name for step in count.steps] * count.step_count)
 """)
     assert told["before"] == [None, None, None, None, None, [], False]
     assert told["last"] == told["status"] == "completed"
     assert told["labels"] == {"snake_case": "kept"}
-    assert (told["output"], told["job"], told["steps"]) == ({"counted": 2}, "count", 2)
+    assert (told["output"], told["job"], told["steps"]) == ({"counted": 2}, "count", ["step 0", "step 1"] * 2)
     assert told["logs"] == ["line 0", "line 1"]
     assert told["progress"] == [2, 100]
     assert told["ids"]

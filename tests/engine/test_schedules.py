@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from watching import finish
+from watching import finish, on_a_desk_only
 
 from durable_web import (
     Context,
@@ -205,6 +205,7 @@ async def test_a_crash_between_the_due_time_and_its_run_neither_loses_nor_double
         assert await scheduled_times(engine) == ["15. 09:00"]
 
 
+@on_a_desk_only("OPFS has one engine per file")
 async def test_two_engines_on_one_file_make_one_run_of_each_due_time(running):
     clock = MockClock()
     async with (

@@ -10,6 +10,8 @@ const pause = (/** @type {number} */ milliseconds) => new Promise((resolve) => s
 
 /** @type {any} */
 let durable;
+/** How Python started, where the client tells: {start: "snapshot" | "plain", reason}. @type {any} */
+let start;
 /** The longest task of the page's main thread since it was last set to 0. */
 let longestTask = 0;
 new PerformanceObserver((list) => {
@@ -34,7 +36,8 @@ async function timed(job, input) {
 globalThis.engine = {
   /** @param {string} name @param {object} [options] of connect() */
   async open(name, options = {}) {
-    durable = globalThis.durable = await connect(name, { jobs: JOBS, ...options });
+    const onstatus = (/** @type {any} */ detail) => (start = detail.start ? detail : start);
+    durable = globalThis.durable = await connect(name, { jobs: JOBS, onstatus, ...options });
     await durable.ready;
   },
 
@@ -148,7 +151,8 @@ if (parameters.has("start")) {
     await engine.open(parameters.get("start"), parameters.has("plain") ? { snapshot: false } : {});
     const { id } = await durable.trigger("steps", { count: 1 });
     for await (const frame of durable.runs.watch(id)) {
-      if (frame.kind === "step_status" && frame.status === "completed") return performance.now();
+      if (frame.kind !== "step_status" || frame.status !== "completed") continue;
+      return { milliseconds: performance.now(), kind: start?.start, reason: start?.reason };
     }
   })();
 }

@@ -1,0 +1,758 @@
+"""Sagas: what a run has done is undone, the latest first, when it fails or is cancelled so, durably."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from crashing import survive_every_death
+from watching import finish, on_a_desk_only, reach, timeline
+
+from durable_web import Context, Engine, FatalError, Job, Retry, Run, RunStatus, StepFailed, StepStatus, job
+from durable_web.identifiers import derive
+from durable_web.testing import MockClock, crash
+
+QUICK = Retry(max_attempts=3, backoff=0, jitter=0)
+SLOW = Retry(max_attempts=3, backoff=60, factor=1, jitter=0)
+
+
+def fail(message: str = "out of stock") -> None:
+    raise ValueError(message)
+
+
+def saga(undone: list[str], names: list[str], then: Callable[[Context], Any] | None = None, **options: Any) -> Job:
+    """A job whose steps can be undone, and that then fails, or does something else."""
+
+    @job("saga", **options)
+    async def run_saga(ctx: Context, _: Any) -> str:
+        for name in names:
+            await ctx.step(name, str.upper, name, compensate=undone.append)
+        if then is None:
+            await ctx.step("fail", fail)
+        else:
+            await then(ctx)
+        return "done"
+
+    return run_saga
+
+
+async def wait_at_breakpoint(ctx: Context) -> None:
+    await ctx.breakpoint("stay")
+
+
+async def statuses(engine: Engine, run: Run) -> dict[str, str]:
+    """The status of every compensation of a run."""
+    steps = await engine.get_steps(run.id)
+    return {step.name: step.status for step in steps if step.kind == "compensation"}
+
+
+# --- when, and in which order ----------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_fails_undoes_its_steps_the_latest_first_and_ends_with_its_own_error(running):
+    undone: list[str] = []
+    async with running(order := saga(undone, ["reserve", "charge", "ship"])) as engine:
+        run = await engine.trigger(order)
+        frames = await timeline(engine, run)
+        run = await engine.get_run(run.id)
+        steps = await engine.get_steps(run.id)
+    assert undone == ["SHIP", "CHARGE", "RESERVE"]
+    assert (run.status, run.error.type, run.failed_step) == (RunStatus.FAILED, "StepFailed", "fail")
+    assert "out of stock" in run.error.message
+    compensations = [step for step in steps if step.kind == "compensation"]
+    assert [step.name for step in compensations] == ["compensate:ship", "compensate:charge", "compensate:reserve"]
+    assert {step.status for step in compensations} == {StepStatus.COMPLETED}
+    assert [frame.status for frame in frames if frame.kind == "run_status"] == [
+        RunStatus.PENDING,
+        RunStatus.LEASED,
+        RunStatus.CANCELLING,
+        RunStatus.FAILED,
+    ]
+    told = [frame.name for frame in frames if frame.kind == "step_status" and frame.type == "compensation"]
+    assert told == [step.name for step in compensations]
+
+
+async def test_the_undo_gets_what_the_step_returned_as_its_annotation_says(running):
+    got: list[datetime] = []
+
+    def book() -> datetime:
+        return datetime(2030, 1, 1, tzinfo=UTC)
+
+    @job("book")
+    async def book_job(ctx: Context, _: None) -> None:
+        await ctx.step("book", book, compensate=got.append)
+        fail()
+
+    async with running(book_job) as engine:
+        await finish(engine, await engine.trigger(book_job))
+    assert got == [datetime(2030, 1, 1, tzinfo=UTC)]
+
+
+async def test_steps_side_by_side_are_undone_in_the_reverse_order_of_their_completion(running):
+    undone: list[str] = []
+    turns = [asyncio.Event() for _ in range(4)]
+
+    async def wait(number: int) -> str:
+        await turns[number].wait()
+        turns[(number + 2) % 4].set()  # 1, 3; then 0, 2 is set by hand
+        return str(number)
+
+    @job("parallel")
+    async def parallel(ctx: Context, _: None) -> None:
+        await asyncio.gather(
+            *(ctx.step(f"step {number}", wait, number, compensate=undone.append) for number in range(4))
+        )
+        fail()
+
+    async with running(parallel) as engine:
+        run = await engine.trigger(parallel)
+        turns[1].set()
+        while (await engine.get_run(run.id)).completed_steps < 2:
+            await asyncio.sleep(0.003)
+        turns[2].set()
+        await finish(engine, run)
+    assert undone == ["0", "2", "3", "1"]
+
+
+async def test_an_undo_may_be_asynchronous_and_return_what_cannot_be_stored(running):
+    undone: list[str] = []
+
+    async def undo(result: str) -> object:
+        await asyncio.sleep(0)
+        undone.append(result)
+        return object()
+
+    @job("asynchronous")
+    async def asynchronous(ctx: Context, _: None) -> None:
+        await ctx.step("do", lambda: "done", compensate=undo)
+        fail()
+
+    async with running(asynchronous) as engine:
+        run = await finish(engine, await engine.trigger(asynchronous))
+        assert await statuses(engine, run) == {"compensate:do": "completed"}
+    assert undone == ["done"]
+
+
+async def test_a_step_that_failed_or_has_no_compensation_is_not_undone(running):
+    undone: list[str] = []
+
+    @job("partly")
+    async def partly(ctx: Context, _: None) -> None:
+        await ctx.step("plain", lambda: "plain")
+        await ctx.step("kept", lambda: "kept", compensate=undone.append)
+        await ctx.step("failing", fail, compensate=undone.append)
+
+    async with running(partly) as engine:
+        run = await finish(engine, await engine.trigger(partly))
+    assert (undone, run.failed_step) == (["kept"], "failing")
+
+
+async def test_a_failure_that_is_caught_undoes_nothing(running):
+    undone: list[str] = []
+
+    async def catch(ctx: Context) -> None:
+        with pytest.raises(StepFailed):
+            await ctx.step("fail", fail)
+
+    async with running(order := saga(undone, ["reserve"], catch)) as engine:
+        run = await finish(engine, await engine.trigger(order))
+        assert await statuses(engine, run) == {}
+    assert (run.status, undone) == (RunStatus.COMPLETED, [])
+
+
+async def test_a_run_that_completes_undoes_nothing(running):
+    undone: list[str] = []
+    async with running(order := saga(undone, ["reserve"], lambda ctx: asyncio.sleep(0))) as engine:
+        run = await finish(engine, await engine.trigger(order))
+    assert (run.status, undone) == (RunStatus.COMPLETED, [])
+
+
+async def test_code_that_no_longer_matches_its_history_undoes_nothing_and_keeps_the_history(running):
+    undone: list[str] = []
+
+    async def change(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            await ctx.step("pay", lambda: 1)
+            await asyncio.Event().wait()
+        await ctx.sleep("pay", 1)
+
+    order = saga(undone, ["reserve"], change)
+    async with running(order) as engine:
+        run = await engine.trigger(order)
+        while (await engine.get_run(run.id)).completed_steps < 2:
+            await asyncio.sleep(0.003)
+        await crash(engine)
+    async with running(order) as engine:
+        run = await finish(engine, run)
+        assert [step.name for step in await engine.get_steps(run.id)] == ["reserve", "pay"]
+    assert (run.status, run.error.type, undone) == (RunStatus.FAILED, "NonDeterminismError", [])
+
+
+async def test_what_another_branch_has_under_way_is_stopped_first_and_undone_if_it_came_to_an_end(running):
+    told: list[str] = []
+
+    async def insist() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.append("asked to stop")
+        await asyncio.sleep(0.003)
+        told.append("came to its end")
+        return "insisted"
+
+    async def obey() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("obeyed")
+        return "never"
+
+    @job("branches")
+    async def branches(ctx: Context, _: None) -> None:
+        await ctx.step("first", lambda: "first", compensate=told.append)
+        await asyncio.gather(
+            ctx.step("insist", insist, compensate=told.append),
+            ctx.step("obey", obey, compensate=told.append),
+            ctx.sleep("sleep", 3600),
+            ctx.step("fail", fail),
+        )
+
+    async with running(branches) as engine:
+        run = await finish(engine, await engine.trigger(branches))
+        steps = {step.name: step.status for step in await engine.get_steps(run.id)}
+    assert sorted(told[:2]) == ["asked to stop", "obeyed"]
+    assert told[2:] == ["came to its end", "insisted", "first"]
+    assert run.failed_step == "fail"
+    assert (steps["insist"], steps["obey"], steps["sleep"]) == ("completed", "cancelled", "cancelled")
+
+
+async def test_a_deadline_that_passes_undoes_what_was_done(running):
+    clock = MockClock()
+    undone: list[str] = []
+    async with running(order := saga(undone, ["reserve"], wait_at_breakpoint), clock=clock) as engine:
+        run = await engine.trigger(order, deadline=datetime.fromtimestamp(clock.now() / 1000 + 60, UTC))
+        await clock.advance(59)
+        assert undone == []
+        await clock.advance(2)
+        run = await engine.get_run(run.id)
+    assert (run.status, run.error.type, undone) == (RunStatus.FAILED, "DeadlineExceeded", ["RESERVE"])
+
+
+# --- cancelling ------------------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_with_compensation_returns_at_once_and_ends_as_cancelled(running):
+    undone: list[str] = []
+    async with running(order := saga(undone, ["reserve", "charge"], wait_at_breakpoint)) as engine:
+        run = await engine.trigger(order)
+        await reach(engine, run.id, RunStatus.WAITING)
+        returned = await engine.cancel(run.id, compensate=True)
+        assert (returned.status, returned.ending, undone) == (RunStatus.CANCELLING, "cancelled", [])
+        run = await finish(engine, run)
+    assert (run.status, run.error, run.ending) == (RunStatus.CANCELLED, None, None)
+    assert undone == ["CHARGE", "RESERVE"]
+
+
+async def test_cancelling_without_compensation_undoes_nothing(running):
+    undone: list[str] = []
+    async with running(order := saga(undone, ["reserve"], wait_at_breakpoint)) as engine:
+        run = await engine.trigger(order)
+        await reach(engine, run.id, RunStatus.WAITING)
+        assert (await engine.cancel(run.id)).status == RunStatus.CANCELLED
+    assert undone == []
+
+
+async def test_a_run_that_has_nothing_to_undo_is_cancelled_at_once(running):
+    async with running(order := saga([], [], wait_at_breakpoint)) as engine:
+        run = await engine.trigger(order)
+        await reach(engine, run.id, RunStatus.WAITING)
+        assert (await engine.cancel(run.id, compensate=True)).status == RunStatus.CANCELLED
+
+
+async def test_a_step_that_is_under_way_has_stopped_before_anything_is_undone(running):
+    told: list[str] = []
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            told.append("cleaned up")
+
+    async with running(order := saga(told, ["reserve"], lambda ctx: ctx.step("work", work))) as engine:
+        run = await engine.trigger(order)
+        await begun.wait()
+        await engine.cancel(run.id, compensate=True)
+        run = await finish(engine, run)
+    assert told == ["cleaned up", "RESERVE"]
+    assert run.status == RunStatus.CANCELLED
+
+
+async def test_a_second_cancellation_with_compensation_changes_nothing_and_one_without_stops_it(running):
+    gate, undone = asyncio.Event(), []
+
+    async def undo(name: str) -> None:
+        await gate.wait()
+        undone.append(name)
+
+    @job("held")
+    async def held(ctx: Context, name: str) -> None:
+        await ctx.step("first", lambda: f"{name} first", compensate=undone.append)
+        await ctx.step("second", lambda: f"{name} second", compensate=undo)
+        fail("the original error")
+
+    async with running(held) as engine:
+        patient, stopped = [await engine.trigger(held, name) for name in ("patient", "stopped")]
+        for run in (patient, stopped):
+            await reach(engine, run.id, RunStatus.CANCELLING)
+        assert (await engine.cancel(patient.id, compensate=True)).status == RunStatus.CANCELLING
+        assert (await engine.cancel(stopped.id)).status == RunStatus.CANCELLED
+        gate.set()
+        patient = await finish(engine, patient)
+        stopped = await engine.get_run(stopped.id)
+    assert (patient.status, patient.error.message) == (RunStatus.FAILED, "the original error")
+    assert stopped.status == RunStatus.CANCELLED
+    assert undone == ["patient second", "patient first"]
+
+
+async def test_children_that_have_something_to_undo_do_so_too(running):
+    undone: list[str] = []
+
+    @job("deliver")
+    async def deliver(ctx: Context, name: str) -> None:
+        await ctx.step("load", lambda: f"load {name}", compensate=undone.append)
+        await ctx.breakpoint("on the road")
+
+    @job("order")
+    async def order(ctx: Context, _: None) -> None:
+        await ctx.step("reserve", lambda: "reserve", compensate=undone.append)
+        await ctx.start_job("aside", deliver, "aside")
+        await ctx.run_job("deliver", deliver, "awaited")
+
+    async with running(order, deliver) as engine:
+        run = await engine.trigger(order)
+        ids = [run.id, derive(run.id, "aside"), derive(run.id, "deliver")]
+        for id in ids:
+            while id not in [found.id for found in await engine.list_runs(status="waiting")]:
+                await asyncio.sleep(0.003)
+        await engine.cancel(run.id, compensate=True)
+        ended = [(await engine.wait_for_run(id, timeout=5)).status for id in ids]
+    assert ended == [RunStatus.CANCELLED] * 3
+    assert sorted(undone) == ["load aside", "load awaited", "reserve"]
+
+
+async def test_a_child_that_its_failing_parent_waits_for_undoes_what_it_has_done(running):
+    undone: list[str] = []
+    loaded = asyncio.Event()
+
+    @job("deliver")
+    async def deliver(ctx: Context, _: None) -> None:
+        await ctx.step("load", lambda: "load", compensate=undone.append)
+        loaded.set()
+        await ctx.breakpoint("on the road")
+
+    @job("order")
+    async def order(ctx: Context, _: None) -> None:
+        await ctx.step("reserve", lambda: "reserve", compensate=undone.append)
+
+        async def fail_when_loaded() -> None:
+            await loaded.wait()
+            fail()
+
+        await asyncio.gather(ctx.run_job("deliver", deliver), ctx.step("fail", fail_when_loaded))
+
+    async with running(order, deliver) as engine:
+        run = await finish(engine, await engine.trigger(order))
+        child = await engine.wait_for_run(derive(run.id, "deliver"), timeout=5)
+    assert (run.status, child.status) == (RunStatus.FAILED, RunStatus.CANCELLED)
+    assert sorted(undone) == ["load", "reserve"]
+
+
+async def test_a_paused_run_can_be_cancelled_with_compensation(running):
+    undone: list[str] = []
+    async with running(order := saga(undone, ["reserve"], wait_at_breakpoint)) as engine:
+        run = await engine.trigger(order)
+        await reach(engine, run.id, RunStatus.WAITING)
+        await engine.pause(run.id)
+        await engine.cancel(run.id, compensate=True)
+        run = await finish(engine, run)
+    assert (run.status, run.paused, undone) == (RunStatus.CANCELLED, False, ["RESERVE"])
+
+
+# --- trouble while undoing -------------------------------------------------------------------------------------------
+
+
+async def test_an_undo_that_fails_is_recorded_and_does_not_keep_the_others_from_being_undone(running):
+    undone: list[str] = []
+
+    def refuse(name: str) -> None:
+        raise ConnectionError(f"{name} cannot be undone")
+
+    @job("stubborn")
+    async def stubborn(ctx: Context, _: None) -> None:
+        await ctx.step("first", lambda: "first", compensate=undone.append)
+        await ctx.step("second", lambda: "second", compensate=refuse)
+        await ctx.step("third", lambda: "third", compensate=undone.append)
+        fail("the original error")
+
+    async with running(stubborn) as engine:
+        run = await finish(engine, await engine.trigger(stubborn))
+        steps = {step.name: step for step in await engine.get_steps(run.id)}
+    assert undone == ["third", "first"]
+    assert (run.status, run.error.message) == (RunStatus.FAILED, "the original error")
+    assert steps["compensate:second"].status == StepStatus.FAILED
+    assert steps["compensate:second"].error.message == "second cannot be undone"
+
+
+async def test_an_undo_is_tried_again_as_its_step_would_be_and_keeps_its_slot_meanwhile(running):
+    clock = MockClock()
+    calls = Counter()
+
+    def flaky(name: str) -> None:
+        calls[name] += 1
+        if calls[name] < 3:
+            raise ConnectionError("not today")
+
+    @job("retries", retry=SLOW)
+    async def retries(ctx: Context, _: None) -> None:
+        await ctx.step("slow", lambda: "slow", compensate=flaky)
+        await ctx.step("quick", lambda: "quick", retry=QUICK, compensate=flaky)
+        raise FatalError("over")
+
+    async with running(retries, clock=clock) as engine:
+        run = await engine.trigger(retries)
+        await clock.advance(1)
+        assert calls == {"quick": 3, "slow": 1}
+        run = await engine.get_run(run.id)
+        assert (run.status, run.lease_owner is not None) == (RunStatus.CANCELLING, True)
+        await clock.advance(61)
+        assert calls["slow"] == 2
+        await clock.advance(61)
+        run = await engine.get_run(run.id)
+        steps = {step.name: step for step in await engine.get_steps(run.id)}
+    assert (run.status, calls["slow"]) == (RunStatus.FAILED, 3)
+    assert [attempt.number for attempt in steps["compensate:slow"].failed_attempts] == [1, 2]
+
+
+async def test_the_wait_for_the_next_attempt_at_an_undo_survives_a_restart(running):
+    clock = MockClock()
+    calls: list[str] = []
+
+    def flaky(name: str) -> None:
+        calls.append(name)
+        if len(calls) == 1:
+            raise ConnectionError("not today")
+
+    @job("retries", retry=SLOW)
+    async def retries(ctx: Context, _: None) -> None:
+        await ctx.step("do", lambda: "done", compensate=flaky)
+        raise FatalError("over")
+
+    async with running(retries, clock=clock) as engine:
+        run = await engine.trigger(retries)
+        await clock.advance(30)
+        await crash(engine)
+    async with running(retries, clock=clock) as engine:
+        await clock.advance(29)
+        assert len(calls) == 1
+        await clock.advance(2)
+        run = await engine.get_run(run.id)
+    assert (run.status, run.error.type, len(calls)) == (RunStatus.FAILED, "FatalError", 2)
+
+
+async def test_an_undo_that_is_cancelled_by_what_it_calls_has_failed(running):
+    undone: list[str] = []
+
+    async def odd(_: str) -> None:
+        raise asyncio.CancelledError
+
+    @job("odd")
+    async def odd_job(ctx: Context, _: None) -> None:
+        await ctx.step("first", lambda: "first", compensate=undone.append)
+        await ctx.step("second", lambda: "second", compensate=odd)
+        fail()
+
+    async with running(odd_job) as engine:
+        run = await finish(engine, await engine.trigger(odd_job))
+        assert await statuses(engine, run) == {"compensate:second": "failed", "compensate:first": "completed"}
+    assert undone == ["first"]
+
+
+async def test_a_step_that_the_changed_code_no_longer_reaches_is_told_of_by_name_and_the_rest_is_undone(running):
+    clock = MockClock()
+    undone: list[str] = []
+
+    def order(names: list[str]) -> Job:
+        return saga(undone, names, wait_at_breakpoint)
+
+    async with running(old := order(["reserve", "charge", "ship"]), clock=clock) as engine:
+        run = await engine.trigger(old)
+        await reach(engine, run.id, RunStatus.WAITING)
+    async with running(order(["reserve", "ship"]), clock=clock) as engine:
+        await engine.cancel(run.id, compensate=True)
+        await clock.advance(60)
+        run = await engine.get_run(run.id)
+        steps = {step.name: step for step in await engine.get_steps(run.id)}
+    assert (run.status, undone) == (RunStatus.CANCELLED, ["SHIP", "RESERVE"])
+    assert steps["compensate:charge"].status == StepStatus.FAILED
+    assert "no longer comes to the step 'charge'" in steps["compensate:charge"].error.message
+
+
+async def test_a_branch_that_takes_time_to_come_to_its_step_is_waited_for(running):
+    undone: list[str] = []
+
+    @job("dawdles")
+    async def dawdles(ctx: Context, _: None) -> None:
+        async def dawdle() -> None:
+            await asyncio.sleep(0.02)
+            await ctx.step("late", lambda: "late", compensate=undone.append)
+            await ctx.breakpoint("stay here")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(dawdle())
+            await ctx.step("early", lambda: "early", compensate=undone.append)
+            await ctx.breakpoint("stay")
+
+    async with running(dawdles) as engine:
+        run = await engine.trigger(dawdles)
+        while (await engine.get_run(run.id)).completed_steps < 2:
+            await asyncio.sleep(0.003)
+    async with running(dawdles) as engine:
+        await engine.cancel(run.id, compensate=True)
+        run = await finish(engine, run)
+    assert (run.status, undone) == (RunStatus.CANCELLED, ["late", "early"])
+
+
+async def test_the_names_of_compensations_are_not_for_steps(running):
+    @job("clever")
+    async def clever(ctx: Context, _: None) -> None:
+        await ctx.step("compensate:charge", lambda: 1)
+
+    async with running(clever) as engine:
+        run = await finish(engine, await engine.trigger(clever))
+    assert run.error.type == "ValueError"
+    assert "compensate:" in run.error.message
+
+
+# --- going on after an end -------------------------------------------------------------------------------------------
+
+
+async def test_what_was_undone_is_done_again_by_a_retry_and_what_was_not_is_kept(running):
+    done, undone = [], []
+
+    def do(name: str) -> str:
+        done.append(name)
+        return name
+
+    @job("order")
+    async def order(ctx: Context, stock: int) -> str:
+        await ctx.step("look up", do, "look up")
+        await ctx.step("charge", do, "charge", compensate=undone.append)
+        if stock:
+            await ctx.step("gift", do, "gift", compensate=undone.append)
+        await ctx.step("take", lambda: None if stock else fail())
+        if stock < 2:
+            fail("not wrapped")
+        return "shipped"
+
+    async with running(order) as engine:
+        run = await finish(engine, await engine.trigger(order, 0))
+        assert (done, undone) == (["look up", "charge"], ["charge"])
+        await engine.retry_with_input(run.id, 1)
+        run = await finish(engine, run)
+        assert (done[2:], undone[1:]) == (["charge", "gift"], ["gift", "charge"])
+        await engine.retry_with_input(run.id, 2)
+        run = await finish(engine, run)
+        assert await statuses(engine, run) == {}
+    assert (run.output, done[4:], len(undone)) == ("shipped", ["charge", "gift"], 3)
+
+
+async def test_a_fork_takes_over_nothing_that_was_undone_and_undoes_nothing_that_it_took_over(running):
+    done, undone = [], []
+
+    def do(name: str) -> str:
+        done.append(name)
+        return name
+
+    @job("order")
+    async def order(ctx: Context, fails: bool) -> None:
+        await ctx.step("charge", do, "charge", compensate=undone.append)
+        await ctx.step("check", lambda: fail() if not done[2:] else None)
+        fail("not wrapped")
+
+    async with running(order) as engine:
+        run = await finish(engine, await engine.trigger(order, True))
+        assert (done, undone) == (["charge"], ["charge"])
+        await finish(engine, await engine.fork(run.id, "check"))
+        assert (done, undone) == (["charge"] * 2, ["charge"] * 2)
+
+    @job("safe")
+    async def safe(ctx: Context, _: None) -> None:
+        await ctx.step("charge", do, "charge", compensate=undone.append)
+        await ctx.step("check", lambda: None)
+        if len(await ctx.step("look", list)) == 0 and ctx.run_id != original:
+            fail()
+
+    original = ""
+    async with running(safe) as engine:
+        run = await engine.trigger(safe)
+        original = run.id
+        assert (await finish(engine, run)).status == RunStatus.COMPLETED
+        assert (await finish(engine, await engine.fork(run.id, "check"))).status == RunStatus.FAILED
+    assert len(undone) == 2
+
+
+# --- crashes ---------------------------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """What was done and undone, by run; an undo counts twice only where it ran again after its commit."""
+
+    def __init__(self) -> None:
+        self.undone: dict[str, list[str]] = defaultdict(list)
+
+    def undo(self, key: str, name: str) -> None:
+        self.undone[key].append(name)
+
+    def check_order(self, key: str, names: list[str]) -> None:
+        """The names come in their order; each may come again only directly after itself, for want of a commit."""
+        assert list(dict.fromkeys(self.undone[key])) == names
+        without_repetitions = [
+            name for place, name in enumerate(self.undone[key]) if place == 0 or self.undone[key][place - 1] != name
+        ]
+        assert without_repetitions == names, "nothing is undone again after its commit"
+
+
+async def test_a_saga_that_dies_at_any_commit_undoes_everything_once_and_in_order(running):
+    ledger = Ledger()
+
+    @job("order")
+    async def order(ctx: Context, key: str) -> None:
+        for name in ("reserve", "charge", "ship"):
+            await ctx.step(name, str, name, compensate=functools.partial(ledger.undo, key))
+        await ctx.step("fail", fail)
+
+    async def play(engine: Engine, key: str) -> Run:
+        return await finish(engine, await engine.trigger(order, key, idempotency_key=key))
+
+    async def check(engine: Engine, key: str, run: Run) -> None:
+        assert (run.status, run.error.type, run.failed_step) == (RunStatus.FAILED, "StepFailed", "fail")
+        ledger.check_order(key, ["ship", "charge", "reserve"])
+        assert list(await statuses(engine, run)) == ["compensate:ship", "compensate:charge", "compensate:reserve"]
+
+    await survive_every_death(running, [order], play, check)
+
+
+async def test_a_cancellation_with_compensation_that_dies_at_any_commit_still_undoes_everything(running):
+    ledger = Ledger()
+
+    @job("order")
+    async def order(ctx: Context, key: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name in ("left", "right"):
+                group.create_task(ctx.step(name, str, name, compensate=functools.partial(ledger.undo, key)))
+        await ctx.breakpoint("stay")
+
+    async def play(engine: Engine, key: str) -> Run:
+        run = await engine.trigger(order, key, idempotency_key=key)
+        if run.status in (RunStatus.PENDING, RunStatus.LEASED, RunStatus.WAITING):
+            await reach(engine, run.id, RunStatus.WAITING)
+            await engine.cancel(run.id, compensate=True)
+        return await finish(engine, run)
+
+    async def check(engine: Engine, key: str, run: Run) -> None:
+        assert (run.status, run.error) == (RunStatus.CANCELLED, None)
+        ledger.check_order(key, ["right", "left"])
+
+    await survive_every_death(running, [order], play, check)
+
+
+async def test_an_undo_that_fails_and_is_tried_again_survives_a_death_at_any_commit(running):
+    undone: dict[str, Counter] = defaultdict(Counter)
+
+    def flaky(key: str, name: str) -> None:
+        undone[key][name] += 1
+        if name == "hopeless" or undone[key][name] == 1:
+            raise ConnectionError("not today")
+
+    @job("order", retry=QUICK)
+    async def order(ctx: Context, key: str) -> None:
+        for name in ("first", "hopeless", "last"):
+            await ctx.step(name, str, name, compensate=functools.partial(flaky, key))
+        raise FatalError("over")
+
+    async def play(engine: Engine, key: str) -> Run:
+        return await finish(engine, await engine.trigger(order, key, idempotency_key=key))
+
+    async def check(engine: Engine, key: str, run: Run) -> None:
+        assert (run.status, run.error.type) == (RunStatus.FAILED, "FatalError")
+        assert await statuses(engine, run) == {
+            "compensate:last": "completed",
+            "compensate:hopeless": "failed",
+            "compensate:first": "completed",
+        }
+        assert undone[key]["hopeless"] >= 3
+
+    await survive_every_death(running, [order], play, check)
+
+
+async def test_an_engine_that_is_stopped_in_the_middle_leaves_the_rest_to_the_next(running):
+    undone: list[str] = []
+    held = asyncio.Event()
+
+    async def undo(name: str) -> None:
+        if not undone:
+            held.set()
+            undone.append("interrupted")
+            await asyncio.Event().wait()
+        undone.append(name)
+
+    @job("order")
+    async def order(ctx: Context, _: None) -> None:
+        await ctx.step("first", lambda: "first", compensate=undo)
+        await ctx.step("second", lambda: "second", compensate=undo)
+        fail("the original error")
+
+    async with running(order) as engine:
+        run = await engine.trigger(order)
+        await held.wait()
+        await engine.stop(drain=False)
+    async with running(order) as engine:
+        run = await finish(engine, run)
+    assert (run.status, run.error.message, run.recoveries) == (RunStatus.FAILED, "the original error", 0)
+    assert undone == ["interrupted", "second", "first"]
+
+
+@on_a_desk_only("OPFS has one engine per file")
+async def test_another_engine_undoes_what_a_dead_one_has_begun_to(running):
+    clock = MockClock()
+    undone: list[str] = []
+
+    async def undo(name: str) -> None:
+        if not undone:
+            undone.append("interrupted")
+            await asyncio.Event().wait()
+        undone.append(name)
+
+    @job("order")
+    async def order(ctx: Context, _: None) -> None:
+        await ctx.step("first", lambda: "first", compensate=undo)
+        fail("the original error")
+
+    async with running(order, clock=clock, exclusive=False) as first:
+        run = await first.trigger(order)
+        await clock.advance(0.1)
+        assert undone == ["interrupted"]
+        async with running(order, clock=clock, exclusive=False) as second:
+            await crash(first)
+            await clock.advance(60)
+            run = await second.get_run(run.id)
+    assert (run.status, run.error.message) == (RunStatus.FAILED, "the original error")
+    assert undone == ["interrupted", "first"]
