@@ -81,6 +81,7 @@ class Execution:
         self._services = services
         self._clock = services.clock
         self.records = services.store.steps.load(claim.run_id)
+        self._unreached = {name for name, record in self.records.items() if record.kind != COMPENSATION}
         self._unvisited = {name for name, record in self.records.items() if record.is_settled}
         self._last_position = max((record.position for record in self.records.values()), default=-1)
         self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
@@ -360,6 +361,7 @@ class Execution:
         """
         self.check()
         found = self.records.get(key)
+        self._unreached.discard(key)
         self._unvisited.discard(key)
         if found is None:
             self._last_position += 1
@@ -403,6 +405,11 @@ class Execution:
     def is_replaying(self) -> bool:
         """Whether the body is still on its way through what an earlier attempt recorded."""
         return bool(self._unvisited)
+
+    @property
+    def was_further(self) -> bool:
+        """Whether an earlier attempt had come further than the body has now, if only to the beginning of a step."""
+        return bool(self._unreached)
 
     def announce(self) -> None:
         """Let the news that the latest step has begun ride along with the next commit, if it still runs by then."""
