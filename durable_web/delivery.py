@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from .clock import Clock
 from .codec import decode, encode
-from .errors import RunNotActive, UpdateRejected, WebhookNotFound
+from .errors import DurableWebError, RunNotActive, UpdateRejected, WebhookNotFound
 from .job import Job, Registry
 from .model import StepStatus
-from .store import NewRun, Store
+from .store import Store
 from .triggers import Trigger
+
+MakeRun = Callable[[Store, Trigger, Job, str, int], tuple[str, str]]
 
 
 class Delivery:
     """Delivers to the runs of one store; each delivery is one transaction."""
 
-    def __init__(self, store: Store, registry: Registry, clock: Clock, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, clock: Clock, new_id: Callable[[], str], make: MakeRun
+    ) -> None:
+        """``make`` makes a run as ``engine.trigger`` does, inside a transaction."""
         self._store = store
         self._registry = registry
         self._clock = clock
         self._new_id = new_id
+        self._make = make
         self._answers: dict[tuple[str, str, str], asyncio.Future[None]] = {}
 
     # --- signals -----------------------------------------------------------------------------------------------------
@@ -39,7 +45,8 @@ class Delivery:
         waiting = self._store.waits.find_in_run(run_id, topic)
         if waiting is not None:
             self._store.messages.mark(run_id, topic, message_id, "taken")
-            self._store.waits.settle(run_id, waiting, now, output=text, reason=f"signal {name!r} has come")
+            reason = f"signal {name!r} has come"
+            self._store.waits.settle(run_id, waiting, now, output=text, message_id=message_id, reason=reason)
         return True
 
     def _check_signal(self, run_id: str, name: str, payload: Any) -> str:
@@ -54,7 +61,7 @@ class Delivery:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def publish(self, topic: str, payload: Any, event_id: str | None) -> list[str]:
-        """Let an event reach whoever waits for it, and start the jobs that it starts; the ids of these runs.
+        """Let an event reach whoever waits for it, and start the jobs that it starts; the ids of all these runs.
 
         Inside a transaction.
         """
@@ -68,16 +75,9 @@ class Delivery:
                 reason = f"an event on {topic!r} has come"
                 self._store.waits.settle(run_id, name, now, output=text, reason=reason)
                 reached.append(run_id)
-        return list(dict.fromkeys(reached)) + [self._start(job, payload, now) for job in self._started_by(topic)]
-
-    def _started_by(self, topic: str) -> Iterable[Job]:
-        return self._registry.started_by(topic)
-
-    def _start(self, job: Job, payload: Any, now: int) -> str:
-        trigger = Trigger(job, payload)
-        made: NewRun = trigger.new_run(self._new_id(), *trigger.check(self._registry))
-        self._store.runs.insert(made, now)
-        return made.id
+        triggers = [Trigger(job, payload) for job in self._registry.started_by(topic)]
+        started = [self._make(self._store, trigger, *trigger.check(self._registry), now)[0] for trigger in triggers]
+        return list(dict.fromkeys(reached + started))
 
     # --- webhooks ----------------------------------------------------------------------------------------------------
 
@@ -138,9 +138,15 @@ class Delivery:
                 self._answers.pop(key).set_result(None)
 
     def close(self) -> None:
-        """Give up whoever waits for an answer."""
+        """Tell whoever waits for an answer that none will come here."""
         for waiting in self._answers.values():
-            waiting.cancel()
+            waiting.set_exception(
+                DurableWebError(
+                    "The engine stopped before the update was answered. The update stays sent: give the next engine "
+                    "the same update_id to be told the answer."
+                )
+            )
+            waiting.exception()  # nobody may be waiting any more
         self._answers.clear()
 
 

@@ -77,6 +77,7 @@ class Dispatcher:
         on_state: OnState,
         on_idle: Callable[[], None],
         on_neighbour: Callable[[], None],
+        new_context: Callable[[Execution, Files], Context] = Context,
     ) -> None:
         self.commits = GroupCommit(store, clock, self._on_flush_failure)
         self.claimed = 0
@@ -92,6 +93,7 @@ class Dispatcher:
         self._on_state = on_state
         self._on_idle = on_idle
         self._on_neighbour = on_neighbour
+        self.new_context = new_context
         self._services = Services(
             store,
             self.commits,
@@ -111,6 +113,7 @@ class Dispatcher:
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
+        self._has_ended = False
         self._unreleased: list[Claim] = []
         self._state = "running"
         self._probe_delay = FIRST_PROBE_SECONDS
@@ -159,17 +162,22 @@ class Dispatcher:
 
     async def end(self, entries: list[tuple[Execution, asyncio.Task[None]]] | None = None) -> None:
         """Leave every execution where it is, and every timer unfired; nothing is written."""
-        self._claims_left = 0
         entries = [*self.executing.values(), *self.parked.values()] if entries is None else entries
+        self.leave(entries)
+        if entries:
+            await asyncio.wait([task for _, task in entries], timeout=STUBBORN_SECONDS)
+
+    def leave(self, entries: list[tuple[Execution, asyncio.Task[None]]] | None = None) -> None:
+        """``end``, without waiting until what was executing has noticed."""
+        self._claims_left = 0
+        self._has_ended = True
         for timer in self._timers.values():
             timer.cancel()
         if self._filling is not None:
             self._filling.cancel()
         self.commits.discard()
-        for execution, _ in entries:
+        for execution, _ in [*self.executing.values(), *self.parked.values()] if entries is None else entries:
             execution.abandon()
-        if entries:
-            await asyncio.wait([task for _, task in entries], timeout=STUBBORN_SECONDS)
 
     def abandon(self, run_id: str, *, cancelled: bool = False) -> None:
         """Stop executing a run that is no longer ours; does nothing when it is not here."""
@@ -258,7 +266,7 @@ class Dispatcher:
         except JobNotFound as error:
             Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
             return
-        context = Context(execution, self._files)
+        context = self.new_context(execution, self._files)
         if predecessor is None or claim.ending is None:
             running = execution.run(context)
         else:
@@ -453,6 +461,8 @@ class Dispatcher:
     def _set_timer(self, name: str, delay: float, callback: Callable[[], None]) -> None:
         if name in self._timers:
             self._timers[name].cancel()
+        if self._has_ended:
+            return
         self._timers[name] = self._clock.call_later(delay, callback)
 
     # --- trouble with the storage ------------------------------------------------------------------------------------
@@ -471,6 +481,8 @@ class Dispatcher:
 
     def _report_trouble(self, trouble: StorageError, context: str) -> None:
         """Tell of it, and try again later."""
+        if self._has_ended:
+            return
         self._events.report(trouble, context, self._clock.now())
         state = "storage_full" if isinstance(trouble, StorageFullError) else "storage_error"
         if self._state == "running":

@@ -19,6 +19,7 @@ from typing import Any
 
 from .admission import Admission
 from .clock import Clock, SystemClock, TimerHandle
+from .context import Context
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits, OnState
 from .durations import Duration, to_timedelta
@@ -121,6 +122,7 @@ class Engine:
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
+        self._new_context = Context
         self._install = install
         self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
@@ -139,7 +141,7 @@ class Engine:
         """
         if self._store is not None:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
-        store = Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
+        store = self._open()
         store.on_commit = self._on_commit
         store.on_change = self._on_change
         store.journal.is_listening = self._events.is_listening
@@ -159,8 +161,9 @@ class Engine:
             on_state=self._on_state,
             on_idle=self._on_idle,
             on_neighbour=self._on_neighbour,
+            new_context=self._new_context,
         )
-        self._delivery = Delivery(store, self._registry, self._clock, self._new_id)
+        self._delivery = Delivery(store, self._registry, self._clock, self._new_id, self._make)
         self._store = store
         try:
             if libraries := self._scheduler.libraries():
@@ -173,6 +176,9 @@ class Engine:
         self._is_claiming = claim
         if claim:
             self._dispatcher.claim()
+
+    def _open(self) -> Store:
+        return Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
 
     async def stop(self, drain: bool = True) -> None:
         """Stop claiming, and close the database.
@@ -605,6 +611,7 @@ class Engine:
         with store.transaction():
             (run,) = self._make_all(store, [checked])
             self._delivery.signal(run.id, name, payload, signal_id)
+        self._dispatcher.look_at_the_time()
         return run
 
     async def publish(self, topic: str, payload: Any = None, event_id: str | None = None) -> list[str]:
@@ -614,9 +621,12 @@ class Engine:
         :param event_id: a second event of that id reaches nobody.
         :raises InvalidInput, SerializationError: when the payload does not fit the input of a job that it starts, or
             cannot be stored.
+        :raises RateLimited: when the rate limit of a job that it starts has no room. The event has reached nobody then.
         """
         with self._running_store().transaction():
-            return self._delivery.publish(topic, payload, event_id)
+            reached = self._delivery.publish(topic, payload, event_id)
+        self._dispatcher.look_at_the_time()
+        return reached
 
     async def deliver_webhook(self, token: str, body: Any = None) -> bool:
         """Deliver what was sent to a webhook of ``ctx.webhook``; ``False`` when it was delivered before.
@@ -671,6 +681,7 @@ class Engine:
                 raise RunNotActive(run_id, run.status.value, "resumed")
             store.runs.unpause(run_id, self._clock.now())
             store.waits.resume_breakpoints(run_id, self._clock.now())
+        self._dispatcher.look_at_the_time()
         return store.runs.get(run_id)
 
     # --- schedules ---------------------------------------------------------------------------------------------------
@@ -802,7 +813,7 @@ class Engine:
 
     def _on_idle(self) -> None:
         self._idle.set()
-        if self._retention is not None and self._purge_timer is None:
+        if self._retention is not None and self._purge_timer is None and self._store is not None:
             self._purge_timer = self._clock.call_later(PURGE_SECONDS, self._purge_when_idle)
 
     def _purge_when_idle(self) -> None:

@@ -236,6 +236,11 @@ class Execution:
             raise Unwind(self.claim.run_id)
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether the run is no longer ours."""
+        return self._abandoned
+
+    @property
     def may_park(self) -> bool:
         """Whether the run may give its lease up while it waits; one that is compensated keeps it."""
         return not self._abandoned and not self.compensation.is_running
@@ -283,12 +288,11 @@ class Execution:
         )
 
     async def may_begin(self, record: StepRecord) -> StepRecord:
-        """Return once the run is not paused, and leased; what a parked run asked for begins only then."""
-        self.parking.in_flight += 1
-        try:
-            has_waited = await self.parking.may_begin()
-        finally:
-            self.parking.land()
+        """Return once the run is not paused, and leased; what a parked run asked for begins only then.
+
+        For a branch that is under way.
+        """
+        has_waited = await self.parking.may_begin()
         if self.is_unwinding and record.kind != COMPENSATION:
             raise Unwind(self.claim.run_id)
         if not has_waited or record.retry_at is not None:
@@ -451,10 +455,7 @@ class Execution:
         self.records[record.name] = cancelled
 
         def write() -> None:
-            if record.kind not in WAITS:
-                self._store.steps.record(self.claim.run_id, cancelled, now)
-            else:
-                self._store.family.call_off(self.claim.run_id, cancelled, now)
+            self._store.steps.record(self.claim.run_id, cancelled, now)
 
         self.ride_along(write)
 

@@ -169,7 +169,8 @@ class Operations:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        record = await self._execution.may_begin(record)
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
         token = current_step.set(record)
         self._execution.ending.add(record.name)
         context = contextvars.copy_context()  # a group may be committed from within another run's step
@@ -206,7 +207,8 @@ class Operations:
         record = await self._execution.arrive(self._execution.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        record = await self._execution.may_begin(record)
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
         text = encode(make(), path=f"value {record.name!r}")
         await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
         return decode(text)
@@ -222,7 +224,9 @@ class Operations:
         decision = self._patches.setdefault(change_id, not execution.was_further)
         if execution.is_unwinding and not decision:
             return False  # only to find what is to be undone: nothing is recorded any more
-        record = await execution.may_begin(await execution.arrive(key, PATCH))
+        record = await execution.arrive(key, PATCH)
+        with execution.under_way():
+            record = await execution.may_begin(record)
         if key not in execution.ending:  # what another branch has written comes first in the next commit as well
             await execution.commit_step(record, StepStatus.COMPLETED, output=encode(decision))
         return decision

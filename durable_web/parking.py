@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .executor import Execution, Services
 
 PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
+PARK_TURNS = 20  # of the event loop: by then the body has heard, through tasks of tasks, of a branch that ended
 LONGEST_TIMER_SECONDS = 24 * 24 * 60 * 60.0  # beyond 24.8 days a browser's timer fires at once
 NAMED_REASONS = 3
 
@@ -45,6 +46,7 @@ class Parking:
         self._resumed: asyncio.Event | None = None  # set again when a parked run has its lease back
         self._held: list[Callable[[], None]] = []
         self._paused: asyncio.Future[None] | None = None
+        self._quiet_turns: int | None = None  # of the event loop, since a branch has begun to wait, or has ended
 
     # --- branches ----------------------------------------------------------------------------------------------------
 
@@ -116,8 +118,20 @@ class Parking:
         return self._resumed is not None
 
     def park_soon(self) -> None:
-        """Park the run if, when the loop has turned, every branch waits."""
-        asyncio.get_running_loop().call_soon(self._park_if_idle)
+        """Park the run if, when nothing else has happened for some turns of the loop, every branch waits."""
+        if self._quiet_turns is None:
+            asyncio.get_running_loop().call_soon(self._count_quiet_turns)
+        self._quiet_turns = 0
+
+    def _count_quiet_turns(self) -> None:
+        self._quiet_turns = (self._quiet_turns or 0) + 1
+        if self.in_flight or not self._waits:
+            self._quiet_turns = None
+        elif self._quiet_turns < PARK_TURNS:
+            asyncio.get_running_loop().call_soon(self._count_quiet_turns)
+        else:
+            self._quiet_turns = None
+            self._park_if_idle()
 
     def _park_if_idle(self) -> None:
         execution = self._execution

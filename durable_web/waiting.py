@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import inspect
 import os
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterable
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SLEEP, SIGNAL, EVENT, WEBHOOK = "sleep", "signal", "event", "webhook"
 UPDATE, BREAKPOINT, CHILD, START = "update", "breakpoint", "child", "start"
 WAITS = frozenset({SLEEP, SIGNAL, EVENT, WEBHOOK, UPDATE, BREAKPOINT, CHILD})
+_CALLED_OFF = WAITS - {WEBHOOK}  # when the body waits no longer; a webhook may be waited for again
 
 _TIMEOUTS = {SIGNAL: SignalTimeout, EVENT: EventTimeout, WEBHOOK: WebhookTimeout, UPDATE: UpdateTimeout}
 _LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
@@ -81,7 +83,7 @@ class Waiting:
             message = self._store.messages.next(run_id, topic)
             if message is not None:
                 self._store.messages.mark(run_id, topic, message.message_id, "taken")
-                self._end(record, now, output=message.payload)
+                self._end(record, now, output=message.payload, message_id=message.message_id)
 
         record = await self._wait(name, SIGNAL, topic=topic, timeout=timeout, take=take)
         return _result(record, type_)
@@ -95,8 +97,10 @@ class Waiting:
     async def webhook(self, name: str) -> tuple[str, str]:
         """The recorded name of a new webhook, and its token."""
         token = urlsafe_b64encode(os.urandom(24)).decode()
-        record = await self._begin(self._execution.name(name), WEBHOOK, topic=f"{WEBHOOK}:{token}")
-        return record.name, (record.topic or "").partition(":")[2]
+        key = self._execution.name(name)
+        with self._execution.under_way():
+            record = await self._begin(key, WEBHOOK, topic=f"{WEBHOOK}:{token}", detail=encode(token))
+        return key, decode(record.detail or "null")
 
     async def webhook_body(self, name: str, timeout: float | None) -> Any:
         """What was delivered to a webhook."""
@@ -104,12 +108,14 @@ class Waiting:
 
         def note_timeout(record: StepRecord, now: int) -> None:
             if due is not None and record.wake_at is None:
-                self._store.waits.limit(self._execution.claim.run_id, record.name, due(now))
+                self._store.waits.limit(self._execution.claim.run_id, record, due(now), now)
 
         return _result(await self._wait_for(name, WEBHOOK, take=note_timeout))
 
     async def update(self, name: str, validator: Callable[[Any], Any] | None, timeout: float | None) -> tuple[str, Any]:
         """The id and the argument of the next update of that name that the validator accepts."""
+        if inspect.iscoroutinefunction(validator):
+            raise TypeError(f"The validator of update {name!r} must be synchronous: write `def`, not `async def`.")
         topic = f"{UPDATE}:{name}"
         run_id = self._execution.claim.run_id
 
@@ -119,7 +125,7 @@ class Waiting:
                 if reason is None:
                     self._store.messages.mark(run_id, topic, message.message_id, "taken")
                     taken = encode([message.message_id, decode(message.payload)])
-                    self._end(record, now, output=taken)
+                    self._end(record, now, output=taken, message_id=message.message_id)
                     return
                 self._store.messages.mark(run_id, topic, message.message_id, "rejected", encode(reason))
                 self._store.journal.changed.add(run_id)
@@ -222,20 +228,50 @@ class Waiting:
 
     async def _wait_for(self, key: str, kind: str, **what: Any) -> StepRecord:
         """The record of a wait once somebody has ended it; if need be, begin it."""
-        parking = self._execution.parking
-        with self._execution.under_way():
+        execution = self._execution
+        with execution.under_way():
             try:
+                if self._was_called_off(key, kind):
+                    execution.check()
+                    await asyncio.get_running_loop().create_future()  # for the body to call it off again
                 record = await self._begin(key, kind, **what)
                 while not record.is_settled:
-                    await parking.wait_for(key, record.wake_at, record.waiting_for or kind)
-                    record = self._execution.record(key)
+                    await execution.parking.wait_for(key, record.wake_at, record.waiting_for or kind)
+                    record = execution.record(key)
                     if not record.is_settled:  # a message has come that has to be looked at
                         record = await self._commit(record, what.get("take"))
             except asyncio.CancelledError:
-                if kind != WEBHOOK:  # which may be waited for again
-                    self._execution.interrupt(self._execution.record(key))
+                if kind in _CALLED_OFF:
+                    self._call_off(execution.record(key), what.get("topic"))
                 raise
         return record
+
+    def _was_called_off(self, key: str, kind: str) -> bool:
+        """Whether the body has called the wait off in an earlier execution, and so will in this one.
+
+        It must not end before that: the body would go another way than it went.
+        """
+        found = self._execution.records.get(key)
+        is_called_off = found is not None and found.status == StepStatus.CANCELLED and found.kind == kind
+        return is_called_off and kind in _CALLED_OFF and not self._execution.is_unwinding
+
+    def _call_off(self, record: StepRecord, topic: str | None) -> None:
+        """The body itself waits no longer, because of a timeout say.
+
+        What was sent to the wait after that, and before it is known, is for the next one.
+        """
+        execution = self._execution
+        if record.status == StepStatus.CANCELLED or execution.is_abandoned:
+            return
+        run_id, now = execution.claim.run_id, self._clock.now()
+        execution.records[record.name] = dataclasses.replace(record, status=StepStatus.CANCELLED)
+
+        def write() -> None:
+            ended = self._store.family.call_off(run_id, record.name, now)
+            if record.kind in (SIGNAL, UPDATE) and ended is not None and ended.detail is not None:
+                self._store.messages.put_back(run_id, topic or "", ended.detail)
+
+        execution.ride_along(write)
 
     async def _begin(
         self,
@@ -275,8 +311,9 @@ class Waiting:
             begun = execution.reload(record.name)  # it may have come just now
         return begun
 
-    def _end(self, record: StepRecord, now: int, output: str = "null") -> None:
-        self._store.waits.settle(self._execution.claim.run_id, record.name, now, output=output, reason="")
+    def _end(self, record: StepRecord, now: int, output: str = "null", message_id: str | None = None) -> None:
+        run_id = self._execution.claim.run_id
+        self._store.waits.settle(run_id, record.name, now, output=output, message_id=message_id, reason="")
 
     def _timeout(self, seconds: float | None) -> Callable[[int], int] | None:
         return None if seconds is None else lambda now: now + _milliseconds(seconds)

@@ -61,7 +61,7 @@ _ROLLBACK_PART = "ROLLBACK TO durable_part"
 class Database:
     """One SQLite connection, opened, checked and migrated.
 
-    :param path: the database file; its folder must exist.
+    :param path: the database file, whose folder must exist; or an SQLite URI, ``file:...``.
     :param durability: ``"full"`` flushes on every commit and survives power loss; ``"normal"`` flushes at checkpoints
         and survives the death of any process, and is faster.
     :param exclusive: nobody else will open the file, so locks are taken once and no shared memory is needed (browser).
@@ -74,7 +74,9 @@ class Database:
         self.path = path
         self._guarded = False
         with self._translated():
-            self.connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+            self.connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, uri=path.startswith("file:")
+            )
         try:
             with self._translated():
                 if exclusive:  # before the first read: without it a write-ahead log needs shared memory to be read

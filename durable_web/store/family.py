@@ -45,12 +45,16 @@ class Family:
         for child_id in self._runs.active_children(run_id, awaited=True):
             self.cancel(child_id, now, compensate=True)
 
-    def call_off(self, run_id: str, record: StepRecord, now: int) -> None:
-        """The body itself waits no longer, for a child or for anything else: the child is cancelled."""
-        self._waits.call_off(run_id, record, now)
-        child_id = self._runs.active_child(run_id, record.name) if record.kind == "child" else None
+    def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:
+        """The body itself waits no longer, for a child or for anything else: the child is cancelled.
+
+        The record of the wait as it was; ``None`` when it never began.
+        """
+        found = self._waits.call_off(run_id, name, now)
+        child_id = self._runs.active_child(run_id, name) if found is not None and found.kind == "child" else None
         if child_id is not None:
             self.cancel(child_id, now, compensate=True)
+        return found
 
     def expire(self, run_id: str, now: int) -> None:
         """Fail an active run because its deadline has passed, after compensating what has to be."""

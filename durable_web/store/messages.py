@@ -28,6 +28,12 @@ UPDATE durable_messages
  WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id AND status IN ('pending', 'taken')
 """
 
+_PUT_BACK = """
+UPDATE durable_messages
+   SET status = 'pending'
+ WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id AND status = 'taken'
+"""
+
 _OUTCOME = """
 SELECT status, outcome
   FROM durable_messages
@@ -71,6 +77,10 @@ class Messages:
         """Note what became of a message: 'taken', 'rejected', 'answered' or 'failed'."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id, "status": status, "outcome": outcome}
         self._database.execute(_MARK, values)
+
+    def put_back(self, run_id: str, topic: str, message_id: str) -> None:
+        """Let the next wait have a message that was taken; it keeps its place."""
+        self._database.execute(_PUT_BACK, {"run_id": run_id, "topic": topic, "message_id": message_id})
 
     def outcome(self, run_id: str, topic: str, message_id: str) -> tuple[str, str | None] | None:
         """The status of a message and its outcome; ``None`` when it was never sent, or its run is gone."""

@@ -535,7 +535,7 @@ VALUES (:run_id, :name, :attempt, :error, :queued, :started_at, :now)
 """
 
 RUNNING_STEPS = """
-SELECT name, position, attempt, started_at
+SELECT name, kind, position, attempt, started_at
   FROM durable_steps
  WHERE run_id = :run_id AND status = 'running'
  ORDER BY position

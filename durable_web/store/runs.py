@@ -89,9 +89,14 @@ class Ended:
 
 
 class Runs:
-    """The verbs on runs. ``on_end`` is called, in the transaction, with every run that ends."""
+    """The verbs on runs.
+
+    ``on_end`` is called, in the transaction, with every run that ends; ``before_burial`` with the id of one that is to
+    be dead.
+    """
 
     on_end: Callable[[Ended, int], None] = staticmethod(lambda ended, now: None)
+    before_burial: Callable[[str, int], None] = staticmethod(lambda run_id, now: None)
 
     def __init__(self, database: Database, journal: Journal) -> None:
         self._database = database
@@ -435,6 +440,7 @@ class Runs:
                     run_id, now, RunStatus(status), attempt=attempt, reason="its engine stopped"
                 )
             else:
+                self.before_burial(run_id, now)
                 dead.append(self._bury(run_id, attempt, recoveries, now))
         return dead
 

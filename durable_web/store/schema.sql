@@ -144,7 +144,8 @@ CREATE TABLE durable_steps (
     queued           INTEGER NOT NULL DEFAULT 0,     -- milliseconds that the attempt waited to begin
     wake_at          INTEGER,                        -- of a wait: when it is over, or times out
     topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
-    detail           TEXT,                           -- of a wait: what else ends it, as the codec's text
+    detail           TEXT,                           -- of a wait: what else ends it, as the codec's text;
+                                                     -- of a signal that has come, its message's id
     undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,

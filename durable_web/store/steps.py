@@ -152,8 +152,10 @@ class Steps:
         """Mark what a run was executing as cancelled."""
         running = self._database.rows(queries.RUNNING_STEPS, {"run_id": run_id})
         self._database.execute(queries.CANCEL_STEPS, {"run_id": run_id, "now": now})
-        for name, position, attempt, started_at in running:
+        for name, kind, position, attempt, started_at in running:
             body = {"name": name, "status": StepStatus.CANCELLED, "attempt": attempt, "index": position}
+            if kind != "step":
+                body["type"] = kind
             self._journal.append(run_id, now, "step_status", {**body, "duration": _seconds(started_at, now)})
             self._journal.tell("step:cancel", run_id, now, step_name=name, step_index=position)
 

@@ -43,6 +43,7 @@ class Store:
         self.waits = Waits(database, self.journal, self.runs, self.steps)
         self.family = Family(self.journal, self.runs, self.steps, self.waits)
         self.runs.on_end = self.family.end
+        self.runs.before_burial = self.steps.cancel_running
         self.messages = Messages(database)
         self.flow = Flow(database)
         self.schedules = Schedules(database)

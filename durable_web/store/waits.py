@@ -18,12 +18,6 @@ from .steps import StepRecord, Steps
 
 DUE_BATCH = 500
 
-_LIMIT = """
-UPDATE durable_steps
-   SET wake_at = :wake_at
- WHERE run_id = :run_id AND name = :name AND status = 'running'
-"""
-
 _DUE = """
 SELECT run_id, name
   FROM durable_steps INDEXED BY durable_steps_due
@@ -100,15 +94,21 @@ class Waits:
         self._steps.record(run_id, record, now)
         return record
 
-    def call_off(self, run_id: str, record: StepRecord, now: int) -> None:
-        """The body itself waits no longer; does nothing when the wait has been ended before."""
-        found = self._steps.find(run_id, record.name)
-        if found is not None and found.status == StepStatus.RUNNING:
-            self._steps.record(run_id, record, now)
+    def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:
+        """The body itself waits no longer: the record of the wait as it was; ``None`` when it never began.
 
-    def limit(self, run_id: str, name: str, wake_at: int) -> None:
-        """Let a wait time out."""
-        self._database.execute(_LIMIT, {"run_id": run_id, "name": name, "wake_at": wake_at})
+        If somebody has ended it meanwhile, that does not count.
+        """
+        found = self._steps.find(run_id, name)
+        if found is None or found.status == StepStatus.CANCELLED:
+            return None
+        called_off = {"status": StepStatus.CANCELLED, "output": None, "error": None, "topic": None, "completed_at": now}
+        self._steps.record(run_id, dataclasses.replace(found, **called_off), now)
+        return found
+
+    def limit(self, run_id: str, record: StepRecord, wake_at: int, now: int) -> None:
+        """Let a wait that has begun time out."""
+        self._steps.record(run_id, dataclasses.replace(record, wake_at=wake_at), now)
 
     def settle(
         self,
@@ -118,11 +118,13 @@ class Waits:
         *,
         output: str | None = _NULL,
         error: dict[str, str] | None = None,
+        message_id: str | None = None,
         reason: str,
     ) -> bool:
         """End a wait, and let its run go on; ``False`` when it has been ended before.
 
         :param output: the codec's text of what the wait comes to, unless there is an ``error``.
+        :param message_id: of the message that has ended it, if one has.
         :param reason: why the run goes on, in words.
         """
         record = self._steps.find(run_id, name)
@@ -130,7 +132,15 @@ class Waits:
             return False
         status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
         output = output if error is None else None
-        ended = dataclasses.replace(record, status=status, output=output, error=error, completed_at=now)
+        ended = dataclasses.replace(
+            record,
+            status=status,
+            output=output,
+            error=error,
+            topic=record.topic if record.kind == "webhook" else None,  # nobody has to find it any more
+            detail=message_id or record.detail,
+            completed_at=now,
+        )
         self._steps.record(run_id, ended, now)
         self._runs.wake(run_id, now, reason)
         self._journal.changed.add(run_id)

@@ -147,7 +147,7 @@ async def test_a_limit_holds_across_a_restart(running):
             await asyncio.sleep(0.003)
         await crash(engine)
     async with running(limits, gated) as engine:
-        while not engine._dispatcher.parked:
+        while (await engine.get_run(run.id)).status != RunStatus.WAITING:
             await asyncio.sleep(0.003)
         assert await under_way(engine) == [1, 2]
         open_now.set()

@@ -57,11 +57,10 @@ CREATE TABLE durable_held (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE durable_uses (
+    id               INTEGER PRIMARY KEY,
     gate             TEXT    NOT NULL,
-    expires_at       INTEGER NOT NULL,
-    run_id           TEXT    NOT NULL,
-    PRIMARY KEY (gate, expires_at, run_id)
-) STRICT, WITHOUT ROWID;
+    expires_at       INTEGER NOT NULL
+) STRICT;
 
 CREATE TABLE durable_openings (
     gate             TEXT    PRIMARY KEY,
@@ -117,6 +116,8 @@ CREATE INDEX durable_gates_passed ON durable_gates (gate, run_id) WHERE passed =
 
 CREATE INDEX durable_held_by_gate ON durable_held (gate, priority DESC, run_id);
 
+CREATE INDEX durable_uses_by_gate ON durable_uses (gate, expires_at);
+
 CREATE INDEX durable_uses_by_time ON durable_uses (expires_at);
 
 CREATE INDEX durable_openings_by_time ON durable_openings (opens_at);
@@ -124,8 +125,8 @@ CREATE INDEX durable_openings_by_time ON durable_openings (opens_at);
 CREATE TRIGGER durable_gates_of_changed_run AFTER UPDATE OF status ON durable_runs
     WHEN NEW.gated = 1 AND OLD.status <> NEW.status
 BEGIN
-    INSERT OR IGNORE INTO durable_uses (gate, expires_at, run_id)
-    SELECT gate, NEW.updated_at + period, run_id
+    INSERT INTO durable_uses (gate, expires_at)
+    SELECT gate, NEW.updated_at + period
       FROM durable_gates
      WHERE run_id = NEW.id AND kind = 'start' AND passed = 1 AND NEW.status = 'leased';
     UPDATE durable_gates

@@ -1,10 +1,4 @@
-"""For tests of jobs: a clock that stands still until it is moved, and an engine's sudden death.
-
->>> clock = MockClock()
->>> async with Engine(path, jobs=[import_csv], clock=clock) as engine:
-...     run = await engine.trigger("import-csv", {"path": "x.csv"})
-...     await clock.advance(60)
-"""
+"""Time that stands still until a test moves it."""
 
 from __future__ import annotations
 
@@ -12,8 +6,6 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
-
-from .engine import Engine
 
 TURNS = 100
 
@@ -28,6 +20,12 @@ class _Timer:
 
 class MockClock:
     """A clock that only moves when it is told to.
+
+    >>> clock = MockClock()
+    >>> async with engine(reminder, clock=clock) as e:
+    ...     run = await e.trigger(reminder)  # which sleeps for an hour
+    ...     await clock.advance(3600)
+    ...     assert (await e.get_run(run.id)).status == "completed"
 
     :param now: the wall-clock time to begin with, in milliseconds since 1970-01-01 UTC.
     """
@@ -81,13 +79,3 @@ async def settle() -> None:
     """Let the event loop turn often enough for everything that is ready to come to rest."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
-
-
-async def crash(engine: Engine) -> None:
-    """Let an engine die on the spot, as if its process was killed: nothing more is written, nothing given back."""
-    store, engine._store = engine._store, None
-    if store is not None:
-        store.close()
-        await engine._dispatcher.end()
-    if engine._purge_timer is not None:
-        engine._purge_timer.cancel()

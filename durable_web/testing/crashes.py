@@ -1,0 +1,189 @@
+"""An engine's sudden death, on the spot or at a named point, and its coming back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..engine import Engine
+from ..errors import StorageError
+from ..job import Job, Registry
+from ..model import RunStatus, RunStatusFrame, StepStatus, StepStatusFrame, StoredFrame
+from ..store import Store
+
+_ENDED = frozenset({StepStatus.COMPLETED, StepStatus.FAILED})
+
+
+class SimulatedCrash(StorageError):
+    """The engine has died here, because the test wanted it to: raised to whoever was calling it at that moment."""
+
+    def __init__(self, path: str, point: str) -> None:
+        super().__init__(path, f"The engine was made to crash {point}. restart(engine) brings it back.")
+
+
+class CrashPoint:
+    """Where an engine is to die; made by :func:`crash_at`. ``await`` it to wait until it is dead."""
+
+    def __init__(
+        self, engine: Engine, name: str, applies: Callable[[list[StoredFrame]], bool], *, before: bool
+    ) -> None:
+        self._engine = engine
+        self._name = name
+        self._applies = applies
+        self._before = before
+        self._reached = asyncio.Event()
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the engine has died there."""
+        return self._reached.is_set()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        await self._reached.wait()
+        await self._engine._dispatcher.end()
+
+    def watch(self, store: Store) -> None:
+        """Look at every transaction of a store that changes something."""
+        connection = store.database.connection
+        commit = store.database.transaction
+
+        @contextmanager
+        def transaction() -> Iterator[None]:
+            changes = connection.total_changes
+            is_here = False
+            try:
+                with commit():
+                    yield
+                    if not self.is_reached and connection.total_changes > changes:
+                        is_here = self._applies(store.journal.frames)
+                    if is_here and self._before:
+                        raise SimulatedCrash(self._engine.path, self._name)
+                if is_here:
+                    raise SimulatedCrash(self._engine.path, self._name)
+            finally:
+                if is_here:
+                    self._reached.set()
+                    _kill(self._engine)
+
+        store.database.transaction = transaction
+
+
+def crash_at(
+    engine: Engine,
+    *,
+    before: str | RunStatus | int | None = None,
+    after: str | RunStatus | int | None = None,
+    status: str | None = None,
+) -> CrashPoint:
+    """Let an engine die right before, or right after, a commit; nothing is written from there on.
+
+    :param before, after: which commit: that in which the step or wait of this name ends; that in which a run comes to
+        this ``RunStatus``; or, counted from now on, that which is the so-manieth to change anything, from 1.
+    :param status: with a name, the commit in which the step or wait comes to this status, ``"running"`` say, instead.
+    :raises ValueError: when not exactly one commit is named.
+
+    An engine that is not running dies in its next life; ``restart`` brings it back.
+
+    >>> run = await e.trigger(order, "A-1")
+    >>> await crash_at(e, before="charge")  # it was called, and nobody knows
+    >>> await restart(e)
+    >>> await crash_at(e, after="approval", status="running")  # it has begun to wait
+    >>> await restart(e)
+    >>> await crash_at(e, after=RunStatus.WAITING)  # it is parked
+    >>> await restart(e)
+    >>> point = crash_at(e, after=1)
+    >>> try:
+    ...     await e.signal(run.id, "approval", "by Ada")
+    ... except SimulatedCrash:
+    ...     assert point.is_reached  # the signal was delivered, and the sender does not know
+    """
+    point = after if before is None else before
+    if point is None or (before is not None and after is not None):
+        raise ValueError('Name one commit: crash_at(engine, before="charge"), or after=...')
+    name = f"{'after' if before is None else 'before'} {_describe(point, status)}"
+    made = CrashPoint(engine, name, _condition(point, status), before=before is not None)
+    if engine._store is not None:
+        made.watch(engine._store)
+        return made
+    open_store = engine._open
+
+    def open_and_watch() -> Store:
+        store = open_store()
+        made.watch(store)
+        return store
+
+    engine._open = open_and_watch
+    return made
+
+
+def _describe(point: str | RunStatus | int, status: str | None) -> str:
+    if isinstance(point, int):
+        return f"commit {point}"
+    if isinstance(point, RunStatus):
+        return f"a run was {point.value}"
+    return f"{point!r} {'ended' if status is None else f'was {status}'}"
+
+
+def _condition(point: str | RunStatus | int, status: str | None) -> Callable[[list[StoredFrame]], bool]:
+    """Whether the frames of a commit are those that are meant."""
+    if isinstance(point, int):
+        left = [point]
+
+        def is_counted_down(frames: list[StoredFrame]) -> bool:
+            left[0] -= 1
+            return left[0] == 0
+
+        return is_counted_down
+    wanted = _ENDED if status is None else {StepStatus(status)}
+
+    def is_meant(stored: StoredFrame) -> bool:
+        frame = stored.to_frame()
+        if isinstance(point, RunStatus):
+            return isinstance(frame, RunStatusFrame) and frame.status == point
+        return isinstance(frame, StepStatusFrame) and frame.name == point and frame.status in wanted
+
+    return lambda frames: any(is_meant(frame) for frame in frames)
+
+
+async def crash(engine: Engine) -> None:
+    """Let an engine die on the spot, as if its process was killed: nothing more is written, nothing given back.
+
+    Whoever waits for it in this process is told that it has stopped. Does nothing when it is not running.
+    """
+    if engine._store is not None:
+        _kill(engine)
+        await engine._dispatcher.end()
+
+
+async def restart(engine: Engine, *jobs: Job) -> None:
+    """Bring an engine back over the same database, after crashing it if it still lives.
+
+    :param jobs: with these instead of the jobs that it had, as after a new release.
+
+    >>> run = await e.trigger(order, "A-1")
+    >>> await restart(e, order)
+    """
+    await crash(engine)
+    if hasattr(engine, "_dispatcher"):
+        await engine._dispatcher.end()  # of a crash that was not awaited
+    if jobs:
+        engine._registry = Registry(list(jobs))
+    await engine.start()
+
+
+def _kill(engine: Engine) -> None:
+    store, engine._store = engine._store, None
+    if store is None:
+        return
+    store.close()
+    engine._dispatcher.leave()
+    engine._timeline.close()
+    engine._delivery.close()
+    if engine._purge_timer is not None:
+        engine._purge_timer.cancel()
+        engine._purge_timer = None

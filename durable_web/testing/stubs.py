@@ -1,0 +1,71 @@
+"""Giving steps results without calling their functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..codec import return_annotation
+from ..context import Context
+from ..engine import Engine
+from ..executor import Execution
+from ..files import Files
+from ..job import Retry
+
+
+def stub_steps(engine: Engine, results: Mapping[str, Any]) -> None:
+    """Let steps and transactions of an engine's jobs come to given results, without calling their functions.
+
+    :param results: by the name of the step in the job body: the result; or an exception, which is raised instead; or a
+        function, which is called instead of the step's with the same arguments. ``"compensate:<name>"`` stands for the
+        compensation of a step.
+
+    What is stubbed is recorded, retried and replayed as any step is. It replaces what was stubbed before, counts for
+    the runs that are claimed from here on, also after a ``restart``, and for all others of the engine's steps nothing
+    changes; ``stub_steps(engine, {})`` takes it back.
+
+    >>> stub_steps(e, {"charge": "ch_1", "ship": ConnectionError("no carrier")})
+    >>> run = await e.trigger_with_signal(order, "A-1", "approval")
+    >>> assert (await e.wait_for_run(run.id)).error.message == "Step 'ship' failed: ConnectionError: no carrier"
+    """
+    make = functools.partial(_StubbedContext, dict(results)) if results else Context
+    engine._new_context = make
+    if engine._store is not None:
+        engine._dispatcher.new_context = make
+
+
+class _StubbedContext(Context):
+    def __init__(self, results: dict[str, Any], execution: Execution, files: Files) -> None:
+        super().__init__(execution, files)
+        self._results = results
+
+    async def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        retry: Retry | None = None,
+        compensate: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        if compensate is not None:
+            compensate = self._instead_of(f"compensate:{name}", compensate)
+        function = self._instead_of(name, function)
+        return await super().step(name, function, *arguments, retry=retry, compensate=compensate)
+
+    async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        return await super().transaction(name, self._instead_of(name, function), *arguments)
+
+    def _instead_of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        if name not in self._results:
+            return function
+        result = self._results[name]
+
+        def stub(*arguments: Any) -> Any:
+            if isinstance(result, BaseException):
+                raise result
+            return result(*arguments) if callable(result) else result
+
+        stub.__annotations__ = {"return": return_annotation(function)}  # a result reads as the function's own would
+        return stub
