@@ -56,7 +56,7 @@ class Limits:
     lease: int  # milliseconds
     exclusive: bool
     preserve_steps: bool
-    dead_letter: Job | None = None
+    dead_letter: Job | str | None = None
 
 
 class Dispatcher:
@@ -419,7 +419,11 @@ class Dispatcher:
 
     def _send_to_dead_letters(self, run_id: str, job: str, input_text: str, error: dict[str, str], now: int) -> None:
         """Start the run that handles a dead one, where there is such a job; once for each."""
-        handler = self._registry.dead_letter_of(job) or self._limits.dead_letter
+        try:
+            handler = self._registry.dead_letter_of(job, self._limits.dead_letter)
+        except JobNotFound as error:
+            self._events.report(error, "handling a dead run", now, run_id)
+            return
         if handler is None or job == handler.name:
             return
         letter = {"run_id": run_id, "job": job, "input": decode(input_text), "error": error}

@@ -69,8 +69,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
         left behind is then taken back at once instead of when its lease runs out.
     :param clock: where the time comes from.
     :param files: where ``ctx.files`` makes files; by default in the folder ``<path>.files``.
-    :param dead_letter: the job of which a run is started when a run of a job that has none of its own is dead; its
-        input is ``{"run_id", "job", "input", "error"}``.
+    :param dead_letter: the job, or its name, of which a run is started when a run of a job that has none of its own is
+        dead; its input is ``{"run_id", "job", "input", "error"}``.
     :param webhook_url: makes the address under which a token of ``ctx.webhook`` is called.
     :param on_state: called with ``"running"``, ``"storage_full"`` or ``"storage_error"`` and a message when that
         changes.
@@ -95,14 +95,14 @@ class Engine(Inspection, Management, Outside, Scheduling):
         exclusive: bool = False,
         clock: Clock | None = None,
         files: Files | None = None,
-        dead_letter: Job | None = None,
+        dead_letter: Job | str | None = None,
         webhook_url: Callable[[str], str] | None = None,
         on_state: OnState = lambda state, message: None,
         install: Install = _nothing_to_install,
     ) -> None:
         self.path = os.fspath(path)
         self._registry = Registry(list(jobs))
-        if dead_letter is not None:
+        if isinstance(dead_letter, Job):
             self._registry.add(dead_letter)
         if max_concurrent_runs < 0 or lease <= 0 or max_recoveries < 0:
             raise ValueError("An engine needs max_concurrent_runs >= 0, lease > 0 and max_recoveries >= 0.")

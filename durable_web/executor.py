@@ -176,6 +176,7 @@ class Execution:
             )
             if successor is not None:
                 self._store.runs.insert(successor, now)
+                self._store.flow.copy(self.claim.run_id, successor.id)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
 
@@ -279,6 +280,7 @@ class Execution:
             dataclasses.replace(
                 trigger.new_run(self._services.new_id(), job, text),
                 concurrency_key=run.concurrency_key,
+                gates=(),  # it gets those of this run, also the ones that a schedule has added
                 parent_run_id=run.parent_run_id,
                 parent_step=run.parent_step,
                 continued_from=run.id,

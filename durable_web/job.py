@@ -249,13 +249,13 @@ class Registry:
             raise JobNotFound(name, list(self._jobs))
         return found
 
-    def dead_letter_of(self, name: str) -> Job | None:
-        """The job that handles dead runs of another one."""
-        found = self._jobs.get(name)
-        return None if found is None or found.dead_letter is None else self._named(found.dead_letter)
+    def dead_letter_of(self, name: str, default: Job | str | None) -> Job | None:
+        """The job that handles dead runs of another one; ``default`` where that one has none of its own.
 
-    def _named(self, job: Job | str) -> Job | None:
-        return job if isinstance(job, Job) else self._jobs.get(job)
+        :raises JobNotFound: when that is the name of a job that is not registered.
+        """
+        handler = (self._jobs[name].dead_letter if name in self._jobs else None) or default
+        return None if handler is None else self[handler.name if isinstance(handler, Job) else handler]
 
     def started_by(self, topic: str) -> list[Job]:
         """The jobs that an event on a topic starts."""
