@@ -233,7 +233,14 @@ class Execution:
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""
         if self._abandoned:
-            raise Unwind(self.claim.run_id)
+            self._unwind()
+
+    def _unwind(self) -> NoReturn:
+        """Leave the body, or a branch of it for whose end nobody may be waiting any more."""
+        task = asyncio.current_task()
+        if task is not None and task is not self._task:
+            task.add_done_callback(_retrieve)
+        raise Unwind(self.claim.run_id)
 
     @property
     def is_abandoned(self) -> bool:
@@ -272,7 +279,7 @@ class Execution:
         """Leave the body; the run ends, and a fresh one starts."""
         self.check()
         if self.is_unwinding:
-            raise Unwind(self.claim.run_id)
+            self._unwind()
         run = self._store.runs.get(self.claim.run_id)
         trigger = Trigger(run.job, input, labels=run.labels, priority=run.priority)
         job, text = trigger.check(self._services.registry)
@@ -294,7 +301,7 @@ class Execution:
         """
         has_waited = await self.parking.may_begin()
         if self.is_unwinding and record.kind != COMPENSATION:
-            raise Unwind(self.claim.run_id)
+            self._unwind()
         if not has_waited or record.retry_at is not None:
             return record
         return self.begin(record, ready_at=record.started_at)
@@ -352,7 +359,7 @@ class Execution:
         if self.is_unwinding and not self.has_outcome(key):
             self.check()
             await self.compensation.all_found()
-            raise Unwind(self.claim.run_id)
+            self._unwind()
         return self.enter(key, kind)
 
     def enter(self, key: str, kind: str) -> StepRecord:
@@ -507,6 +514,12 @@ def _own_reason(error: BaseException) -> BaseException:
             if found is not None:
                 return found
     return error
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Look at how a task has ended, so that asyncio does not report that nobody did."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _describe_failure(error: BaseException) -> dict[str, str]:

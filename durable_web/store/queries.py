@@ -458,6 +458,12 @@ UPDATE durable_runs
  WHERE id = :id AND generation = :generation
 """
 
+FORGET_RECOVERIES = """
+UPDATE durable_runs
+   SET recoveries = 0
+ WHERE id = :id AND recoveries <> 0
+"""
+
 ENDED_BEFORE = """
 SELECT id
   FROM durable_runs

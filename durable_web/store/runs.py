@@ -265,6 +265,10 @@ class Runs:
         """Forget earlier deaths: the run has come further."""
         self._database.execute(queries.RESET_RECOVERIES, _key(claim))
 
+    def forget_recoveries(self, run_id: str) -> None:
+        """Forget earlier deaths: a wait of the run has ended, so it comes further, whoever executes it."""
+        self._database.execute(queries.FORGET_RECOVERIES, {"id": run_id})
+
     def park(self, claim: Claim, now: int, wake_at: int | None, reason: str) -> None:
         """Let an executing run wait, without a lease, until ``wake_at`` or until one of its waits has ended.
 

@@ -142,6 +142,7 @@ class Waits:
             completed_at=now,
         )
         self._steps.record(run_id, ended, now)
+        self._runs.forget_recoveries(run_id)
         self._runs.wake(run_id, now, reason)
         self._journal.changed.add(run_id)
         return True

@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from watching import on_a_desk_only
 
-from durable_web import ConflictError, Context, Engine, Retry, RunStatus, StepFailed, job
+from durable_web import ConflictError, Context, Engine, Retry, RunStatus, SignalTimeout, StepFailed, job
 from durable_web.errors import RunNotActive, RunNotFound, RunNotTerminal
 from durable_web.model import StoredFrame, from_milliseconds
 from durable_web.testing import MockClock, crash, settle
@@ -32,14 +30,19 @@ MAX_RECOVERIES = 2
 RETRY = Retry(max_attempts=3, backoff=10, factor=2, jitter=0)
 LEGAL = {
     None: {"pending"},
-    "pending": {"leased", "cancelled", "failed"},
-    "leased": {"completed", "failed", "cancelled", "waiting", "pending", "dead"},
-    "waiting": {"pending", "cancelled", "failed"},
+    "pending": {"pending", "leased", "cancelled", "failed"},
+    "leased": {"leased", "completed", "failed", "cancelled", "waiting", "pending", "dead"},
+    "waiting": {"waiting", "pending", "cancelled", "failed"},
     "completed": set(),
     "failed": {"pending"},
     "cancelled": {"pending"},
     "dead": {"pending"},
 }
+SIGNALLED = ("signal", "patient", "race")
+WAITING = (*SIGNALLED, "sleep", "event", "breakpoint")
+WAIT_NAMES = ("go", "news", "look")
+WAITS = ("sleep", "signal", "event", "breakpoint")
+SLEEP_SECONDS = 15
 ACTIVE = ("pending", "leased", "waiting")
 RETRIABLE = ("failed", "cancelled", "dead")
 TERMINAL = ("completed", *RETRIABLE)
@@ -71,14 +74,21 @@ class KnownRun:
     committed: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)  # failed steps whose failure the body does not catch
     seen: dict[str, str] = field(default_factory=dict)  # what each step has given to the job's body
+    waited: dict[str, Any] = field(default_factory=dict)  # what each wait has given to it
+    begun: dict[str, int] = field(default_factory=dict)  # when each sleep was begun
+    waits: dict[str, str] = field(default_factory=dict)  # name and kind of the waits that are under way
+    sent: list[str] = field(default_factory=list)  # the signals, in order
+    paused: bool = False
 
     @property
     def is_new(self) -> bool:
         return self.claims == 0
 
     def word(self, step: str) -> str:
-        """What the script says of a step; ``parallel`` ones end in a, b and c."""
-        return {"a": "retried", "b": "step", "c": "row"}.get(step[-1]) or self.script[int(step)]
+        """What the script says of a step; ``parallel`` ones end in a, b and c, a ``race``'s sleep in n."""
+        if step.partition("#")[0] in WAIT_NAMES:
+            return "wait"
+        return {"a": "retried", "b": "step", "c": "row", "n": "race"}.get(step[-1]) or self.script[int(step)]
 
 
 class World:
@@ -135,11 +145,52 @@ class World:
             case "parallel":
                 branches = [("retried", f"{name}a"), ("step", f"{name}b"), ("row", f"{name}c")]
                 return list(await asyncio.gather(*(self.perform(ctx, *branch) for branch in branches)))
+            case "sleep" | "signal" | "patient" | "event" | "breakpoint" | "race":
+                return self.note_wait(self.runs[ctx.run_id], name, await self.wait(ctx, word, name))
             case _:
                 value = await ctx.step(name, self.body, ctx.run_id, name)
         known = self.runs[ctx.run_id]
         if known.seen.setdefault(name, value) != value:
             self.wrong.append(f"step {name} gave {known.seen[name]!r} first and {value!r} later")
+        return value
+
+    async def wait(self, ctx: Context, word: str, name: str) -> Any:
+        """What a durable wait of the body comes to."""
+        match word:
+            case "signal":
+                return await ctx.wait_for_signal("go")
+            case "patient":
+                try:
+                    return await ctx.wait_for_signal("go", timeout=SLEEP_SECONDS)
+                except SignalTimeout:
+                    return None
+            case "event":
+                return await ctx.wait_for_event("news")
+            case "breakpoint":
+                return await ctx.breakpoint("look")
+            case "race":
+                return await self.race(ctx, name)
+            case _:
+                return await self.sleep(ctx, name)
+
+    async def sleep(self, ctx: Context, name: str) -> None:
+        begun = self.runs[ctx.run_id].begun.setdefault(name, self.clock.now())
+        await ctx.sleep(name, SLEEP_SECONDS)
+        if self.clock.now() < begun + SLEEP_SECONDS * 1000:
+            self.wrong.append(f"sleep {name} of {ctx.run_id} was over early")
+
+    async def race(self, ctx: Context, name: str) -> str | None:
+        """The signal, if it comes before a sleep is over."""
+        signal = asyncio.ensure_future(ctx.wait_for_signal("go"))
+        nap = asyncio.ensure_future(self.sleep(ctx, f"{name}n"))
+        _, pending = await asyncio.wait({signal, nap}, return_when=asyncio.FIRST_COMPLETED)
+        for branch in pending:
+            branch.cancel()
+        return None if signal in pending else await signal
+
+    def note_wait(self, known: KnownRun, name: str, value: Any) -> Any:
+        if known.waited.setdefault(name, value) != value:
+            self.wrong.append(f"wait {name} gave {known.waited[name]!r} first and {value!r} later")
         return value
 
     def insert(self, connection: sqlite3.Connection, run_id: str, name: str) -> str:
@@ -254,6 +305,8 @@ class World:
         run.deadline = False
         run.broken.clear()
         run.seen = {name: value for name, value in run.seen.items() if name in run.committed}
+        run.waited.clear()  # what had not ended, or was given up, is begun again
+        run.begun = {name: begun for name, begun in run.begun.items() if name in run.committed}
 
     async def delete(self, which: int) -> None:
         if run_id := self.choose(which, TERMINAL):
@@ -287,6 +340,31 @@ class World:
         else:
             with pytest.raises((RunNotActive, RunNotTerminal)):
                 yield
+
+    async def signal(self, which: int) -> None:
+        if run_id := self.choose(which, ACTIVE):
+            await self.signal_run(run_id)
+
+    async def signal_run(self, run_id: str) -> None:
+        value = f"signal {next(self.numbers)}"
+        with self.refusal(run_id, unless=ACTIVE):
+            assert await self.engine.signal(run_id, "go", value, signal_id=value)
+            assert not await self.engine.signal(run_id, "go", value, signal_id=value)
+            self.runs[run_id].sent.append(value)
+
+    async def publish(self) -> None:
+        waiting = {run.id for run in self.runs.values() if "event" in run.waits.values()}
+        assert set(await self.engine.publish("news", f"event {next(self.numbers)}")) == waiting
+
+    async def pause(self, which: int) -> None:
+        if run_id := self.choose(which, ACTIVE):
+            with self.refusal(run_id, unless=ACTIVE):
+                await self.engine.pause(run_id)
+
+    async def resume(self, which: int) -> None:
+        if run_id := self.choose(which, ACTIVE):
+            with self.refusal(run_id, unless=ACTIVE):
+                await self.engine.resume(run_id)
 
     async def crash(self) -> None:
         await crash(self.engine)
@@ -326,23 +404,33 @@ class World:
         elif frame.kind == "run_status":
             self.check_transition(run, frame)
             run.status = frame.status.value
-        elif frame.kind == "step_status" and frame.status == "cancelled":
+        elif frame.kind == "step_status" and (frame.status == "cancelled" or frame.type in WAITS):
             assert run.status in ACTIVE
+            assert frame.status != "running" or run.status == "leased"
         else:
             assert run.status == "leased"
         if frame.kind == "step_status":
+            if frame.type == "signal" and frame.status == "cancelled":
+                run.committed.discard(frame.name)  # it was given up in the moment in which it ended
             assert frame.name not in run.committed
+            run.waits.pop(frame.name, None)
+            if frame.status == "running" and frame.type in WAITS:
+                run.waits[frame.name] = frame.type
             if frame.status == "completed":
                 run.committed.add(frame.name)
             if frame.status in ("completed", "failed"):
                 run.recoveries = 0
-            if frame.status == "failed" and run.word(frame.name) != "caught":
+            if frame.status == "failed" and run.word(frame.name) not in ("caught", "wait"):
                 run.broken.add(frame.name)
 
     def check_transition(self, run: KnownRun, frame: Any) -> None:
         status = frame.status.value
         assert status in LEGAL[run.status]
-        if status == "leased":
+        if frame.reason in ("it is paused", "it is resumed", "retried"):
+            run.paused = frame.reason == "it is paused"
+        if status == run.status:
+            assert frame.reason in ("it is paused", "it is resumed")
+        elif status == "leased":
             self.check_turn(run)
             run.claims += 1
         elif status == "dead":
@@ -359,7 +447,8 @@ class World:
         """It is the turn of the first claimable run, by priority and age, and its key is free."""
         held = {other.key for other in self.runs.values() if other.status == "leased" and other.key is not None}
         assert run.key not in held
-        claimable = [other for other in self.runs.values() if other.status == "pending" and other.key not in held]
+        claimable = [other for other in self.runs.values() if other.status == "pending" and not other.paused]
+        claimable = [other for other in claimable if other.key not in held]
         assert run is min(claimable, key=lambda other: (-other.priority, other.id))
 
     def check_everything(self) -> None:
@@ -383,6 +472,7 @@ class World:
                 await self.complete(0)
             await settle()
             self.look()
+            await self.let_waits_end(active)
             if not self.gates:
                 await self.advance(20)
                 self.look()
@@ -395,6 +485,16 @@ class World:
             if run.id not in self.deleted:
                 await self.check_outcome(run)
 
+    async def let_waits_end(self, runs: list[KnownRun]) -> None:
+        await self.publish()
+        for run in runs:
+            if run.status in ACTIVE:
+                await self.engine.resume(run.id)
+                if "signal" in run.waits.values():
+                    await self.signal_run(run.id)
+        await settle()
+        self.look()
+
     async def check_outcome(self, known: KnownRun) -> None:
         run = await self.engine.get_run(known.id)
         assert [frame async for frame in self.engine.watch(run.id)] == [frame.to_frame() for frame in known.frames]
@@ -404,9 +504,20 @@ class World:
             return
         assert len(messages) == len(known.script)
         assert run.output == [self.output(known, word, str(number)) for number, word in enumerate(known.script)]
+        self.check_signals(known)
         assert {(run.id, name, value) for name, value in known.seen.items()} <= self.offered
 
+    def check_signals(self, known: KnownRun) -> None:
+        """Each was taken once, in the order of sending, or is still there."""
+        waits = [known.waited[str(number)] for number, word in enumerate(known.script) if word in SIGNALLED]
+        taken = [value for value in waits if value is not None]
+        assert taken == known.sent[: len(taken)]
+        query = "SELECT message_id FROM durable_messages WHERE run_id = ? AND status = 'pending' ORDER BY id"
+        assert [row[0] for row in self.query(query, known.id)] == known.sent[len(taken) :]
+
     def output(self, known: KnownRun, word: str, name: str) -> Any:
+        if word in WAITING:
+            return known.waited[name]
         names = [f"{name}{branch}" for branch in "abc"] if word == "parallel" else [name]
         values = [known.seen[each] for each in names]
         return values if word == "parallel" else values[0]
@@ -420,7 +531,7 @@ def operation(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrate
 
 
 WHICH = st.integers(0, ANY)
-WORDS = st.sampled_from(["step", "row", "retried", "retried", "caught", "stubborn", "parallel"])
+WORDS = st.sampled_from(["step", "row", "retried", "retried", "caught", "stubborn", "parallel", "signal", *WAITING])
 TRIGGER = operation(
     "trigger",
     script=st.lists(WORDS, min_size=1, max_size=4),
@@ -442,6 +553,12 @@ OPERATIONS = st.one_of(
     operation("retry", which=WHICH),
     operation("cancel_and_retry", which=WHICH),
     operation("delete", which=WHICH),
+    operation("signal", which=WHICH),
+    operation("signal", which=WHICH),
+    operation("publish"),
+    operation("pause", which=WHICH),
+    operation("resume", which=WHICH),
+    operation("resume", which=WHICH),
     operation("crash"),
     operation("restart"),
 )
@@ -453,13 +570,17 @@ RETRIED = (
 HISTORIES = st.lists(st.tuples(OPERATIONS, TURNS), min_size=20, max_size=60)
 
 
-@on_a_desk_only("hypothesis makes many databases, and OPFS storage is one per test")
+PATHS = itertools.count()
+
+
+@on_a_desk_only("two hundred histories take minutes there")
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(HISTORIES)
 @example([(RETRIED, 100), (("fail", {"which": 0}), 100), (("cancel_and_retry", {"which": 0}), 0)])  # parked, retried
 def test_whatever_happens_no_run_is_lost_no_step_is_repeated_and_timelines_tell_it_without_a_gap(history):
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(live_through(history, str(Path(folder) / "database.sqlite3")))
+    path = f"file:history-{next(PATHS)}?mode=memory&cache=shared"
+    with closing(sqlite3.connect(path, uri=True)):
+        asyncio.run(live_through(history, path))
 
 
 async def live_through(history: list[tuple[tuple[str, dict[str, Any]], int]], path: str) -> None:

@@ -16,7 +16,7 @@ from watching import finish, on_a_desk_only
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, job
-from durable_web.testing import MockClock, crash
+from durable_web.testing import MockClock, crash, settle
 
 
 @job("waits-once")
@@ -194,6 +194,28 @@ async def test_a_run_that_comes_further_each_time_is_never_dead(running):
                 await asyncio.sleep(0)
             await crash(engine)
     async with running(slow, max_recoveries=1) as engine:
+        assert (await finish(engine, run)).output == 7
+
+
+async def test_a_run_whose_waits_end_one_after_the_other_is_never_dead(running):
+    """It comes further each time, though its engine dies whenever it executes."""
+
+    @job("patient")
+    async def patient(ctx: Context, _: None) -> int:
+        for number in range(6):
+            await ctx.wait_for_signal("go on")
+            if ctx.attempt == number + 1:
+                await asyncio.Event().wait()
+        return ctx.attempt
+
+    run = None
+    for _ in range(6):
+        async with running(patient, max_recoveries=1) as engine:
+            run = run or await engine.trigger(patient)
+            await engine.signal(run.id, "go on")
+            await settle()
+            await crash(engine)
+    async with running(patient, max_recoveries=1) as engine:
         assert (await finish(engine, run)).output == 7
 
 

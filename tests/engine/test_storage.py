@@ -327,6 +327,7 @@ PLANS = {
     "RELEASE": {RUN},
     "CANCEL": {RUN},
     "RESET_RECOVERIES": {RUN},
+    "FORGET_RECOVERIES": {RUN},
     "LIMIT_DURATION": {RUN},
     "SET_PROGRESS": {RUN},
     "RUN_EXISTS": {RUN},
