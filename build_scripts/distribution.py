@@ -57,6 +57,7 @@ REQUIRED = (
     "demo/jobs.py",
     "demo/csv_import.py",
     "demo/csv_records.py",
+    "demo/orders.py",
     "demo/demo.css",
     "demo/data/birdstrikes.csv",
     "demo/data/zipcodes.csv",
