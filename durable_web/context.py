@@ -284,8 +284,11 @@ class Context:
     def continue_as_new(self, input: Any = None) -> NoReturn:
         """End this run, and start a fresh one of the same job with another input, in one transaction.
 
-        Labels, priority and concurrency key are carried over. Whoever waits for this run gets the last one's result.
-        It does not return.
+        Labels, priority and concurrency key are carried over; the fresh one begins under the latest version of the job.
+        Whoever waits for this run gets the last one's result. Nothing is undone: a run that goes on has not failed. The
+        runs that it has started without waiting for them are the fresh one's from now on. It does not return.
+
+        :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
         """
         self._execution.continue_as_new(input)
 

@@ -154,4 +154,13 @@ def includes(whole: Any, part: Any) -> bool:
     """Whether ``part`` is in ``whole``: of dictionaries every key with an equal value, of all else equality."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(key in whole and includes(whole[key], part[key]) for key in part)
-    return isinstance(whole, bool) == isinstance(part, bool) and whole == part
+    return _equal(whole, part)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equality that tells ``True`` from ``1``, at every depth."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(_equal, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other

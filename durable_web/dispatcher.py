@@ -56,7 +56,7 @@ class Limits:
     lease: int  # milliseconds
     exclusive: bool
     preserve_steps: bool
-    dead_letter: Job | None = None
+    dead_letter: Job | str | None = None
 
 
 class Dispatcher:
@@ -222,7 +222,10 @@ class Dispatcher:
         with self._store.transaction():
             has_openings = self._store.flow.admit(now)
             saturated = self._registry.saturated(self._store.runs.count_leased)
-            claim = self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated)
+            claim = self._claim_here(now, saturated)
+            if claim is None and not self._limits.exclusive and self._unblock_one(now, saturated):
+                self._store.flow.admit(now)
+                claim = self._claim_here(now, saturated)
             timeout = None if claim is None else self._timeout_of(claim)
             if claim is not None and timeout is not None:
                 self._store.runs.limit_duration(claim, now + round(timeout * 1000))
@@ -230,10 +233,23 @@ class Dispatcher:
             self.look_at_the_time()
         return claim
 
+    def _claim_here(self, now: int, saturated: list[str]) -> Claim | None:
+        return self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated, self._obstacle)
+
+    def _obstacle(self, claim: Claim) -> str | None:
+        """Why a run has to wait for another engine, or for its code: it never goes on under another version."""
+        if claim.job not in self._registry:  # such a run fails; but not before it has undone what it has done
+            return None if claim.ending is None else f"the job {claim.job!r} is not registered"
+        if self._registry.find(claim.job, claim.version) is not None:
+            return None
+        which = "without a version" if claim.version is None else f"in version {claim.version!r}"
+        return f"the job {claim.job!r} is not registered {which}"
+
     def _timeout_of(self, claim: Claim) -> float | None:
         """How long the job's runs may take, where this claim is the first of its run, or the first after a retry."""
         is_first = claim.attempt == 1 or claim.deadline is None
-        return self._registry[claim.job].timeout if is_first and claim.job in self._registry else None
+        job = self._registry.find(claim.job, claim.version) if is_first and claim.job in self._registry else None
+        return None if job is None else job.timeout
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)
@@ -246,14 +262,10 @@ class Dispatcher:
             if stale is not None:
                 stale[0].abandon()
         try:
-            job = self._registry.find(claim.job, claim.version)
+            execution = Execution(self._services, claim, self._registry.get(claim.job, claim.version))
         except JobNotFound as error:
             Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
             return
-        if job is None:
-            self._block(claim)
-            return
-        execution = Execution(self._services, claim, job)
         context = self.new_context(execution, self._files)
         if predecessor is None or claim.ending is None:
             running = execution.run(context)
@@ -268,19 +280,15 @@ class Dispatcher:
         await asyncio.wait(stopping, timeout=STUBBORN_SECONDS)
         await execution.run(context)
 
-    def _block(self, claim: Claim) -> None:
-        """Let a run wait whose version of the job is not here: it never goes on under another one."""
-        reason = f"blocked: version {claim.version!r} of job {claim.job!r} is not registered"
-        try:
-            with self._store.transaction():
-                self._store.runs.block(claim, self._clock.now(), reason)
-        except StorageError as trouble:
-            self._on_storage_trouble(claim, trouble)
-
     def unblock(self) -> None:
         """Inside a transaction: let the runs go on that waited for a version of a job that is registered now."""
         for job in self._registry:
             self._store.runs.unblock(job.name, job.version, self._clock.now())
+
+    def _unblock_one(self, now: int, saturated: list[str]) -> bool:
+        """Let one such run go on that an engine has blocked which does not have its version; whether there is any."""
+        jobs = (job for job in self._registry if job.name not in saturated)
+        return any(self._store.runs.unblock(job.name, job.version, now, at_most=1) for job in jobs)
 
     def look_at(self, run_ids: set[str]) -> None:
         """Something has happened to these runs, or there may be new ones: let them know, and fill the slots."""
@@ -411,7 +419,11 @@ class Dispatcher:
 
     def _send_to_dead_letters(self, run_id: str, job: str, input_text: str, error: dict[str, str], now: int) -> None:
         """Start the run that handles a dead one, where there is such a job; once for each."""
-        handler = self._registry.dead_letter_of(job) or self._limits.dead_letter
+        try:
+            handler = self._registry.dead_letter_of(job, self._limits.dead_letter)
+        except JobNotFound as error:
+            self._events.report(error, "handling a dead run", now, run_id)
+            return
         if handler is None or job == handler.name:
             return
         letter = {"run_id": run_id, "job": job, "input": decode(input_text), "error": error}

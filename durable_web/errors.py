@@ -67,7 +67,10 @@ class DuplicateJobError(DurableWebError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"Two different jobs are named {name!r}. Rename one: a run finds its code by the job's name.")
+        super().__init__(
+            f"Two different jobs are named {name!r}. Rename one, or give it another version: a run finds its code by "
+            "the job's name and version."
+        )
 
 
 class JobModuleError(DurableWebError):

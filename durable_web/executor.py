@@ -81,6 +81,7 @@ class Execution:
         self._services = services
         self._clock = services.clock
         self.records = services.store.steps.load(claim.run_id)
+        self._unreached = {name for name, record in self.records.items() if record.kind != COMPENSATION}
         self._unvisited = {name for name, record in self.records.items() if record.is_settled}
         self._last_position = max((record.position for record in self.records.values()), default=-1)
         self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
@@ -175,6 +176,7 @@ class Execution:
             )
             if successor is not None:
                 self._store.runs.insert(successor, now)
+                self._store.flow.copy(self.claim.run_id, successor.id)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
 
@@ -278,6 +280,7 @@ class Execution:
             dataclasses.replace(
                 trigger.new_run(self._services.new_id(), job, text),
                 concurrency_key=run.concurrency_key,
+                gates=(),  # it gets those of this run, also the ones that a schedule has added
                 parent_run_id=run.parent_run_id,
                 parent_step=run.parent_step,
                 continued_from=run.id,
@@ -360,6 +363,7 @@ class Execution:
         """
         self.check()
         found = self.records.get(key)
+        self._unreached.discard(key)
         self._unvisited.discard(key)
         if found is None:
             self._last_position += 1
@@ -403,6 +407,11 @@ class Execution:
     def is_replaying(self) -> bool:
         """Whether the body is still on its way through what an earlier attempt recorded."""
         return bool(self._unvisited)
+
+    @property
+    def was_further(self) -> bool:
+        """Whether an earlier attempt had come further than the body has now, if only to the beginning of a step."""
+        return bool(self._unreached)
 
     def announce(self) -> None:
         """Let the news that the latest step has begun ride along with the next commit, if it still runs by then."""

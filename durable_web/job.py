@@ -222,11 +222,13 @@ class Registry:
         """
         if not isinstance(item, Job):
             raise TypeError(f'{item!r} is not a job: decorate the function with @job("name").')
-        if self._versions.setdefault((item.name, item.version), item) != item:
+        known = self._versions.get((item.name, item.version))
+        if known is not None and known != item:
             raise DuplicateJobError(item.name)
-        self._jobs[item.name] = item
-        if isinstance(item.dead_letter, Job) and item.dead_letter.name not in self._jobs:
+        if isinstance(item.dead_letter, Job):
             self.add(item.dead_letter)
+        if known is None:
+            self._versions[item.name, item.version] = self._jobs[item.name] = item
 
     def saturated(self, count_executing: Callable[[str], int]) -> list[str]:
         """The jobs of which no further run may execute now."""
@@ -234,19 +236,26 @@ class Registry:
         return [item.name for item in limited if count_executing(item.name) >= (item.max_concurrent or 0)]
 
     def find(self, name: str, version: str | None) -> Job | None:
-        """That version of a job; ``None`` when only others are registered.
+        """That version of a job; ``None`` when it is not registered."""
+        return self._versions.get((name, version))
 
-        :raises JobNotFound: when there is no such job at all.
+    def get(self, name: str, version: str | None) -> Job:
+        """That version of a job.
+
+        :raises JobNotFound: when it is not registered.
         """
-        return self._versions.get((name, version)) if self[name] else None
+        found = self.find(name, version)
+        if found is None:
+            raise JobNotFound(name, list(self._jobs))
+        return found
 
-    def dead_letter_of(self, name: str) -> Job | None:
-        """The job that handles dead runs of another one."""
-        found = self._jobs.get(name)
-        return None if found is None or found.dead_letter is None else self._named(found.dead_letter)
+    def dead_letter_of(self, name: str, default: Job | str | None) -> Job | None:
+        """The job that handles dead runs of another one; ``default`` where that one has none of its own.
 
-    def _named(self, job: Job | str) -> Job | None:
-        return job if isinstance(job, Job) else self._jobs.get(job)
+        :raises JobNotFound: when that is the name of a job that is not registered.
+        """
+        handler = (self._jobs[name].dead_letter if name in self._jobs else None) or default
+        return None if handler is None else self[handler.name if isinstance(handler, Job) else handler]
 
     def started_by(self, topic: str) -> list[Job]:
         """The jobs that an event on a topic starts."""

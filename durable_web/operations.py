@@ -214,16 +214,22 @@ class Operations:
         return decode(text)
 
     async def patched(self, change_id: str) -> bool:
-        """Whether the run came here for the first time after the code was changed."""
-        if change_id not in self._patches:
-            was_past = self._execution.is_replaying
-            record = self._execution.enter(f"patch:{change_id}", PATCH)
-            if not record.is_settled:
-                with self._execution.under_way():
-                    record = await self._execution.may_begin(record)
-                await self._execution.commit_step(record, StepStatus.COMPLETED, output=encode(not was_past))
-            self._patches[change_id] = decode(self._execution.records[record.name].output or "null")
-        return self._patches[change_id]
+        """Whether the run came here for the first time after the code was changed.
+
+        Of branches that come here at the same time the first one decides.
+        """
+        execution, key = self._execution, f"patch:{change_id}"
+        if execution.has_outcome(key):
+            return decode(execution.enter(key, PATCH).output or "null")
+        decision = self._patches.setdefault(change_id, not execution.was_further)
+        if execution.is_unwinding and not decision:
+            return False  # only to find what is to be undone: nothing is recorded any more
+        record = await execution.arrive(key, PATCH)
+        with execution.under_way():
+            record = await execution.may_begin(record)
+        if key not in execution.ending:  # what another branch has written comes first in the next commit as well
+            await execution.commit_step(record, StepStatus.COMPLETED, output=encode(decision))
+        return decision
 
 
 def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:

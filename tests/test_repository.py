@@ -78,12 +78,12 @@ def test_the_package_needs_nothing_at_run_time_and_its_licence_is_there():
 def public_members() -> dict[str, object]:
     """Every public class, function, method and property of the package and its testing module, by its name."""
     exported = {name: getattr(durable_web, name) for name in durable_web.__all__}
-    shipped = {name: item for name, item in vars(testing).items() if not name.startswith("_")}
-    exported |= {name: item for name, item in shipped.items() if getattr(item, "__module__", "") == testing.__name__}
+    exported |= {name: getattr(testing, name) for name in testing.__all__}
     members = dict(exported)
     for name, item in exported.items():
         if inspect.isclass(item):
-            own = {key: value for key, value in vars(item).items() if not key.startswith("_")}
+            ours = [part for part in reversed(item.__mro__) if part.__module__.startswith("durable_web")]
+            own = {key: value for part in ours for key, value in vars(part).items() if not key.startswith("_")}
             callables = {key: value for key, value in own.items() if inspect.isroutine(value) or _is_property(value)}
             members |= {f"{name}.{key}": value for key, value in callables.items()}
     return members

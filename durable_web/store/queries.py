@@ -213,25 +213,33 @@ RETURNING status
 
 BLOCK = """
 UPDATE durable_runs
-   SET status = 'waiting',
+   SET status = CASE status WHEN 'leased' THEN 'waiting' ELSE status END,
        blocked = 1,
+       due = 0,
+       attempt = attempt - 1,
        waiting_reason = :reason,
        lease_owner = NULL,
        lease_expires_at = NULL,
+       started_at = CASE attempt WHEN 1 THEN NULL ELSE started_at END,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status = 'leased'
+ WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+RETURNING status, attempt
 """
 
 UNBLOCK = """
-UPDATE durable_runs INDEXED BY durable_runs_blocked
-   SET status = 'pending',
+UPDATE durable_runs
+   SET status = CASE status WHEN 'waiting' THEN 'pending' ELSE status END,
        blocked = 0,
-       due = NOT paused,
+       due = NOT paused OR status = 'cancelling',
        waiting_reason = NULL,
        ready_at = :now,
        updated_at = :now
- WHERE blocked = 1 AND job = :job AND version IS :version AND status = 'waiting'
-RETURNING id, attempt
+ WHERE id IN (SELECT id
+                FROM durable_runs INDEXED BY durable_runs_blocked
+               WHERE blocked = 1 AND job = :job AND version IS :version
+               ORDER BY priority DESC, id
+               LIMIT :limit)
+RETURNING id, status, attempt
 """
 
 PAUSE = """

@@ -200,17 +200,26 @@ class Runs:
 
     # --- executing ---------------------------------------------------------------------------------------------------
 
-    def claim(self, owner: str, now: int, expires: int, saturated: list[str]) -> Claim | None:
+    def claim(
+        self, owner: str, now: int, expires: int, saturated: list[str], find_obstacle: Callable[[Claim], str | None]
+    ) -> Claim | None:
         """Lease the pending run whose turn it is; ``None`` when there is none.
 
         :param saturated: jobs of which no further run may execute now.
+        :param find_obstacle: why a run cannot be executed by this engine; one for which there is a reason is blocked,
+            and the next one's turn comes.
         """
         text, parameters = queries.claim(saturated)
-        row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
-        if row is None:
-            return None
-        *values, ending, error, failed_step = row
-        claim = Claim(*values, ending, None if error is None else json.loads(error), failed_step)
+        while True:
+            row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
+            if row is None:
+                return None
+            *values, ending, error, failed_step = row
+            claim = Claim(*values, ending, None if error is None else json.loads(error), failed_step)
+            obstacle = find_obstacle(claim)
+            if obstacle is None:
+                break
+            self._block(claim, now, f"blocked: {obstacle}")
         status, reason = (RunStatus.LEASED, None) if ending is None else (RunStatus.CANCELLING, "it is compensated")
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason)
         if self._journal.is_listening:
@@ -333,17 +342,20 @@ class Runs:
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason=reason)
             self._journal.has_claimable = True
 
-    def block(self, claim: Claim, now: int, reason: str) -> None:
-        """Let a claimed run wait until its version of the job is registered."""
-        if self._database.execute(queries.BLOCK, {**_key(claim), "reason": reason, "now": now}).rowcount == 1:
-            self._journal.append_status(claim.run_id, now, RunStatus.WAITING, attempt=claim.attempt, reason=reason)
+    def _block(self, claim: Claim, now: int, reason: str) -> None:
+        """Let a run that was just claimed wait until its version of the job is registered, as if it never was."""
+        status, attempt = self._database.row(queries.BLOCK, {**_key(claim), "reason": reason, "now": now})
+        self._journal.append_status(claim.run_id, now, RunStatus(status), attempt=attempt, reason=reason)
 
-    def unblock(self, job: str, version: str | None, now: int) -> None:
-        """Let the runs go on that waited for this version of a job."""
-        for run_id, attempt in self._database.rows(queries.UNBLOCK, {"job": job, "version": version, "now": now}):
+    def unblock(self, job: str, version: str | None, now: int, at_most: int = -1) -> bool:
+        """Let runs go on that waited for this version of a job, all of them by default; whether there are any."""
+        values = {"job": job, "version": version, "now": now, "limit": at_most}
+        unblocked = self._database.rows(queries.UNBLOCK, values)
+        for run_id, status, attempt in unblocked:
             reason = "its version of the job is registered"
-            self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason=reason)
+            self._journal.append_status(run_id, now, RunStatus(status), attempt=attempt, reason=reason)
             self._journal.has_claimable = True
+        return bool(unblocked)
 
     def pause(self, run_id: str, now: int) -> None:
         """Let a run start no further step, until it is resumed.

@@ -47,7 +47,7 @@ SELECT run_id, name, status
  WHERE topic = :topic
 """
 
-_ENDED = """
+ENDED = """
 SELECT wait.value
   FROM json_each(:names) AS wait
  CROSS JOIN durable_steps AS step ON step.run_id = :run_id AND step.name = wait.value
@@ -162,7 +162,7 @@ class Waits:
 
     def ended(self, run_id: str, names: list[str]) -> list[str]:
         """Which of these waits have ended, or have a message that they may take."""
-        return [row[0] for row in self._database.rows(_ENDED, {"run_id": run_id, "names": json.dumps(names)})]
+        return [row[0] for row in self._database.rows(ENDED, {"run_id": run_id, "names": json.dumps(names)})]
 
     def find_in_run(self, run_id: str, topic: str) -> str | None:
         """The name of the first wait of a run for that topic."""

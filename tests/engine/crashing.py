@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from durable_web import Engine, Job, StorageError
-from durable_web.testing import crash
+from durable_web import Engine, Job
+from durable_web.testing import CrashPoint, crash_at
 
 Play = Callable[[Engine, str], Awaitable[Any]]
 Check = Callable[[Engine, str, Any], Awaitable[None]]
@@ -41,48 +41,25 @@ async def _live(
     running: Callable[..., Any], jobs: list[Job], play: Play, key: str, when: str, number: int, options: dict[str, Any]
 ) -> bool:
     """Let an engine play until it dies; whether it did."""
-    async with dying(running(*jobs, max_recoveries=LIVES, **options), when, number) as (engine, died):
-        playing = asyncio.ensure_future(play(engine, key))
-        await asyncio.wait([playing, died], timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        assert playing.done() or died.done(), f"it hangs, {key}"
-        playing.cancel()
-        await asyncio.wait([playing])
-        return died.done()
+    async with dying(running(*jobs, max_recoveries=LIVES, **options), when, number) as (engine, point):
+        playing, dead = asyncio.ensure_future(play(engine, key)), asyncio.ensure_future(_death(point))
+        await asyncio.wait([playing, dead], timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        assert playing.done() or dead.done(), f"it hangs, {key}"
+        for task in (playing, dead):
+            task.cancel()
+        await asyncio.wait([playing, dead])
+        return point.is_reached
+
+
+async def _death(point: CrashPoint) -> None:
+    await point
 
 
 @asynccontextmanager
-async def dying(running: Any, when: str, number: int) -> AsyncIterator[tuple[Engine, asyncio.Future[None]]]:
-    """An engine that dies before or after its commit of that number, and what tells of it."""
+async def dying(running: Any, when: str, number: int) -> AsyncIterator[tuple[Engine, CrashPoint]]:
+    """An engine that dies before or after its commit of that number, and the point at which it does."""
     async with running as engine:
-        died = asyncio.get_running_loop().create_future()
-        _die_at(engine, when, number, died)
-        yield engine, died
-        if died.done():
-            await crash(engine)
-
-
-def _die_at(engine: Engine, when: str, number: int, died: asyncio.Future[None]) -> None:
-    database = engine._store.database
-    transaction, commits = database.transaction, itertools.count(1)
-
-    def die() -> None:
-        if not died.done():
-            died.set_result(None)
-        raise StorageError(database.path, "the engine is dead")
-
-    @contextmanager
-    def deadly() -> Iterator[None]:
-        if died.done():
-            die()
-        is_last = False
-        with transaction():
-            before = database.connection.total_changes
-            yield
-            if database.connection.total_changes > before:
-                is_last = next(commits) == number
-                if is_last and when == "before":
-                    die()
-        if is_last:
-            die()
-
-    database.transaction = deadly
+        point = crash_at(engine, **{when: number})
+        yield engine, point
+        if point.is_reached:
+            await point

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -399,10 +399,10 @@ async def one_engine(made: Scenario, **options: Any) -> AsyncIterator[World]:
         yield world
 
 
-async def sweep(made: Scenario, open_world: Callable[[], Any]) -> int:
+async def sweep(made: Scenario, open_world: Callable[[], Any], sides: Iterable[str] = ("before", "after")) -> int:
     """Live through a scenario with a crash at each commit of it, before and after; how many commits there are."""
     for number in itertools.count(1):
-        for side in ("before", "after"):
+        for side in sides:
             async with open_world() as world:
                 point = crash_at(world.engine, **{side: number})
                 try:
@@ -429,7 +429,7 @@ async def test_a_crash_changes_nothing_where_waiting_runs_are_not_kept_in_memory
 
 
 @on_a_desk_only("OPFS has one engine per file")
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [name for name, made in SCENARIOS.items() if made.outside is not None])
 async def test_a_crash_changes_nothing_where_what_comes_from_outside_comes_by_another_engine(name, tmp_path):
     made = SCENARIOS[name]
     numbers = itertools.count()
@@ -448,4 +448,4 @@ async def test_a_crash_changes_nothing_where_what_comes_from_outside_comes_by_an
             world = World(executing, reaching, clock)
             yield world
 
-    assert await sweep(made, two_engines) >= 4
+    assert await sweep(made, two_engines, sides=["after"]) >= 4

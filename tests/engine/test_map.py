@@ -273,8 +273,8 @@ async def test_cancelling_the_run_cancels_all_children(running):
         assert await engine.count_runs() == {"cancelled": 31}
 
 
-@pytest.mark.parametrize("max_concurrent", [None, 2])
-async def test_a_map_that_dies_at_any_commit_starts_every_child_once(running, max_concurrent):
+@pytest.mark.parametrize(("max_concurrent", "slots"), [(None, 10), (2, 10), (2, 1)])
+async def test_a_map_that_dies_at_any_commit_starts_every_child_once(running, max_concurrent, slots):
     @job("maps")
     async def maps(ctx: Context, key: str) -> list[int]:
         return await ctx.map("square", square, [1, 2, 3, 4], max_concurrent=max_concurrent, labels={"of": "map"})
@@ -287,7 +287,7 @@ async def test_a_map_that_dies_at_any_commit_starts_every_child_once(running, ma
         children = [child for child in await engine.list_runs(labels={"of": "map"}) if child.parent_run_id == run.id]
         assert sorted(child.input for child in children) == [1, 2, 3, 4]
 
-    await survive_every_death(running, [maps, square], play, check)
+    await survive_every_death(running, [maps, square], play, check, max_concurrent_runs=slots)
 
 
 async def test_a_map_with_failures_that_dies_at_any_commit_raises_the_same_group(running):

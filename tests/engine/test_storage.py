@@ -29,7 +29,7 @@ from durable_web import (
     StorageFullError,
     job,
 )
-from durable_web.store import queries
+from durable_web.store import queries, waits
 from durable_web.testing import MockClock, settle
 
 
@@ -347,9 +347,25 @@ PLANS = {
     "ALL_FRAMES": {"durable_frames by primary key"},
     "NEWEST_SEQ": {FRAME},
     "CURRENT_STEP": {RUNNING},
+    "STEP": {STEP},
+    "RUN_OUTCOME": {RUN},
+    "ACTIVE_CHILDREN": {"durable_runs by durable_runs_by_parent"},
+    "ADOPT_CHILDREN": {"durable_runs by durable_runs_by_parent"},
+    "BLOCK": {RUN},
+    "UNBLOCK": {RUN, "durable_runs by durable_runs_blocked"},
+    "COMPENSATE": {RUN},
+    "BEGIN_COMPENSATION": {RUN, STEP},
+    "TO_COMPENSATE": {STEP},
+    "EXPIRE": {RUN},
+    "BURY": {RUN},
+    "REOPEN": {RUN},
+    "LINK_DEAD_LETTER": {RUN},
+    "FORGET_UNSETTLED_STEPS": {STEP},
+    "COPY_STEPS": {STEP},
 }
-# An index for the order would cost every step a write; and of runs that are leased there are only few.
-SORTED_FEW = {"STEPS", "ORPHANS"}
+# An index for the order would cost every step a write; and of runs that are leased, blocked or the children of one
+# there are only few.
+SORTED_FEW = {"STEPS", "ORPHANS", "ACTIVE_CHILDREN", "UNBLOCK", "TO_COMPENSATE"}
 
 
 def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[str]]:
@@ -376,6 +392,13 @@ async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(ru
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == PLANS[name]
     assert others == (["USE TEMP B-TREE FOR ORDER BY"] if name in SORTED_FEW else [])
+
+
+async def test_looking_which_waits_have_ended_costs_a_look_up_for_each(running):
+    async with running() as engine:
+        reads, others = plan_of(engine._store.database.connection, waits.ENDED)
+    assert reads == {"step by primary key", "durable_messages by durable_messages_pending"}
+    assert others == ["SCAN wait VIRTUAL TABLE INDEX 1:"]
 
 
 @pytest.mark.parametrize(

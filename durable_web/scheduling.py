@@ -1,0 +1,95 @@
+"""Schedules: making, listing, pausing and deleting them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .durations import Duration
+from .engine_parts import EngineParts
+from .job import Job
+from .model import Schedule
+from .schedules import checked_schedule, with_next_due
+
+Install = Callable[[list[str]], Awaitable[None]]
+
+
+class Scheduling(EngineParts):
+    """How jobs are triggered again and again."""
+
+    _install: Install
+
+    async def schedule(
+        self,
+        name: str,
+        job: Job | str,
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | None = None,
+        input: Any = None,
+        overlap: str = "skip",
+        catch_up: str = "none",
+        jitter: Duration | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Schedule:
+        """Trigger a job again and again, from now on, also after restarts; each due time at most once.
+
+        The same name again changes the schedule; it keeps its next due time unless ``cron``, ``every`` or ``timezone``
+        is another, and stays paused when it is. Runs carry the labels ``durable/schedule``, the name, and
+        ``durable/scheduled-at``, the due time in ISO format.
+
+        :param cron: five fields, as ``"30 7 * * MON-FRI"``. How hours that are missing or come twice are treated, see
+            :mod:`durable_web.recurrence`.
+        :param every: instead, a ``timedelta``, a number of seconds or a text such as ``"15m"``, counted from now.
+        :param timezone: of ``cron``: a name such as ``"Europe/Berlin"``; by default UTC.
+        :param overlap: when a run of this schedule is still active: ``"skip"`` passes the due time over, ``"queue"``
+            lets its run begin when the earlier ones have ended, all of them in order, ``"allow"`` lets it begin.
+        :param catch_up: what becomes of due times at which no engine was there (nor within a minute after): ``"none"``
+            passes them over, ``"latest"`` makes one run for the latest of them, ``"all"`` one for each.
+        :param jitter: put each run off by up to this long; by how long depends on the name and the due time alone.
+        :raises JobNotFound, InvalidInput, SerializationError: as ``trigger`` does.
+        :raises ValueError: when the timing, the zone or another option is wrong.
+        :raises LibraryMissing: when the library that ``cron`` or ``timezone`` needs is not installed.
+        """
+        options = {"overlap": overlap, "catch_up": catch_up, "jitter": jitter, "labels": labels, "input": input}
+        timing = {"cron": cron, "every": every, "timezone": timezone}
+        self._running_store()
+        now = self._clock.now()
+        checked = checked_schedule(self._registry, now, name, job, **timing, **options)  # type: ignore[arg-type]
+        if checked.recurrence.libraries:
+            await self._install(checked.recurrence.libraries)
+        made = self._scheduler.put(with_next_due(checked, now))
+        self._dispatcher.look_at_the_time()
+        return made
+
+    async def list_schedules(self) -> list[Schedule]:
+        """All schedules, by name."""
+        self._running_store()
+        return self._scheduler.list()
+
+    async def pause_schedule(self, name: str) -> Schedule:
+        """Let a schedule trigger nothing until it is resumed.
+
+        :raises ScheduleNotFound: when there is none of that name.
+        """
+        self._running_store()
+        return self._scheduler.pause(name)
+
+    async def resume_schedule(self, name: str) -> Schedule:
+        """Let a schedule go on with its next due time; those in between are passed over, whatever ``catch_up`` says.
+
+        :raises ScheduleNotFound: when there is none of that name.
+        """
+        self._running_store()
+        resumed = self._scheduler.resume(name)
+        self._dispatcher.look_at_the_time()
+        return resumed
+
+    async def delete_schedule(self, name: str) -> None:
+        """Delete a schedule; the runs that it has made stay.
+
+        :raises ScheduleNotFound: when there is none of that name.
+        """
+        self._running_store()
+        self._scheduler.delete(name)

@@ -1,0 +1,206 @@
+"""Dead letters: a run that kills its engine again and again is put aside, and handed to a job that looks after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from watching import finish, on_a_desk_only, reach
+
+from durable_web import Context, Engine, Job, Run, RunStatus, StorageError, job
+from durable_web.model import to_wire
+from durable_web.store import Database
+from durable_web.testing import MockClock, crash, settle
+
+
+@job("letters")
+async def letters(ctx: Context, letter: dict) -> dict:
+    return letter
+
+
+def deadly(dead_letter: Job | str | None = None, name: str = "deadly", deaths: int = 1000) -> Job:
+    """A job that hangs until its engine dies, so many times."""
+
+    @job(name, dead_letter=dead_letter)
+    async def deadly_job(ctx: Context, _: Any) -> str:
+        if ctx.attempt <= deaths:
+            await asyncio.Event().wait()
+        return "alive"
+
+    return deadly_job
+
+
+async def die(running: Any, *jobs: Job, run: Run | None = None, **options: Any) -> Run:
+    """Let an engine die once over a run of the first job, or over that run."""
+    async with running(*jobs, **options) as engine:
+        run = await engine.trigger(jobs[0], {"order": 7}) if run is None else run
+        await reach(engine, run.id, RunStatus.LEASED)
+        await settle()
+        await crash(engine)
+    return run
+
+
+async def handlers(engine: Engine) -> list[Run]:
+    await settle()
+    return await engine.list_runs(job="letters")
+
+
+# --- what is started -------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_dies_too_often_is_handed_to_the_job_that_its_own_names(running):
+    bad = deadly(letters)
+    run = await die(running, bad, max_recoveries=1)
+    await die(running, bad, run=run, max_recoveries=1)
+    async with running(bad, max_recoveries=1) as engine:
+        run = await engine.get_run(run.id)
+        (handler,) = await handlers(engine)
+        handler = await finish(engine, handler)
+    assert (run.status, run.error.type) == (RunStatus.DEAD, "CrashLoop")
+    assert handler.input["run_id"] == run.id
+    assert handler.input["job"] == "deadly"
+    assert handler.input["input"] == {"order": 7}
+    assert handler.input["error"]["type"] == "CrashLoop"
+    assert "died 2 times" in handler.input["error"]["message"]
+    assert handler.output == handler.input
+
+
+async def test_both_runs_name_each_other_on_the_page_too(running):
+    bad = deadly(letters)
+    run = await die(running, bad, max_recoveries=0)
+    async with running(bad, max_recoveries=0) as engine:
+        (handler,) = await handlers(engine)
+        run = await engine.get_run(run.id)
+    assert (run.dead_letter_id, handler.dead_letter_of) == (handler.id, run.id)
+    assert (to_wire(run)["deadLetterId"], to_wire(handler)["deadLetterOf"]) == (handler.id, run.id)
+    assert handler.idempotency_key == f"dlq:{run.id}"
+
+
+@pytest.mark.parametrize("handler", [letters, "letters"])
+async def test_the_engines_own_handler_is_for_jobs_that_have_none(running, handler):
+    bad, named = deadly(), deadly("letters", name="named")
+    options = {"max_recoveries": 0, "dead_letter": handler}
+    runs = [await die(running, item, letters, **options) for item in (bad, named)]
+    async with running(bad, named, letters, **options) as engine:
+        assert sorted(found.input["run_id"] for found in await handlers(engine)) == sorted(run.id for run in runs)
+
+
+async def test_without_a_handler_a_dead_run_is_only_kept(running):
+    run = await die(running, bad := deadly(), max_recoveries=0)
+    async with running(bad, letters, max_recoveries=0) as engine:
+        assert await handlers(engine) == []
+        run = await engine.get_run(run.id)
+    assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, None)
+
+
+async def test_a_handler_that_is_not_registered_is_told_of_and_hurts_nobody(running, database_path):
+    told: list[str] = []
+    run = await die(running, bad := deadly("nobody"), max_recoveries=0)
+    engine = Engine(database_path, [bad], max_recoveries=0, exclusive=True)
+    engine.on("worker:error", lambda event: told.append(event.error.message))
+    async with engine:
+        assert (await engine.get_run(run.id)).status == RunStatus.DEAD
+    assert "No job named 'nobody' is registered" in told[0]
+
+
+async def test_a_handler_that_fails_or_dies_itself_starts_no_other(running):
+    @job("letters")
+    async def deadly_letters(ctx: Context, letter: dict) -> None:
+        await asyncio.Event().wait()
+
+    bad = deadly()
+    options = {"max_recoveries": 0, "dead_letter": deadly_letters}
+    await die(running, bad, **options)
+    async with running(bad, **options) as engine:
+        await reach(engine, (await handlers(engine))[0].id, RunStatus.LEASED)
+        await crash(engine)
+    async with running(bad, **options) as engine:
+        (handler,) = await handlers(engine)
+        assert handler.status == RunStatus.DEAD
+        assert handler.dead_letter_id is None
+
+
+# --- coming back -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_run_can_be_retried(running):
+    run = await die(running, bad := deadly(letters, deaths=1), max_recoveries=0)
+    async with running(bad, max_recoveries=0) as engine:
+        await engine.retry(run.id)
+        run = await finish(engine, run)
+    assert (run.status, run.output, run.error) == (RunStatus.COMPLETED, "alive", None)
+
+
+async def test_a_run_that_dies_again_after_a_retry_is_not_handed_over_again(running):
+    run = await die(running, bad := deadly(letters), max_recoveries=0)
+    async with running(bad, max_recoveries=0) as engine:
+        (first,) = await handlers(engine)
+        await engine.retry(run.id)
+        await settle()
+        await crash(engine)
+    async with running(bad, max_recoveries=0) as engine:
+        run = await engine.get_run(run.id)
+        assert [handler.id for handler in await handlers(engine)] == [first.id]
+    assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, first.id)
+
+
+async def test_a_dead_run_undoes_nothing_because_it_may_come_back(running):
+    undone: list[str] = []
+
+    @job("order")
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.step("charge", lambda: "charge", compensate=undone.append)
+        await asyncio.Event().wait()
+
+    run = await die(running, order, max_recoveries=0)
+    async with running(order, max_recoveries=0) as engine:
+        run = await engine.get_run(run.id)
+    assert (run.status, undone) == (RunStatus.DEAD, [])
+
+
+# --- crashes ---------------------------------------------------------------------------------------------------------
+
+
+@on_a_desk_only("OPFS has one engine per file")
+async def test_engines_that_share_a_file_hand_a_dead_run_over_once(running):
+    clock = MockClock()
+    bad = deadly(letters)
+    options = {"max_recoveries": 0, "clock": clock, "exclusive": False}
+    async with running(bad, **options) as first:
+        run = await first.trigger(bad)
+        await clock.advance(1)
+        async with running(bad, **options) as second, running(bad, **options) as third:
+            await crash(first)
+            await clock.advance(120)
+            assert (await second.get_run(run.id)).status == RunStatus.DEAD
+            (handler,) = await third.list_runs(job="letters")
+            assert handler.status == RunStatus.COMPLETED
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_engine_that_dies_while_it_hands_a_dead_run_over_has_done_all_of_it_or_nothing(
+    running, database_path, monkeypatch, when
+):
+    run = await die(running, bad := deadly(letters), max_recoveries=0)
+    transaction = Database.transaction
+
+    @contextmanager
+    def deadly_transaction(database: Database) -> Iterator[None]:
+        with transaction(database):
+            yield
+            if when == "before":
+                raise StorageError(database.path, "the engine is dead")
+        raise StorageError(database.path, "the engine is dead")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="the engine is dead"):
+        patch.setattr(Database, "transaction", deadly_transaction)
+        await Engine(database_path, [bad], max_recoveries=0, exclusive=True).start()
+    async with running(bad, max_recoveries=0) as engine:
+        (handler,) = await handlers(engine)
+        handler = await finish(engine, handler)
+        run = await engine.get_run(run.id)
+    assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, handler.id)
+    assert handler.status == RunStatus.COMPLETED

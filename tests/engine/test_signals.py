@@ -1,0 +1,566 @@
+"""Signals: kept until a wait takes them, first in, first out, each once; and time limits on waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from watching import finish, on_a_desk_only, timeline
+
+from durable_web import (
+    Context,
+    Engine,
+    InvalidInput,
+    RunNotActive,
+    RunNotFound,
+    RunStatus,
+    SerializationError,
+    SignalTimeout,
+    job,
+)
+from durable_web.testing import MockClock, crash, crash_at, engine, restart, settle
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    return MockClock()
+
+
+@job("one")
+async def one(ctx: Context, timeout: float | None) -> str:
+    try:
+        return await ctx.wait_for_signal("go", timeout=timeout)
+    except SignalTimeout as late:
+        return f"{type(late).__name__} of {late.name}"
+
+
+@job("several")
+async def several(ctx: Context, count: int) -> list:
+    return [await ctx.wait_for_signal("go") for _ in range(count)]
+
+
+@job("later")
+async def later(ctx: Context, _: None) -> list:
+    """Begins to wait when signals have come already."""
+    await ctx.sleep("nap", 100)
+    return [await ctx.wait_for_signal("go"), await ctx.wait_for_signal("go")]
+
+
+# --- delivery --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_waiting_run_goes_on_with_the_payload():
+    async with engine(one) as e:
+        run = await e.trigger(one)
+        await settle()
+        assert await e.signal(run.id, "go", {"by": "Ada"}) is True
+        assert (await finish(e, run)).output == {"by": "Ada"}
+
+
+async def test_a_signal_without_a_payload_carries_none():
+    async with engine(several) as e:
+        run = await e.trigger(several, 1)
+        await e.signal(run.id, "go")
+        assert (await finish(e, run)).output == [None]
+
+
+async def test_signals_that_come_before_the_wait_are_kept_first_in_first_out(clock):
+    async with engine(later, clock=clock) as e:
+        run = await e.trigger(later)
+        for number in (1, 2):
+            await e.signal(run.id, "go", number)
+        await restart(e)
+        await clock.advance(100)
+        assert (await finish(e, run)).output == [1, 2]
+
+
+async def test_a_signal_before_the_run_has_begun_is_kept():
+    async with engine(several, max_concurrent_runs=0) as e:
+        run = await e.trigger(several, 1)
+        await e.signal(run.id, "go", 1)
+        assert await e.run_until_idle() == 0
+    async with engine(several) as e:
+        run = await e.trigger(several, 1)
+        await e.signal(run.id, "go", "early")  # nothing has executed yet
+        assert (await finish(e, run)).output == ["early"]
+
+
+async def test_two_signals_at_once_are_both_taken_in_order():
+    async with engine(several) as e:
+        run = await e.trigger(several, 2)
+        await settle()
+        await asyncio.gather(e.signal(run.id, "go", "first"), e.signal(run.id, "go", "second"))
+        assert (await finish(e, run)).output == ["first", "second"]
+
+
+async def test_signals_of_other_names_are_left_alone():
+    async with engine(one) as e:
+        run = await e.trigger(one)
+        await settle()
+        await e.signal(run.id, "stop", "no")
+        await settle()
+        assert not (await e.get_run(run.id)).is_terminal
+        await e.signal(run.id, "go", "yes")
+        assert (await finish(e, run)).output == "yes"
+
+
+async def test_two_branches_that_wait_for_one_name_get_one_each_in_the_order_of_waiting():
+    @job("branches")
+    async def branches(ctx: Context, _: None) -> list:
+        return await asyncio.gather(ctx.wait_for_signal("go"), ctx.wait_for_signal("go"))
+
+    async with engine(branches) as e:
+        run = await e.trigger(branches)
+        await settle()
+        await e.signal(run.id, "go", 1)
+        await settle()
+        await restart(e)
+        await e.signal(run.id, "go", 2)
+        assert (await finish(e, run)).output == [1, 2]
+
+
+@pytest.mark.parametrize("moment", ["before it waits", "while it waits", "after it was taken"])
+async def test_a_second_signal_of_the_same_id_is_not_delivered(moment, clock):
+    async with engine(later, clock=clock) as e:
+        run = await e.trigger(later)
+        await e.signal(run.id, "go", 1, signal_id="a")
+        if moment == "before it waits":
+            assert await e.signal(run.id, "go", 1, signal_id="a") is False
+        await clock.advance(100)
+        if moment == "while it waits":
+            assert await e.signal(run.id, "go", 1, signal_id="a") is False
+        await restart(e)
+        if moment == "after it was taken":
+            assert await e.signal(run.id, "go", 1, signal_id="a") is False
+        await settle()
+        assert not (await e.get_run(run.id)).is_terminal
+        await e.signal(run.id, "go", 2, signal_id="b")
+        assert (await finish(e, run)).output == [1, 2]
+
+
+async def test_the_same_id_under_another_name_or_to_another_run_is_another_signal():
+    async with engine(one) as e:
+        runs = [await e.trigger(one), await e.trigger(one)]
+        assert [await e.signal(run.id, "go", 1, signal_id="a") for run in runs] == [True, True]
+        runs.append(await e.trigger(one))
+        assert await e.signal(runs[2].id, "stop", 1, signal_id="a") is True
+        assert await e.signal(runs[2].id, "go", 1, signal_id="a") is True
+
+
+async def test_a_signal_between_the_look_and_the_parking_is_not_lost():
+    """At every turn of the event loop between the beginning of the run and its being parked."""
+    for turns in range(60):
+        async with engine(one) as e:
+            run = await e.trigger(one)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await e.signal(run.id, "go", turns)
+            await settle()
+            assert (await e.get_run(run.id)).output == turns
+
+
+async def test_a_signal_to_a_run_that_has_ended_is_an_error_and_to_none_as_well():
+    async with engine(one) as e:
+        run = await e.trigger(one)
+        await e.cancel(run.id)
+        with pytest.raises(RunNotActive, match="cannot be signalled: it has already ended as 'cancelled'"):
+            await e.signal(run.id, "go")
+        with pytest.raises(RunNotFound):
+            await e.signal("no-such-run", "go")
+
+
+async def test_a_payload_that_cannot_be_stored_is_refused_and_delivers_nothing():
+    async with engine(one) as e:
+        run = await e.trigger(one)
+        with pytest.raises(SerializationError, match="payload of signal 'go'"):
+            await e.signal(run.id, "go", object(), signal_id="a")
+        assert await e.signal(run.id, "go", "fine", signal_id="a") is True
+        assert (await finish(e, run)).output == "fine"
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Approval:
+    by: str
+    amount: int
+
+
+@job("typed", signals={"approve": Approval})
+async def typed(ctx: Context, _: None) -> str:
+    approval = await ctx.wait_for_signal("approve")
+    return f"{type(approval).__name__} by {approval.by}"
+
+
+async def test_a_declared_type_is_checked_on_delivery_and_constructed_for_the_job():
+    async with engine(typed) as e:
+        run = await e.trigger(typed)
+        with pytest.raises(InvalidInput, match="signal 'approve'"):
+            await e.signal(run.id, "approve", {"by": "Ada"}, signal_id="a")
+        await settle()
+        assert not (await e.get_run(run.id)).is_terminal
+        await e.signal(run.id, "approve", {"by": "Ada", "amount": 3}, signal_id="a")
+        assert (await finish(e, run)).output == "Approval by Ada"
+
+
+async def test_an_instance_may_be_sent_too_and_is_read_as_the_type_after_a_restart(clock):
+    @job("typed", signals={"approve": Approval})
+    async def patient(ctx: Context, _: None) -> str:
+        approval = await ctx.wait_for_signal("approve")
+        await ctx.sleep("nap", 60)
+        return f"{type(approval).__name__} by {approval.by}"
+
+    async with engine(patient, clock=clock) as e:
+        run = await e.trigger(patient)
+        await e.signal(run.id, "approve", Approval("Ada", 3))
+        await settle()
+        await restart(e)
+        await clock.advance(60)
+        assert (await finish(e, run)).output == "Approval by Ada"
+
+
+async def test_a_type_can_be_given_where_it_is_waited_for():
+    @job("given")
+    async def given(ctx: Context, _: None) -> int:
+        return (await ctx.wait_for_signal("approve", type=Approval)).amount
+
+    async with engine(given) as e:
+        run = await e.trigger(given)
+        await e.signal(run.id, "approve", {"by": "Ada", "amount": 3})
+        assert (await finish(e, run)).output == 3
+
+
+# --- time limits -----------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_signal_the_wait_times_out(clock):
+    async with engine(one, clock=clock) as e:
+        run = await e.trigger(one, 60)
+        await clock.advance(59.9)
+        assert not (await e.get_run(run.id)).is_terminal
+        await clock.advance(0.1)
+        assert (await e.get_run(run.id)).output == "SignalTimeout of go"
+
+
+async def test_a_signal_timeout_is_a_timeout_error_and_fails_the_run_that_does_not_catch_it(clock):
+    @job("strict")
+    async def strict(ctx: Context, _: None) -> None:
+        await ctx.wait_for_signal("go", timeout=timedelta(minutes=1))
+
+    async with engine(strict, clock=clock) as e:
+        run = await e.trigger(strict)
+        await clock.advance(60)
+        run = await e.get_run(run.id)
+        assert (run.status, run.error.type) == (RunStatus.FAILED, "SignalTimeout")
+        assert run.error.message == "What 'go' waited for did not come in time."
+    assert issubclass(SignalTimeout, TimeoutError)
+
+
+async def test_a_signal_in_time_calls_the_timeout_off(clock):
+    async with engine(one, clock=clock) as e:
+        run = await e.trigger(one, 60)
+        await clock.advance(59.9)
+        await e.signal(run.id, "go", "in time")
+        await clock.advance(1)
+        assert (await e.get_run(run.id)).output == "in time"
+
+
+async def test_a_signal_after_the_timeout_is_kept_for_the_next_wait(clock):
+    @job("twice")
+    async def twice(ctx: Context, _: None) -> list:
+        try:
+            first = await ctx.wait_for_signal("go", timeout=60)
+        except SignalTimeout:
+            first = "too late"
+        await ctx.sleep("nap", 60)
+        return [first, await ctx.wait_for_signal("go")]
+
+    async with engine(twice, clock=clock) as e:
+        run = await e.trigger(twice)
+        await clock.advance(60)
+        await e.signal(run.id, "go", "for the next")
+        await restart(e)
+        await clock.advance(60)
+        assert (await finish(e, run)).output == ["too late", "for the next"]
+
+
+@pytest.mark.parametrize(("first", "output"), [("signal", "in time"), ("timeout", "SignalTimeout of go")])
+async def test_of_a_signal_and_a_timeout_at_the_same_moment_the_first_one_counts(clock, first, output):
+    """The engine is down when both are due; whichever comes first when it is up again has won."""
+    async with engine(one, clock=clock) as e:
+        run = await e.trigger(one, 60)
+        await settle()
+        if first == "signal":
+            await clock.advance(59.999)
+            await crash_at_signal(e, run)
+        await crash(e)
+        await clock.advance(60)
+        await restart(e)
+        if first == "timeout":
+            await e.signal(run.id, "go", "too late")
+        assert (await finish(e, run)).output == output
+
+
+async def crash_at_signal(e: Engine, run) -> None:
+    """The signal is delivered, and the engine dies before the run has noticed."""
+    point = crash_at(e, after="go")
+    with pytest.raises(Exception, match="made to crash"):
+        await e.signal(run.id, "go", "in time")
+    assert point.is_reached
+
+
+async def test_a_timeout_of_nothing_takes_what_is_there_and_waits_for_nothing(clock):
+    async with engine(one, clock=clock) as e:
+        empty = await e.trigger(one, 0)
+        await settle()
+        assert (await e.get_run(empty.id)).output == "SignalTimeout of go"
+        run = await e.trigger(one, 0)
+        await e.signal(run.id, "go", "there")
+        await settle()
+        assert (await e.get_run(run.id)).output == "there"
+
+
+async def test_the_time_limit_is_counted_from_the_first_beginning_across_restarts(clock):
+    async with engine(one, clock=clock) as e:
+        run = await e.trigger(one, 60)
+        for _ in range(2):
+            await clock.advance(29)
+            await restart(e)
+        await clock.advance(2)
+        assert (await e.get_run(run.id)).output == "SignalTimeout of go"
+
+
+# --- waits that are called off ---------------------------------------------------------------------------------------
+
+
+@job("called-off")
+async def called_off(ctx: Context, _: None) -> list:
+    """Waits for the first of a short sleep and a signal, then for the signal alone."""
+    nap = asyncio.ensure_future(ctx.sleep("nap", 60))
+    signal = asyncio.ensure_future(ctx.wait_for_signal("go", timeout=1000))
+    done, pending = await asyncio.wait({nap, signal}, return_when=asyncio.FIRST_COMPLETED)
+    for branch in pending:
+        branch.cancel()
+    first = await signal if signal in done else "nap"
+    return [first, await ctx.wait_for_signal("go")]
+
+
+@pytest.mark.parametrize("kept", [0, 1000])
+async def test_a_wait_that_was_called_off_takes_no_signal(clock, kept):
+    async with engine(called_off, clock=clock, max_parked=kept) as e:
+        run = await e.trigger(called_off)
+        await clock.advance(60)
+        await e.signal(run.id, "go", "for the second wait")
+        assert (await finish(e, run)).output == ["nap", "for the second wait"]
+
+
+async def test_a_wait_that_was_called_off_takes_no_signal_in_a_later_execution_either(clock):
+    async with engine(called_off, clock=clock) as e:
+        run = await e.trigger(called_off)
+        await clock.advance(60)
+        await crash(e)
+        await e.start(claim=False)
+        await e.signal(run.id, "go", "for the second wait")
+        await restart(e)
+        assert (await finish(e, run)).output == ["nap", "for the second wait"]
+
+
+async def test_a_signal_in_the_moment_in_which_the_wait_is_called_off_is_for_the_next_wait():
+    """The body has given up, and nothing of that is committed yet."""
+    for turns in range(8):
+        given_up = asyncio.Event()
+
+        @job("gives-up")
+        async def gives_up(ctx: Context, _: None, given_up=given_up) -> list:
+            branch = asyncio.ensure_future(ctx.wait_for_signal("go"))
+            await ctx.step("work", given_up.wait)
+            branch.cancel()
+            await asyncio.wait([branch])
+            first = "given up" if branch.cancelled() else branch.result()
+            return [first, await ctx.wait_for_signal("go", timeout=3600)]
+
+        async with engine(gives_up) as e:
+            run = await e.trigger(gives_up)
+            await settle()
+            given_up.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await e.signal(run.id, "go", "kept")
+            await settle()
+            await crash(e)
+            await restart(e)
+            run = await e.get_run(run.id)
+            if not run.is_terminal:  # the first wait has taken it
+                await e.signal(run.id, "go", "another")
+                await settle()
+                run = await e.get_run(run.id)
+            assert run.output in (["given up", "kept"], ["kept", "another"])
+
+
+# --- with asyncio ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_signal_inside_asyncio_timeout_and_wait_for(clock):
+    @job("limits")
+    async def limits(ctx: Context, _: None) -> list:
+        outcomes = []
+        async with asyncio.timeout(3600):
+            outcomes.append(await ctx.wait_for_signal("go"))
+        outcomes.append(await asyncio.wait_for(ctx.wait_for_signal("go"), 3600))
+        try:
+            await asyncio.wait_for(ctx.wait_for_signal("never"), 0.01)
+        except TimeoutError:
+            outcomes.append("never")
+        return outcomes
+
+    async with engine(limits, clock=clock) as e:
+        run = await e.trigger(limits)
+        for number in (1, 2):
+            await e.signal(run.id, "go", number)
+        assert (await finish(e, run)).output == [1, 2, "never"]
+
+
+async def test_a_failing_branch_of_a_task_group_calls_the_waits_of_the_others_off():
+    @job("group")
+    async def group_job(ctx: Context, _: None) -> str:
+        async def fail() -> None:
+            await ctx.wait_for_signal("fail")
+            raise ValueError("failed")
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ctx.wait_for_signal("go"))
+                group.create_task(fail())
+        except ExceptionGroup as failures:
+            return str(failures.exceptions[0])
+        return "not reached"
+
+    async with engine(group_job) as e:
+        run = await e.trigger(group_job)
+        await settle()
+        await restart(e)
+        await e.signal(run.id, "fail")
+        assert (await finish(e, run)).output == "failed"
+        assert {step.name: step.status for step in await e.get_steps(run.id)} == {
+            "go": "cancelled",
+            "fail": "completed",
+        }
+
+
+async def test_waits_in_other_tasks_are_ended_when_a_run_leaves_memory():
+    @job("detached")
+    async def detached(ctx: Context, _: None) -> None:
+        branches = [asyncio.ensure_future(ctx.wait_for_signal(name)) for name in ("a", "b")]
+        await asyncio.wait(branches, return_when=asyncio.FIRST_COMPLETED)
+
+    async with engine(detached, max_parked=0) as e:
+        await e.trigger(detached)
+        await settle()
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+# --- triggering with a signal ----------------------------------------------------------------------------------------
+
+
+async def test_a_run_is_triggered_with_a_signal_in_one_transaction(clock):
+    async with engine(several, clock=clock) as e:
+        point = crash_at(e, after=1)
+        with pytest.raises(Exception, match="made to crash"):
+            await e.trigger_with_signal(several, 1, "go", "with it")
+        assert point.is_reached
+        await restart(e)
+        (run,) = await e.list_runs()
+        assert (await finish(e, run)).output == ["with it"]
+
+
+async def test_a_run_that_stands_for_the_trigger_gets_the_signal():
+    async with engine(several) as e:
+        first = await e.trigger_with_signal(several, 2, "go", 1, idempotency_key="once")
+        second = await e.trigger_with_signal(several, 2, "go", 2, idempotency_key="once")
+        assert (second.id, second.disposition) == (first.id, "idempotent")
+        assert (await finish(e, first)).output == [1, 2]
+
+
+async def test_when_the_signal_is_refused_nothing_is_triggered():
+    async with engine(typed, one) as e:
+        with pytest.raises(InvalidInput):
+            await e.trigger_with_signal(typed, None, "approve", "not an approval")
+        assert await e.list_runs() == []
+        ended = await e.trigger_with_signal(one, None, "go", idempotency_key="once")
+        await finish(e, ended)
+        with pytest.raises(RunNotActive):
+            await e.trigger_with_signal(one, None, "go", idempotency_key="once")
+
+
+async def test_a_run_that_is_triggered_with_a_signal_for_later_begins_then(clock):
+    async with engine(several, clock=clock) as e:
+        run_at = (await e.trigger(several, 0)).created_at + timedelta(hours=1)
+        run = await e.trigger_with_signal(several, 1, "go", "with it", run_at=run_at)
+        await clock.advance(3599)
+        assert (await e.get_run(run.id)).status == RunStatus.PENDING
+        await clock.advance(1)
+        assert (await e.get_run(run.id)).output == ["with it"]
+
+
+# --- another engine on the same file ---------------------------------------------------------------------------------
+
+
+@on_a_desk_only("OPFS has one engine per file")
+@pytest.mark.parametrize("kept", [0, 1000])
+async def test_a_signal_from_another_engine_wakes_the_run_within_a_second(database_path, clock, kept):
+    async with (
+        Engine(database_path, [one], clock=clock, max_parked=kept) as executing,
+        Engine(database_path, [one], clock=clock, max_concurrent_runs=0) as other,
+    ):
+        run = await executing.trigger(one)
+        await settle()
+        await other.signal(run.id, "go", "from elsewhere")
+        await clock.advance(1)
+        assert (await executing.get_run(run.id)).output == "from elsewhere"
+
+
+# --- being seen ------------------------------------------------------------------------------------------------------
+
+
+async def test_steps_and_timeline_tell_what_is_waited_for_and_until_when(clock):
+    async with engine(one, clock=clock) as e:
+        run = await e.trigger(one, 60)
+        await settle()
+        (step,) = await e.get_steps(run.id)
+        assert (step.kind, step.waiting_for) == ("signal", "signal 'go'")
+        assert step.wake_at.timestamp() * 1000 == clock.now() + 60_000
+        assert (await e.get_run(run.id)).waiting_reason == "it waits for signal 'go'"
+        await e.signal(run.id, "go", "now")
+        frames = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
+        assert [(frame.type, frame.status) for frame in frames] == [("signal", "running"), ("signal", "completed")]
+        assert (await e.get_steps(run.id))[0].output == "now"
+        reasons = [frame.reason for frame in await timeline(e, run) if frame.kind == "run_status"]
+        assert reasons == [None, None, "it waits for signal 'go'", "signal 'go' has come", None, None]
+
+
+async def test_of_many_reasons_the_first_are_named():
+    @job("many")
+    async def many(ctx: Context, _: None) -> None:
+        await asyncio.gather(*(ctx.wait_for_signal(name) for name in "abcde"))
+
+    async with engine(many) as e:
+        run = await e.trigger(many)
+        await settle()
+        run = await e.get_run(run.id)
+        assert run.waiting_reason == "it waits for signal 'a', signal 'b', signal 'c' and 2 more"
+
+
+async def test_a_signal_that_comes_back_as_another_kind_fails_the_run():
+    @job("one")
+    async def changed(ctx: Context, timeout: float | None) -> None:
+        await ctx.sleep("go", 60)
+
+    async with engine(one) as e:
+        run = await e.trigger(one)
+        await settle()
+        await restart(e, changed)
+        await e.signal(run.id, "go")
+        assert (await finish(e, run)).error.type == "NonDeterminismError"
