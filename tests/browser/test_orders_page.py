@@ -69,8 +69,8 @@ class Orders:
         return self.page.evaluate(RUNS, job)
 
     def lines(self):
-        """What the order that is shown has logged."""
-        return self.page.evaluate(LINES, self.page.url.partition("#order=")[2])
+        """What the latest order has logged."""
+        return self.page.evaluate(LINES, self.runs("order")[-1]["id"])
 
 
 @pytest.fixture

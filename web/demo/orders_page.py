@@ -40,12 +40,13 @@ class OrdersPage:
         self._shown = None
         self._run = None
         self._reads = 0
+        self._is_placed = False
         listen(find("reload"), "click", lambda event: window.location.reload())
         listen(find("order-form"), "submit", self._on_submit)
-        listen(find("approve"), "click", lambda event: start(self._decide(True)))
-        listen(find("reject"), "click", lambda event: start(self._decide(False)))
-        listen(find("pause"), "click", lambda event: start(self._pause_or_resume()))
-        listen(find("cancel"), "click", lambda event: start(self._cancel()))
+        _on_press("approve", lambda: self._decide(True))
+        _on_press("reject", lambda: self._decide(False))
+        _on_press("pause", self._pause_or_resume)
+        _on_press("cancel", self._cancel)
         listen(window, "hashchange", lambda event: start(self._route()))
 
     async def run(self):
@@ -118,6 +119,9 @@ class OrdersPage:
         _enable("pause", not is_over and not is_undoing)
         _enable("cancel", not is_over and not is_undoing)
         write("pause", "Resume" if run.paused else "Pause")
+        if self._is_placed:
+            self._is_placed = False
+            find("order-title").focus()
 
     # --- what a person asks for ---------------------------------------------------------------------------------------
 
@@ -138,8 +142,8 @@ class OrdersPage:
         }
         title = ", ".join([item["name"] for item in order["items"]])
         run = await self._durable.trigger("order", order, labels={"title": title})
+        self._is_placed = True
         window.location.hash = f"#order={run.id}"  # and on with the event of that
-        find("order-title").focus()
 
     async def _decide(self, is_approved):
         """Send the decision; that of a second tab, which comes too late, is the same signal and not delivered."""
@@ -176,8 +180,18 @@ def _sentence(run, state):
 
 
 def _enable(id, is_enabled):
-    """A button that cannot be pressed now stays where it is, and keeps the focus."""
-    find(id).disabled = not is_enabled
+    """A button that cannot be pressed now stays where it is, and keeps the focus, which one that is disabled loses."""
+    find(id).setAttribute("aria-disabled", "false" if is_enabled else "true")
+
+
+def _on_press(id, make_work):
+    """Do the work whenever the button of that id is pressed that can be."""
+
+    def press(event):
+        if find(id).getAttribute("aria-disabled") != "true":
+            start(make_work())
+
+    listen(find(id), "click", press)
 
 
 start(OrdersPage().run())
