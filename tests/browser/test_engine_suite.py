@@ -31,7 +31,8 @@ def suite_archive() -> bytes:
         archive.write(SUITE / "opfs_home.py", "opfs_home.py")
         archive.write(ROOT / "tests" / "conftest.py", "tests/conftest.py")
         for path in (ROOT / "tests" / "engine").iterdir():
-            archive.write(path, f"tests/engine/{path.name}")
+            if path.is_file():
+                archive.write(path, f"tests/engine/{path.name}")
         for name in PACKAGES:
             package = Path(find_spec(name).origin).parent
             for path in package.rglob("*.py"):
