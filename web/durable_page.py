@@ -135,8 +135,8 @@ class Durable:
 
     async def list_runs(self, **filters):
         """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
-        ``created_after`` and ``created_before`` (milliseconds), ``order`` (``"newest"`` or ``"oldest"``), ``cursor``
-        (the id of the last run of the page before), ``limit``."""
+        ``created_after`` and ``created_before`` (milliseconds), ``parent`` (the id of the run that has started them),
+        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``."""
         return [Record(run) for run in await self._call("runs.list", _camel_case_keys(filters))]
 
     async def count_runs(self, by="status"):

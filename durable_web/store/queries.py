@@ -736,6 +736,9 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
     if wanted.search:
         conditions.append("(id = :search OR instr(lower(job || ' ' || input || ' ' || labels), lower(:search)))")
         parameters["search"] = wanted.search
+    if wanted.parent is not None:
+        conditions.append("parent_run_id = :parent")
+        parameters["parent"] = wanted.parent
     return conditions, parameters
 
 

@@ -77,6 +77,13 @@ async def test_a_page_sees_who_started_a_run(running):
     assert (wire["parentRunId"], wire["parentStep"]) == (run.id, "doubled")
 
 
+async def test_the_runs_that_a_run_has_started_are_listed_by_its_id(running):
+    async with running(parent, double) as engine:
+        run = await finish(engine, await engine.trigger(parent, 4))
+        await engine.trigger(double, 5)
+        assert await engine.list_runs(parent=run.id) == [await child_of(engine, run, "doubled")]
+
+
 async def test_the_output_has_the_type_that_the_childs_job_declares(running):
     @job("when")
     async def when(ctx: Context, _: None) -> datetime:
