@@ -394,6 +394,13 @@ async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(ru
     assert others == (["USE TEMP B-TREE FOR ORDER BY"] if name in SORTED_FEW else [])
 
 
+async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_for_it(running):
+    text, _ = queries.list_runs(RunFilter(parent="a run"), oldest_first=False, after=None, limit=50)
+    async with running() as engine:
+        reads, _ = plan_of(engine._store.database.connection, text)
+    assert "durable_runs by durable_runs_by_parent" in reads
+
+
 async def test_looking_which_waits_have_ended_costs_a_look_up_for_each(running):
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, waits.ENDED)
