@@ -45,10 +45,12 @@ class StepsBinding extends Binding {
   /** The runs that this one has started, by the name of the step. @type {Map<string, Run>} */
   children = new Map();
   #id = "";
+  /** The steps of which it was asked which run they have started: that is known from the moment they are there. */
+  #asked = new Set();
 
   /** @param {string | null} id */
   follow(id) {
-    if (this.#id !== (id ?? "")) [this.#id, this.steps, this.children] = [id ?? "", [], new Map()];
+    if (this.#id !== (id ?? "")) [this.#id, this.steps, this.children, this.#asked] = [id ?? "", [], new Map(), new Set()];
     if (this.#id) void this.#readSoon();
   }
 
@@ -58,9 +60,11 @@ class StepsBinding extends Binding {
     if (this.isClosed || !id) return;
     try {
       const steps = await this.durable.runs.steps(id);
-      const hasNew = steps.some(({ kind, name: step }) => kind === "child" && !this.children.has(step));
+      const asked = new Set(steps.filter(({ kind }) => kind === "child").map(({ name: step }) => step));
+      const hasNew = [...asked].some((step) => !this.#asked.has(step));
       const started = hasNew ? await this.durable.runs.list({ parent: id, limit: 1000 }) : [];
       if (id !== this.#id) return;
+      this.#asked = asked;
       this.steps = steps;
       for (const run of started) if (run.parentStep) this.children.set(run.parentStep, run);
       this.problem = null;

@@ -435,9 +435,14 @@ class RunBinding(_Binding):
         return self._get("stepCount")
 
     @property
+    def interruptions(self):
+        """How often the run was executing when its engine went away."""
+        return self._get("interruptions")
+
+    @property
     def steps(self):
         """The latest ends of steps, oldest first: records with ``name``, ``status``, ``attempt``, ``duration`` in
-        seconds, and ``run_attempt``: where it rises, the run had been interrupted."""
+        seconds, and ``interruptions``: how often the run had been interrupted before."""
         return [Record(step) for step in json.loads(bridge.stepsOf(self._binding))]
 
     @property

@@ -438,6 +438,13 @@ async def test_waits_that_have_ended_are_no_longer_found_by_their_topic(running)
         assert engine._store.database.rows("SELECT name FROM durable_steps WHERE topic IS NOT NULL") == []
 
 
+async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_for_it(running):
+    text, _ = queries.list_runs(RunFilter(parent="a run"), oldest_first=False, after=None, limit=50)
+    async with running() as engine:
+        reads, _ = plan_of(engine._store.database.connection, text)
+    assert "durable_runs by durable_runs_by_parent" in reads
+
+
 async def test_looking_which_waits_have_ended_costs_a_look_up_for_each(running):
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, waits.ENDED)
