@@ -377,13 +377,13 @@ class Execution:
         if kind in WAITS and found.status == StepStatus.RUNNING:
             return found
         was_called_off = found.status == StepStatus.CANCELLED
-        return self.begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
+        return self.begin(found._replace(attempt=found.attempt + was_called_off, completed_at=None))
 
     def begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
         """Let an attempt begin now; it could have begun at ``ready_at``, or when the run could have been claimed."""
         now = self._clock.now()
         queued = self.queued if ready_at is None else max(now - ready_at, 0)
-        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=now, queued=queued)
+        begun = record._replace(status=StepStatus.RUNNING, started_at=now, queued=queued)
         return self.put(begun)
 
     def put(self, record: StepRecord) -> StepRecord:
@@ -438,7 +438,7 @@ class Execution:
         now = self._clock.now()
         if record.undo and status == StepStatus.COMPLETED:
             outcome["undo"] = self.compensation.next_place()
-        finished = dataclasses.replace(record, status=status, completed_at=now, **outcome)
+        finished = record._replace(status=status, completed_at=now, **outcome)
         if self._recoveries:
             self._store.runs.reset_recoveries(self.claim)
             self._recoveries = 0
@@ -451,7 +451,7 @@ class Execution:
         if self._abandoned:
             return
         now = self._clock.now()
-        cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, topic=None, completed_at=now)
+        cancelled = record._replace(status=StepStatus.CANCELLED, topic=None, completed_at=now)
         self.records[record.name] = cancelled
 
         def write() -> None:
