@@ -141,6 +141,11 @@ class Database:
         """Whether a transaction is open on the connection."""
         return self.connection.in_transaction
 
+    @property
+    def changes(self) -> int:
+        """How many rows have been changed since the database was opened."""
+        return self.connection.total_changes
+
     def transaction(self) -> AbstractContextManager[None]:
         """Commit what is written inside, or roll all of it back when anything is raised."""
         return _Transaction(self)
