@@ -228,6 +228,10 @@ class Runs:
             self._journal.tell("run:leased", claim.run_id, now, input=decode(claim.input), **fields)
         return claim
 
+    def has_claimable(self) -> bool:
+        """Whether a run may be there to be claimed: a look, without a transaction, that misses none."""
+        return bool(self._value(queries.HAS_CLAIMABLE, {}))
+
     def count_leased(self, job: str) -> int:
         """How many runs of a job are executing, in all engines on this file."""
         return self._value(queries.COUNT_LEASED, {"job": job})
