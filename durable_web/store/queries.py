@@ -148,6 +148,18 @@ RETURNING id, job, version, input, attempt, recoveries, generation, lease_expire
 """
 CLAIM = _CLAIM.format(condition="")
 
+HAS_CLAIMABLE = """
+SELECT EXISTS (SELECT 1
+                 FROM durable_runs INDEXED BY durable_runs_to_claim
+                WHERE status IN ('pending', 'cancelling') AND due = 1)
+    OR EXISTS (SELECT 1
+                 FROM durable_held
+                WHERE gate = '')
+    OR EXISTS (SELECT 1
+                 FROM durable_runs INDEXED BY durable_runs_blocked
+                WHERE blocked = 1)
+"""
+
 COUNT_LEASED = """
 SELECT COALESCE(SUM(runs), 0)
   FROM durable_counts

@@ -305,6 +305,11 @@ RUNNING = "durable_steps by durable_steps_running"
 PLANS = {
     "CLAIM": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
     "CLAIM_BUT_SATURATED": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
+    "HAS_CLAIMABLE": {
+        "durable_runs by durable_runs_to_claim",
+        "durable_held by durable_held_by_gate",
+        "durable_runs by durable_runs_blocked",
+    },
     "COUNT_LEASED": {"durable_counts by primary key"},
     "FIND_BY_IDEMPOTENCY_KEY": {"durable_runs by durable_runs_by_idempotency_key"},
     "FIND_BY_CONCURRENCY_KEY": {"durable_runs by durable_runs_by_concurrency_key"},
