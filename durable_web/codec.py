@@ -24,6 +24,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from json.encoder import c_make_encoder, encode_basestring
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -65,11 +66,17 @@ def encode(value: Any, *, path: str = "value") -> str:
 # Made once: `json.dumps` with options of its own makes an encoder on every call, and every step calls it twice.
 _AS_IT_IS = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _ESCAPED = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+# What `_AS_IT_IS.encode` makes anew on every call, made once too; its `None` is the memory of what contains itself.
+_write = c_make_encoder and c_make_encoder(
+    None, _AS_IT_IS.default, encode_basestring, None, ":", ",", False, False, False
+)  # no C, as in PyPy: None
 
 
 def to_json(value: Any) -> str:
     """Compact JSON text that SQLite can hold: lone surrogates, which UTF-8 has no form for, are escaped."""
-    text = _AS_IT_IS.encode(value)
+    text = _AS_IT_IS.encode(value) if _write is None or type(value) is str else "".join(_write(value, 0))
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -3,6 +3,9 @@
 A write is a function that calls verbs of the store. It may wait for its commit (``commit``), be committed on the spot
 (``commit_now``), or ride along with the next commit, within a bounded delay (``later``): log lines, progress and the
 news that a step has begun do, so that they cost no flush of their own.
+
+A write that fails fails alone. Where it may do so after it has written something, it has a savepoint to go back to;
+one that is ``simple`` fails, if it does, at its first statement, as by the fence: a savepoint is two statements.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .clock import Clock, TimerHandle
+from .errors import StorageError
 from .store import LeaseLost, Store
 
 Write = Callable[[], None]
@@ -22,6 +26,7 @@ RIDE_ALONG_SECONDS = 0.05
 @dataclass(slots=True)
 class _Pending:
     write: Write
+    simple: bool
     committed: asyncio.Future[None] | None = None
     error: BaseException | None = None  # of this write alone; nothing of it was written
 
@@ -43,13 +48,15 @@ class GroupCommit:
         self._turn: asyncio.Handle | None = None
         self._last_flush = clock.monotonic()
 
-    def later(self, write: Write) -> None:
+    def later(self, write: Write, *, simple: bool = False) -> None:
         """Let ``write`` ride along with the next commit, at the latest after 50 ms.
+
+        :param simple: when the write fails, nothing of it is written yet.
 
         Where synchronous code keeps the event loop from turning, the delay is checked here, so that its progress can
         be seen while it runs.
         """
-        self._pending.append(_Pending(write))
+        self._pending.append(_Pending(write, simple))
         if self._store.database.in_transaction:
             return  # inside a transaction function: the commit that follows takes it along
         if self._timer is None:
@@ -58,22 +65,23 @@ class GroupCommit:
         elif self._clock.monotonic() - self._last_flush >= RIDE_ALONG_SECONDS:
             self._flush_unwaited()
 
-    async def commit(self, write: Write) -> None:
+    async def commit(self, write: Write, *, simple: bool = False) -> None:
         """Commit ``write`` together with everything else that is ready in this turn of the event loop.
 
+        :param simple: when the write fails, nothing of it is written yet.
         :raises LeaseLost: when the write was refused because the run is no longer ours; nothing of it was written.
         :raises StorageFullError: when there is no room; nothing of the group was written.
         """
         loop = asyncio.get_running_loop()
         committed = loop.create_future()
-        self._pending.append(_Pending(write, committed))
+        self._pending.append(_Pending(write, simple, committed))
         if self._turn is None:
             self._turn = loop.call_soon(self._flush_unwaited)
         await committed
 
-    def commit_now(self, write: Write) -> None:
-        """Commit ``write``, and whatever is pending, before returning. Raises what ``commit`` raises."""
-        own = _Pending(write)
+    def commit_now(self, write: Write, *, simple: bool = False) -> None:
+        """Commit ``write``, and whatever is pending, before returning. Takes and raises what ``commit`` does."""
+        own = _Pending(write, simple)
         self._pending.append(own)
         self.flush()
         if own.error is not None:
@@ -107,8 +115,10 @@ class GroupCommit:
 
     def _perform(self, item: _Pending, *, is_alone: bool) -> None:
         """Write one item; when it fails, it fails alone, unless the storage itself is in trouble."""
+        changes = self._store.database.changes
+        mark = self._store.journal.mark()
         try:
-            if is_alone:  # the transaction is as good as a savepoint, and a step on its own is the common case
+            if is_alone or item.simple:  # alone, the transaction is as good as a savepoint
                 item.write()
             else:
                 with self._store.part():
@@ -119,6 +129,17 @@ class GroupCommit:
             item.error = error
             if is_alone:
                 raise _Alone from None
+            if item.simple and self._store.database.changes != changes:
+                raise self._half_written(error) from error
+            self._store.journal.forget_since(mark)
+
+    def _half_written(self, error: BaseException) -> StorageError:
+        """A defect of the engine: the group is rolled back, because this write alone cannot be."""
+        return StorageError(
+            self._store.database.path,
+            f"A write failed in the middle ({type(error).__name__}: {error}), so nothing of what was to be committed "
+            "with it was written. Its runs go on from their last step; please report this.",
+        )
 
     def _finish(self, group: list[_Pending]) -> None:
         """Tell those who waited, and of those failures that nobody waited for."""

@@ -218,6 +218,8 @@ class Dispatcher:
             self._on_idle()
 
     def _claim_next(self) -> Claim | None:
+        if not self._store.runs.has_claimable():  # as after most claims, and after the end of most runs
+            return None
         now = self._clock.now()
         with self._store.transaction():
             has_openings = self._store.flow.admit(now)

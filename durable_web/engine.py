@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
@@ -268,7 +269,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
     def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:
         now = self._clock.now()
         made = [self._make(store, *each, now) for each in checked]
-        return [dataclasses.replace(store.runs.get(run_id), disposition=how) for run_id, how in made]
+        return [store.runs.get(run_id, disposition=how) for run_id, how in made]
 
     def _make(
         self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...] = ()
@@ -313,11 +314,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
         """
         async with asyncio.timeout(timeout):
             while True:
-                async for frame in self.watch(run_id):
-                    if isinstance(frame, ProgressFrame) and on_progress is not None:
-                        on_progress(Progress(frame.current, frame.total, frame.message))
-                    elif isinstance(frame, LogFrame) and on_log is not None:
-                        on_log(frame)
+                async with aclosing(self.watch_batches(run_id)) as batches:  # type: ignore[type-var]
+                    async for batch in batches:
+                        _report(batch, on_progress, on_log)
                 run = await self.get_run(run_id)
                 if run.continued_as is None:
                     return run
@@ -398,3 +397,15 @@ class Engine(Inspection, Management, Outside, Scheduling):
             deleted = 0
         delay = 0.0 if deleted == PURGE_BATCH else PURGE_SECONDS
         self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
+
+
+def _report(
+    batch: list[StoredFrame], on_progress: Callable[[Progress], None] | None, on_log: Callable[[LogFrame], None] | None
+) -> None:
+    """Call whoever wants to know with the progress and the log lines of a batch; only these frames are read."""
+    wanted = {"progress": on_progress, "log": on_log}
+    for frame in (stored.to_frame() for stored in batch if wanted.get(stored.kind) is not None):
+        if isinstance(frame, ProgressFrame) and on_progress is not None:
+            on_progress(Progress(frame.current, frame.total, frame.message))
+        elif isinstance(frame, LogFrame) and on_log is not None:
+            on_log(frame)

@@ -384,13 +384,13 @@ class Execution:
         if kind in WAITS and found.status == StepStatus.RUNNING:
             return found
         was_called_off = found.status == StepStatus.CANCELLED
-        return self.begin(dataclasses.replace(found, attempt=found.attempt + was_called_off, completed_at=None))
+        return self.begin(found._replace(attempt=found.attempt + was_called_off, completed_at=None))
 
     def begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
         """Let an attempt begin now; it could have begun at ``ready_at``, or when the run could have been claimed."""
         now = self._clock.now()
         queued = self.queued if ready_at is None else max(now - ready_at, 0)
-        begun = dataclasses.replace(record, status=StepStatus.RUNNING, started_at=now, queued=queued)
+        begun = record._replace(status=StepStatus.RUNNING, started_at=now, queued=queued)
         return self.put(begun)
 
     def put(self, record: StepRecord) -> StepRecord:
@@ -398,8 +398,11 @@ class Execution:
         self.records[record.name] = self.unannounced = record
         return record
 
-    def ride_along(self, write: Callable[[], None]) -> None:
-        """Let a write ride along with the next commit; one of a parked run waits until that has its lease back."""
+    def ride_along(self, write: Callable[[], None], *, simple: bool = False) -> None:
+        """Let a write ride along with the next commit; one of a parked run waits until that has its lease back.
+
+        :param simple: as ``GroupCommit.later`` has it.
+        """
 
         def fenced() -> None:
             self._store.runs.fence(self.claim)
@@ -408,7 +411,7 @@ class Execution:
         if self.parking.is_parked:
             self.parking.hold(fenced)
         else:
-            self._commits.later(fenced)
+            self._commits.later(fenced, simple=simple)
 
     @property
     def is_replaying(self) -> bool:
@@ -430,7 +433,7 @@ class Execution:
             if self.records[record.name] is record and record.name not in self.ending:
                 self._store.steps.record(self.claim.run_id, record, self._clock.now())
 
-        self.ride_along(write)
+        self.ride_along(write, simple=True)
 
     async def commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         self.ending.add(record.name)
@@ -439,17 +442,17 @@ class Execution:
             self._store.runs.fence(self.claim)
             self.record_outcome(record, status, **outcome)
 
-        await self.commit(write)
+        await self.commit(write, simple=True)
 
     def record_outcome(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         now = self._clock.now()
         if record.undo and status == StepStatus.COMPLETED:
             outcome["undo"] = self.compensation.next_place()
-        finished = dataclasses.replace(record, status=status, completed_at=now, **outcome)
+        finished = record._replace(status=status, completed_at=now, **outcome)
+        self._store.steps.record(self.claim.run_id, finished, now)
         if self._recoveries:
             self._store.runs.reset_recoveries(self.claim)
             self._recoveries = 0
-        self._store.steps.record(self.claim.run_id, finished, now)
         self.records[record.name] = finished
         self.queued = 0  # what comes after this did not wait for the claim
 
@@ -458,26 +461,29 @@ class Execution:
         if self._abandoned:
             return
         now = self._clock.now()
-        cancelled = dataclasses.replace(record, status=StepStatus.CANCELLED, topic=None, completed_at=now)
+        cancelled = record._replace(status=StepStatus.CANCELLED, topic=None, completed_at=now)
         self.records[record.name] = cancelled
 
         def write() -> None:
             self._store.steps.record(self.claim.run_id, cancelled, now)
 
-        self.ride_along(write)
+        self.ride_along(write, simple=True)
 
-    async def commit(self, write: Callable[[], None]) -> None:
-        """Commit at once when nobody could share the commit, else together with the others of this turn."""
+    async def commit(self, write: Callable[[], None], *, simple: bool = False) -> None:
+        """Commit at once when nobody could share the commit, else together with the others of this turn.
+
+        :param simple: as ``GroupCommit.commit`` has it.
+        """
         self.check()
         self.unannounced = None
         is_alone = self._services.is_alone() and self.parking.in_flight <= 1 and asyncio.current_task() is self._task
         self.parking.in_flight += 1  # a run is not parked while it commits
         try:
             if is_alone:
-                self._commits.commit_now(write)
+                self._commits.commit_now(write, simple=simple)
                 await self._let_the_loop_turn()
             else:
-                await self._commits.commit(write)
+                await self._commits.commit(write, simple=simple)
         except LeaseLost:
             self.abandon()
         except StorageError as trouble:

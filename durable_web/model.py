@@ -170,6 +170,7 @@ class RunFilter:
     :param labels: labels that a run must have, all of them.
     :param created_after, created_before: aware datetimes.
     :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
+    :param parent: the id of the run that has started them.
     """
 
     status: str | Iterable[str] = ()
@@ -178,6 +179,7 @@ class RunFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     search: str | None = None
+    parent: str | None = None
 
     @property
     def statuses(self) -> list[RunStatus]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -65,7 +64,7 @@ class Operations:
         if record.is_settled:
             return _replay(record, annotation)
         if has_undo:
-            record = self._execution.put(dataclasses.replace(record, undo=1))
+            record = self._execution.put(record._replace(undo=1))
         with self._execution.under_way():
             record = await self._execution.may_begin(record)
             return await self._attempts(record, function, arguments, retry, annotation)
@@ -97,9 +96,9 @@ class Operations:
             await self._execution.parking.wait_until(record.retry_at or 0, f"the next attempt at {record.name!r}")
             await self._execution.parking.may_begin()
         except asyncio.CancelledError:
-            self._execution.interrupt(dataclasses.replace(record, retry_at=None))
+            self._execution.interrupt(record._replace(retry_at=None))
             raise
-        next_attempt = dataclasses.replace(record, attempt=record.attempt + 1, retry_at=None, error=None)
+        next_attempt = record._replace(attempt=record.attempt + 1, retry_at=None, error=None)
         return self._execution.begin(next_attempt, ready_at=record.retry_at)
 
     async def _attempt(
@@ -152,7 +151,7 @@ class Operations:
     async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
         described = describe(error)
         retry_at = self._clock.now() + round(retry.delay(record.attempt - record.attempts_before) * 1000)
-        waiting = dataclasses.replace(record, error=described, retry_at=retry_at)
+        waiting = record._replace(error=described, retry_at=retry_at)
 
         def write() -> None:
             self._store.runs.fence(self._execution.claim)

@@ -52,7 +52,7 @@ class Reports:
             "attempt": claim.attempt if step is None else step.attempt,
         }
         self._execution.announce()
-        self._execution.ride_along(lambda: self._steps.append_log(claim.run_id, ts, body))
+        self._execution.ride_along(lambda: self._steps.append_log(claim.run_id, ts, body), simple=True)
 
     def _was_told(self, level: str, message: str) -> bool:
         """Whether an earlier attempt wrote this line of the body already; each such line is passed over once."""
@@ -84,7 +84,7 @@ class Reports:
         progress, self._progress = self._progress, None
         self._progress_at = self._clock.monotonic()
         run_id, now = self._execution.claim.run_id, self._clock.now()
-        self._execution.ride_along(lambda: self._steps.set_progress(run_id, now, progress))
+        self._execution.ride_along(lambda: self._steps.set_progress(run_id, now, progress), simple=True)
 
     def stop(self) -> None:
         """Set no timer any more."""

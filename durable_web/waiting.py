@@ -264,7 +264,7 @@ class Waiting:
         if record.status == StepStatus.CANCELLED or execution.is_abandoned:
             return
         run_id, now = execution.claim.run_id, self._clock.now()
-        execution.records[record.name] = dataclasses.replace(record, status=StepStatus.CANCELLED)
+        execution.records[record.name] = record._replace(status=StepStatus.CANCELLED)
 
         def write() -> None:
             ended = self._store.family.call_off(run_id, record.name, now)
@@ -289,7 +289,7 @@ class Waiting:
         record = await self._execution.may_begin(record)
         if record.wake_at is None and record.topic is None:
             wake_at = None if due is None else min(due(self._clock.now()), _LATEST)
-            record = dataclasses.replace(record, topic=topic, detail=detail, wake_at=wake_at)
+            record = record._replace(topic=topic, detail=detail, wake_at=wake_at)
         return await self._commit(record, take)
 
     async def _commit(self, record: StepRecord, take: Take | None) -> StepRecord:

@@ -33,9 +33,13 @@ export { Binding };
  */
 /** @typedef {Frame & {level: string, message: string, fields: Record<string, any>, step: string | null}} Line */
 /**
- * @typedef {Frame & {name: string, status: string, attempt: number, duration: number | null, runAttempt: number}} StepEnd
- *   `runAttempt` says in which execution of the run the step ended: where it rises, the run had been interrupted
+ * @typedef {Frame & {name: string, status: string, attempt: number, duration: number | null, runAttempt: number,
+ *   interruptions: number}} StepEnd `runAttempt` says in which execution of the run the step ended, `interruptions` how often
+ *   the run had been interrupted before
  */
+
+/** Why a run was given up by its engine in the middle; a run that goes on after a wait was not interrupted. */
+const INTERRUPTIONS = ["its engine stopped", "the engine is stopping", "the storage was in trouble"];
 
 /** How many log lines, and how many ends of steps, are kept by default. */
 export const MOST_LINES = 1000;
@@ -62,6 +66,8 @@ class FollowedRun extends Binding {
   #steps;
   /** How many steps have ended. */
   stepCount = 0;
+  /** How often it was executing when its engine went away. */
+  interruptions = 0;
   /** The number of the last frame that was taken, and of the last that is known to be there. */
   #seq = 0;
   #known = 0;
@@ -159,7 +165,7 @@ class FollowedRun extends Binding {
     this.#leave.abort();
     const { signal } = (this.#leave = new AbortController());
     [this.runId, this.run, this.problem, this.isHydrated] = [runId, run, null, false];
-    [this.stepCount, this.#seq, this.#known, this.#attempt] = [0, 0, 0, 1];
+    [this.stepCount, this.interruptions, this.#seq, this.#known, this.#attempt] = [0, 0, 0, 0, 1];
     this.#kept.clear();
     this.#steps.clear();
     this.changed();
@@ -243,7 +249,7 @@ class FollowedRun extends Binding {
       return;
     }
     this.stepCount += 1;
-    this.#steps.push({ ...frame, runAttempt: this.#attempt });
+    this.#steps.push({ ...frame, runAttempt: this.#attempt, interruptions: this.interruptions });
   }
 
   /**
@@ -254,8 +260,10 @@ class FollowedRun extends Binding {
    */
   #takeState(frame) {
     const { kind, ts, status, attempt, current, total = null, message = null } = frame;
-    if (kind === "run_status") this.#attempt = attempt;
-    else if (this.run && ts < this.run.updatedAt) return;
+    if (kind === "run_status") {
+      this.#attempt = attempt;
+      if (INTERRUPTIONS.includes(frame.reason)) this.interruptions += 1;
+    } else if (this.run && ts < this.run.updatedAt) return;
     if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return void this.#read();
     const state = kind === "progress" ? { progress: { current, total, message } } : { status, attempt };
     this.run = { ...this.run, ...state, updatedAt: ts };

@@ -13,6 +13,7 @@
  *                                                            the slot "active" is shown until the run has ended
  *     <durable-progress run-id | job label>                  the bar alone
  *     <durable-log run-id | job max>                         the latest lines
+ *     <durable-steps run-id | job href>                      every step, what it waits for, and the runs it has started
  *     <durable-runs job status labels search page-size actions href title-field empty>   a table of runs
  *
  * With `job`, an element shows the job's latest run: one that has not ended when the page is opened, then each that is
@@ -35,6 +36,7 @@ import {
 } from "./durable-element.js";
 import { LogView, RunView, messageFor } from "./durable-run-view.js";
 import { RunsView } from "./durable-runs-view.js";
+import { StepGraph } from "./durable-steps-view.js";
 import { styles } from "./durable-styles.js";
 import { visible } from "./durable-text.js";
 import { connect } from "./durable-web.js";
@@ -157,6 +159,25 @@ export class DurableLog extends DurableElement {
 }
 
 /**
+ * The steps of a run, with their kinds, what they wait for and why they failed, and in them the steps of the runs that it
+ * has started. With `href`, such as "#run={id}", the name of a step that has started a run is a link to that.
+ */
+export class DurableSteps extends DurableElement {
+  static observedAttributes = ["run-id", "job", "href", "auto-resume", "follow-latest", "database", "jobs"];
+
+  /** @param {Durable} client */
+  begin(client) {
+    const graph = new StepGraph(this, client);
+    this.root.replaceChildren(graph.element);
+    const end = show(this, client, (binding) => graph.render(binding));
+    return () => {
+      end();
+      graph.close();
+    };
+  }
+}
+
+/**
  * The runs that pass a filter, as a table, a page at a time. With `href`, such as "#run={id}", a run's name is a link;
  * without, a button that tells the page with the event "durable-select", whose detail is {run}. `title-field` names what a
  * run is called by, such as "input.name"; by default it is the job.
@@ -203,6 +224,7 @@ const ELEMENTS = [
   ["durable-run", DurableRun],
   ["durable-progress", DurableProgress],
   ["durable-log", DurableLog],
+  ["durable-steps", DurableSteps],
   ["durable-runs", DurableRuns],
 ];
 for (const [tag, element] of ELEMENTS) {

@@ -85,13 +85,9 @@ export class RunView {
     this.#progress.render(run, this.#title.textContent ?? "");
     writeText(this.#message, messageFor(binding));
     write(this.#percent, percentText(run));
-    this.#survived.hidden = !run || run.attempt < 2;
-    if (run && run.attempt > 1) {
-      write(
-        this.#survived,
-        `Survived ${countText(run.attempt - 1, "interruption")}: it went on from its last committed step.`,
-      );
-    }
+    this.#survived.hidden = !binding.interruptions;
+    const interruptions = countText(binding.interruptions, "interruption");
+    write(this.#survived, `Survived ${interruptions}: it went on from its last committed step.`);
     this.#error.hidden = !run?.error;
     writeText(this.#error, run?.error?.message ?? "");
     this.#renderOutput(run);
@@ -219,17 +215,16 @@ class StepsView {
     if (!added.length) return;
     this.#seq = added[added.length - 1].seq;
     write(this.#summary, `${countText(stepCount, "step")} committed`);
-    const before =
-      steps.length > added.length ? steps[steps.length - added.length - 1].runAttempt : added[0].runAttempt;
-    this.#marks.append(...added.map((step, index) => markOf(step, added[index - 1]?.runAttempt ?? before)));
+    const before = (steps.length > added.length ? steps[steps.length - added.length - 1] : added[0]).interruptions;
+    this.#marks.append(...added.map((step, index) => markOf(step, added[index - 1]?.interruptions ?? before)));
     while (this.#marks.childElementCount > MOST_MARKS) this.#marks.firstElementChild?.remove();
     this.#list.replaceChildren(...steps.slice(-LATEST_STEPS).reverse().map(lineOfStep));
   }
 }
 
-/** @param {StepEnd} step @param {number} attemptBefore */
-function markOf({ status, runAttempt }, attemptBefore) {
-  const place = runAttempt > attemptBefore ? "mark is-after-break" : "mark";
+/** @param {StepEnd} step @param {number} interruptionsBefore */
+function markOf({ status, interruptions }, interruptionsBefore) {
+  const place = interruptions > interruptionsBefore ? "mark is-after-break" : "mark";
   return make("i", { class: place, part: "mark", "data-status": status });
 }
 

@@ -28,7 +28,7 @@ const CSS = `
   line-height: 1.5;
   overflow-wrap: anywhere;
 }
-:host(:is(durable-run, durable-runs, durable-log)) { container-type: inline-size; }
+:host(:is(durable-run, durable-runs, durable-log, durable-steps)) { container-type: inline-size; }
 :host([hidden]), [hidden] { display: none !important; }
 *, ::before, ::after { box-sizing: border-box; }
 p, ol, h2, pre { margin: 0; padding: 0; font: inherit; }
@@ -69,6 +69,31 @@ ol { list-style: none; }
 .mark.is-after-break::before { content: ""; position: absolute; left: -9px; top: -4px; width: 2px; height: 21px; background: var(--_warning); }
 .step { display: flex; justify-content: space-between; gap: 1rem; padding: 0.25rem 0; border-bottom: 1px solid var(--_border); }
 .step:last-child { border-bottom: 0; }
+
+.graph { display: grid; gap: 0.25rem; }
+.node { --_node: var(--_muted); position: relative; padding: 0 0 0.875rem 1.75rem; }
+.node:last-child { padding-bottom: 0; }
+.node::before { content: ""; position: absolute; left: 0.25rem; top: 0.4375rem; width: 0.75rem; height: 0.75rem; border: 2px solid var(--_node); border-radius: 50%; background: var(--_surface); }
+.node:not(:last-child)::after { content: ""; position: absolute; left: calc(0.625rem - 1px); top: 1.4375rem; bottom: -0.1875rem; width: 2px; background: var(--_border); }
+.node[data-status="completed"] { --_node: var(--_bar); }
+.node[data-status="completed"]::before { background: var(--_node); }
+.node[data-status="running"] { --_node: var(--_running); }
+.node[data-status="running"]::before { animation: breathe 1.8s ease-in-out infinite; background: var(--_node); }
+.node[data-status="waiting"] { --_node: var(--_running); }
+.node[data-status="failed"] { --_node: var(--_error); }
+.node[data-status="failed"]::before { background: var(--_node); }
+.node[data-kind="compensation"] { --_node: var(--_warning); }
+.node[data-kind="compensation"]::before { border-radius: 3px; }
+.node-body { display: grid; gap: 0.125rem; }
+.node-body > .graph { margin-top: 0.5rem; }
+.node-head { display: flex; flex-wrap: wrap; align-items: center; gap: 0.125rem 0.625rem; }
+.node-name { font-weight: 600; }
+.kind { padding: 0 0.5rem; border: 1px solid var(--_border); border-radius: 99px; background: var(--_sunken); color: var(--_muted); font-size: 0.8125em; line-height: 1.5; }
+.state { flex: none; }
+.node[data-status="waiting"] > .node-body > .spread > .state { color: var(--_running); font-weight: 600; }
+.node[data-status="failed"] > .node-body > .spread > .state, .reason[data-status="failed"] { color: var(--_error); }
+.reason { color: var(--_muted); }
+.node-child { display: flex; flex-wrap: wrap; align-items: center; gap: 0.25rem 0.625rem; }
 
 details > summary { width: fit-content; max-width: 100%; cursor: pointer; border-radius: 4px; color: var(--_accent); font-weight: 550; }
 details[open] > summary { margin-bottom: 0.375rem; }
@@ -114,10 +139,10 @@ a { color: var(--_accent); text-underline-offset: 0.18em; }
 }
 @media (prefers-reduced-motion: reduce) {
   .fill { transition: none; }
-  .fill, .status::before { animation: none !important; }
+  .fill, .status::before, .node::before { animation: none !important; }
 }
 @media (forced-colors: active) {
-  .fill, .mark, .status::before { forced-color-adjust: none; }
+  .fill, .mark, .status::before, .node::before { forced-color-adjust: none; }
 }
 @keyframes breathe { 50% { opacity: 0.3; } }
 @keyframes wander { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }

@@ -8,7 +8,7 @@ export const STATUS_WORDS = {
   pending: "Waiting",
   leased: "Running",
   waiting: "Waiting",
-  cancelling: "Cancelling",
+  cancelling: "Undoing",
   completed: "Done",
   failed: "Failed",
   cancelled: "Cancelled",

@@ -72,8 +72,9 @@ export { DurableError };
  */
 /**
  * @typedef {{status?: string | string[], job?: string | string[], labels?: Record<string, string>, search?: string,
- *   createdAfter?: number, createdBefore?: number, order?: "newest" | "oldest", cursor?: string, limit?: number}} Filter
- *   `cursor` is the id of the last run of the page before
+ *   createdAfter?: number, createdBefore?: number, parent?: string, order?: "newest" | "oldest", cursor?: string,
+ *   limit?: number}} Filter `parent` is the id of the run that has started them; `cursor` that of the last run of the page
+ *   before
  */
 /** @typedef {import("./watch.js").FrameFilter} FrameFilter */
 /** @typedef {import("./engine-connection.js").Start} Start */

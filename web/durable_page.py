@@ -135,8 +135,8 @@ class Durable:
 
     async def list_runs(self, **filters):
         """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
-        ``created_after`` and ``created_before`` (milliseconds), ``order`` (``"newest"`` or ``"oldest"``), ``cursor``
-        (the id of the last run of the page before), ``limit``."""
+        ``created_after`` and ``created_before`` (milliseconds), ``parent`` (the id of the run that has started them),
+        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``."""
         return [Record(run) for run in await self._call("runs.list", _camel_case_keys(filters))]
 
     async def count_runs(self, by="status"):
@@ -435,9 +435,14 @@ class RunBinding(_Binding):
         return self._get("stepCount")
 
     @property
+    def interruptions(self):
+        """How often the run was executing when its engine went away."""
+        return self._get("interruptions")
+
+    @property
     def steps(self):
         """The latest ends of steps, oldest first: records with ``name``, ``status``, ``attempt``, ``duration`` in
-        seconds, and ``run_attempt``: where it rises, the run had been interrupted."""
+        seconds, and ``interruptions``: how often the run had been interrupted before."""
         return [Record(step) for step in json.loads(bridge.stepsOf(self._binding))]
 
     @property

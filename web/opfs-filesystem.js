@@ -86,9 +86,9 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
     for (const key of ["mode", "atime", "mtime", "ctime"]) if (changes[key] != null) node[key] = changes[key];
   };
 
-  /** @param {any} stream @param {number} offset @param {number} whence @param {number} size */
+  /** @param {any} stream @param {number} offset @param {number} whence @param {() => number} size */
   const seek = (stream, offset, whence, size) => {
-    const position = offset + [0, stream.position, size][whence];
+    const position = offset + (whence === 0 ? 0 : whence === 1 ? stream.position : size());
     if (position < 0) throw errno("EINVAL");
     return position;
   };
@@ -98,12 +98,12 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
     getattr: (node) =>
       attributes(
         node,
-        guarded(() => fileOf(node).handle.getSize()),
+        guarded(() => fileOf(node).size),
       ),
     setattr(node, changes) {
       setModeAndTimes(node, changes);
       if (changes.size === undefined) return;
-      guarded(() => fileOf(node).handle.truncate(changes.size));
+      guarded(() => fileOf(node).truncate(changes.size));
       node.mtime = node.ctime = Date.now();
     },
   };
@@ -111,24 +111,29 @@ function makeTree({ FS, ERRNO_CODES }, storage, mount) {
   /** @type {Operations} */
   const fileStreamOperations = {
     read: ({ node }, buffer, offset, length, at) =>
-      guarded(() => fileOf(node).handle.read(buffer.subarray(offset, offset + length), { at })),
+      guarded(() => fileOf(node).read(buffer.subarray(offset, offset + length), at)),
     write({ node }, buffer, offset, length, at) {
       node.mtime = node.ctime = Date.now();
-      return guarded(() => fileOf(node).handle.write(buffer.subarray(offset, offset + length), { at }));
+      guarded(() => fileOf(node).write(buffer.subarray(offset, offset + length), at));
+      return length;
     },
     llseek(stream, offset, whence) {
-      const size = guarded(() => fileOf(stream.node).handle.getSize());
-      return seek(stream, offset, whence, size);
+      const file = fileOf(stream.node);
+      return seek(stream, offset, whence, () => guarded(() => file.size)); // SQLite seeks before each read and write
     },
     fsync({ node }) {
       guarded(() => fileOf(node).flush());
       return 0;
     },
+    close({ node }) {
+      const isDeleted = node.file.node !== node;
+      if (!isDeleted) guarded(() => node.file.writeOut());
+    },
   };
 
   /** @type {Operations} */
   const directoryStreamOperations = {
-    llseek: (stream, offset, whence) => seek(stream, offset, whence, 0),
+    llseek: (stream, offset, whence) => seek(stream, offset, whence, () => 0),
     fsync() {
       storage.directorySyncs += 1;
       return 0;

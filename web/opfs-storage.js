@@ -15,7 +15,11 @@
 /** Where the storage appears in Python. */
 export const MOUNT_POINT = "/durable";
 
-const DATABASE_FILES = ["database.sqlite3", "database.sqlite3-wal", "database.sqlite3-journal"];
+const LOG = "database.sqlite3-wal";
+const DATABASE_FILES = ["database.sqlite3", LOG, "database.sqlite3-journal"];
+/** What SQLite writes for each page of its write-ahead log: this header, and then the page. Bytes. */
+const FRAME_HEADER_SIZE = 24;
+const LARGEST_PAGE = 65536;
 /** A dying tab may hold its handles for a moment longer; up to 2 s have been reported after a reload. Milliseconds. */
 const OPEN_TIMEOUT = 5000;
 /** Uploads and downloads are copied in pieces of this many bytes, so that memory stays bounded. */
@@ -41,15 +45,43 @@ export class OpenFile {
   /** @param {string} name @param {FileSystemSyncAccessHandle} handle @param {boolean} visible */
   constructor(name, handle, visible) {
     this.name = name;
-    this.handle = handle;
     this.visible = visible;
     /** How often the file was flushed to the disk. */
     this.flushes = 0;
     /** @type {any} The inode that Python has open; replaced when the file is deleted and created again. */
     this.node = null;
+    /** @protected For nobody else, since what is held back is not in there. */
+    this.handle = handle;
+  }
+
+  /** In bytes. */
+  get size() {
+    this.writeOut();
+    return this.handle.getSize();
+  }
+
+  /** Fills `bytes` from the position `at`. @param {Uint8Array<ArrayBuffer>} bytes @param {number} at @returns {number} how many there were */
+  read(bytes, at) {
+    this.writeOut();
+    return this.handle.read(bytes, { at });
+  }
+
+  /** All of `bytes`, or an error. @param {Uint8Array<ArrayBuffer>} bytes @param {number} at */
+  write(bytes, at) {
+    writeFully(this.handle, bytes, at);
+  }
+
+  /** Writes out what is held back: of an ordinary file, nothing is. */
+  writeOut() {}
+
+  /** @param {number} size in bytes */
+  truncate(size) {
+    this.writeOut();
+    this.handle.truncate(size);
   }
 
   flush() {
+    this.writeOut();
     this.handle.flush();
     this.flushes += 1;
   }
@@ -61,9 +93,56 @@ export class OpenFile {
 
   /** Stands in for deleting, which OPFS cannot do here and now. Deleting a journal commits: hence the flush. */
   empty() {
-    this.handle.truncate(0);
+    this.truncate(0);
     this.flush();
     this.hide();
+  }
+
+  /** Lets go of the file, as the death of the worker would: what is held back stays unwritten. */
+  close() {
+    this.handle.close();
+  }
+}
+
+/**
+ * SQLite's write-ahead log, whose frames are written whole.
+ *
+ * SQLite writes a frame in two: its header, and at once the page right behind it. Through a handle, a write costs nearly
+ * the same for 24 bytes as for 4096, so the header is held back until its page comes, and both are one write. Anything
+ * else that is done to the file writes the header out first; when that fails, it is that operation which fails.
+ *
+ * Nothing is held back when SQLite's commit returns, with or without a flush: only a header that begins where the write
+ * before it ended is held, and SQLite never writes that one without its page. (It does write headers alone, to correct
+ * the checksums of frames that a large transaction wrote twice; those are not in sequence.) So a worker's death can cost
+ * no more than a header without a page, which is no frame.
+ */
+class WriteAheadLog extends OpenFile {
+  /** The header that is held back, and room for its page. */
+  #frame = new Uint8Array(FRAME_HEADER_SIZE + LARGEST_PAGE);
+  #isHolding = false;
+  /** Where the last write ended: the position of the next frame, while frames are appended. */
+  #end = NaN;
+
+  /** @param {Uint8Array<ArrayBuffer>} bytes @param {number} at */
+  write(bytes, at) {
+    const isNext = at === this.#end;
+    if (this.#isHolding && isNext && bytes.length <= LARGEST_PAGE) {
+      this.#isHolding = false;
+      this.#frame.set(bytes, FRAME_HEADER_SIZE);
+      super.write(this.#frame.subarray(0, FRAME_HEADER_SIZE + bytes.length), at - FRAME_HEADER_SIZE);
+    } else {
+      this.writeOut();
+      this.#isHolding = isNext && bytes.length === FRAME_HEADER_SIZE;
+      if (this.#isHolding) this.#frame.set(bytes);
+      else super.write(bytes, at);
+    }
+    this.#end = at + bytes.length;
+  }
+
+  writeOut() {
+    if (!this.#isHolding) return;
+    this.#isHolding = false; // also when it fails: then the caller is told, and reads what there was before
+    super.write(this.#frame.subarray(0, FRAME_HEADER_SIZE), this.#end - FRAME_HEADER_SIZE);
   }
 }
 
@@ -101,7 +180,8 @@ export class OpfsStorage {
       const deadline = performance.now() + OPEN_TIMEOUT;
       for (const fileName of DATABASE_FILES) {
         const handle = await openExclusively(directory, fileName, deadline);
-        storage.database.set(fileName, new OpenFile(fileName, handle, handle.getSize() > 0));
+        const Kind = fileName === LOG ? WriteAheadLog : OpenFile;
+        storage.database.set(fileName, new Kind(fileName, handle, handle.getSize() > 0));
       }
       for (const unfinished of await namesIn(storage.#incomingDirectory)) await storage.#abandon(unfinished);
       for (const fileName of await namesIn(storage.#filesDirectory)) await storage.#attach(fileName, deadline);
@@ -114,7 +194,7 @@ export class OpfsStorage {
 
   /** Lets go of every file. Later calls of Python on them fail with EIO. */
   close() {
-    for (const { handle } of this.#all()) handle.close();
+    for (const file of this.#all()) file.close();
   }
 
   /** How often each file was flushed to the disk since it was opened. @returns {Record<string, number>} */
@@ -142,7 +222,7 @@ export class OpfsStorage {
     return this.#inTurn(async () => {
       try {
         if (!this.files.has(name)) await this.#attach(name);
-        this.#file(name).handle.truncate(0);
+        this.#file(name).truncate(0);
       } catch (error) {
         throw explained(error, name);
       }
@@ -155,7 +235,7 @@ export class OpfsStorage {
     const file = this.files.get(name);
     if (!file) return Promise.resolve();
     file.hide();
-    file.handle.close();
+    file.close();
     this.files.delete(name);
     return this.#inTurn(() => removeIfPresent(this.#filesDirectory, name));
   }
@@ -193,12 +273,12 @@ export class OpfsStorage {
 
   /** The bytes of a file as they are now. @param {string} name @returns {Blob} */
   get(name) {
-    const { handle } = this.#file(name);
-    const size = handle.getSize();
+    const file = this.#file(name);
+    const { size } = file;
     const slice = new Uint8Array(Math.min(size, SLICE_SIZE));
     const parts = [];
     for (let offset = 0; offset < size; offset += slice.length) {
-      parts.push(new Blob([slice.subarray(0, handle.read(slice, { at: offset }))]));
+      parts.push(new Blob([slice.subarray(0, file.read(slice, offset))]));
     }
     return new Blob(parts);
   }
@@ -217,7 +297,7 @@ export class OpfsStorage {
 
   /** @param {string} name */
   #describe(name) {
-    return { name, path: `${MOUNT_POINT}/files/${name}`, size: this.#file(name).handle.getSize() };
+    return { name, path: `${MOUNT_POINT}/files/${name}`, size: this.#file(name).size };
   }
 
   /** @param {string} name @param {number} [deadline] */

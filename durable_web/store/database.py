@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from typing import Any, Literal, NoReturn
 
@@ -141,18 +141,14 @@ class Database:
         """Whether a transaction is open on the connection."""
         return self.connection.in_transaction
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    @property
+    def changes(self) -> int:
+        """How many rows have been changed since the database was opened."""
+        return self.connection.total_changes
+
+    def transaction(self) -> AbstractContextManager[None]:
         """Commit what is written inside, or roll all of it back when anything is raised."""
-        with self._translated():
-            self.connection.execute(_BEGIN)
-            try:
-                yield
-                self.connection.execute(_COMMIT)
-            except BaseException:
-                if self.connection.in_transaction:
-                    self.connection.execute(_ROLLBACK)
-                raise
+        return _Transaction(self)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -270,6 +266,29 @@ class Database:
                 for statement in _statements(files(__package__).joinpath(script).read_text("utf-8")):
                     self.connection.execute(statement)
             self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+class _Transaction:
+    """One transaction, for ``with``. A class because there is one per step, and a generator takes thrice the time."""
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute(_BEGIN)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        database = self._database
+        try:
+            if error is None:
+                database.execute(_COMMIT)
+        finally:
+            if database.in_transaction:
+                database.execute(_ROLLBACK)
+        if isinstance(error, sqlite3.Error):  # of foreign code; the engine's own statements have translated theirs
+            database._raise(error)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -148,6 +148,18 @@ RETURNING id, job, version, input, attempt, recoveries, generation, lease_expire
 """
 CLAIM = _CLAIM.format(condition="")
 
+HAS_CLAIMABLE = """
+SELECT EXISTS (SELECT 1
+                 FROM durable_runs INDEXED BY durable_runs_to_claim
+                WHERE status IN ('pending', 'cancelling') AND due = 1)
+    OR EXISTS (SELECT 1
+                 FROM durable_held
+                WHERE gate = '')
+    OR EXISTS (SELECT 1
+                 FROM durable_runs INDEXED BY durable_runs_blocked
+                WHERE blocked = 1)
+"""
+
 COUNT_LEASED = """
 SELECT COALESCE(SUM(runs), 0)
   FROM durable_counts
@@ -742,6 +754,9 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
     if wanted.search:
         conditions.append("(id = :search OR instr(lower(job || ' ' || input || ' ' || labels), lower(:search)))")
         parameters["search"] = wanted.search
+    if wanted.parent is not None:
+        conditions.append("parent_run_id = :parent")
+        parameters["parent"] = wanted.parent
     return conditions, parameters
 
 

@@ -155,15 +155,16 @@ class Runs:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def get(self, run_id: str) -> Run:
+    def get(self, run_id: str, disposition: str | None = None) -> Run:
         """The run of that id.
 
+        :param disposition: what a trigger says of it.
         :raises RunNotFound: when there is none.
         """
         row = self._database.row(queries.GET_RUN, {"id": run_id})
         if row is None:
             raise RunNotFound(run_id)
-        return _run(row)
+        return _run(row, disposition)
 
     def exists(self, run_id: str) -> bool:
         """Whether there is such a run."""
@@ -226,6 +227,10 @@ class Runs:
             fields = {"lease_owner": owner, "lease_expires_at": from_milliseconds(expires)}
             self._journal.tell("run:leased", claim.run_id, now, input=decode(claim.input), **fields)
         return claim
+
+    def has_claimable(self) -> bool:
+        """Whether a run may be there to be claimed: a look, without a transaction, that misses none."""
+        return bool(self._value(queries.HAS_CLAIMABLE, {}))
 
     def count_leased(self, job: str) -> int:
         """How many runs of a job are executing, in all engines on this file."""
@@ -540,7 +545,7 @@ def _json(value: dict[str, Any] | None) -> str | None:
     return None if value is None else to_json(value)
 
 
-def _run(row: tuple[Any, ...]) -> Run:
+def _run(row: tuple[Any, ...], disposition: str | None = None) -> Run:
     values = dict(zip(queries.RUN_COLUMNS, row, strict=True))
     values["status"] = RunStatus(values["status"])
     values["input"] = decode(values["input"])
@@ -551,4 +556,4 @@ def _run(row: tuple[Any, ...]) -> Run:
     values["paused"] = bool(values["paused"])
     for name in queries.TIMES:
         values[name] = from_milliseconds(values[name])
-    return Run(**values)
+    return Run(**values, disposition=disposition)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..codec import decode, to_json
 from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
@@ -14,8 +13,7 @@ from .database import Database
 from .journal import Journal, without_traceback
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """A step as it stands in the database; ``output`` is the codec's text, times are milliseconds."""
 
     name: str

@@ -9,7 +9,7 @@ this engine's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..model import StoredFrame
@@ -52,16 +52,17 @@ class Store:
         """Close the database."""
         self.database.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Commit what is written inside and then tell of it, or roll all of it back."""
-        try:
-            with self.database.transaction():
-                yield
-        except BaseException:
-            self.journal.take()
-            self.journal.take_changed()
-            raise
+        return _Transaction(self)
+
+    def forget(self) -> None:
+        """Tell nothing of what was written: it was rolled back."""
+        self.journal.take()
+        self.journal.take_changed()
+
+    def tell(self) -> None:
+        """Tell of what was written: it is committed."""
         frames, facts = self.journal.take()
         changed = self.journal.take_changed()
         if frames or facts:
@@ -120,3 +121,27 @@ class Store:
             if characters <= 0:
                 break
         return page
+
+
+class _Transaction:
+    """A transaction of the database of which is told; a class for the reason for which that is one."""
+
+    __slots__ = ("_inner", "_store")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._inner = store.database.transaction()
+
+    def __enter__(self) -> None:
+        self._inner.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        try:
+            self._inner.__exit__(kind, error, traceback)
+        except BaseException:
+            self._store.forget()
+            raise
+        if error is None:
+            self._store.tell()
+        else:
+            self._store.forget()

@@ -7,7 +7,6 @@ memory, hears of it after the commit.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 from ..model import StepStatus
@@ -103,12 +102,12 @@ class Waits:
         if found is None or found.status == StepStatus.CANCELLED:
             return None
         called_off = {"status": StepStatus.CANCELLED, "output": None, "error": None, "topic": None, "completed_at": now}
-        self._steps.record(run_id, dataclasses.replace(found, **called_off), now)
+        self._steps.record(run_id, found._replace(**called_off), now)
         return found
 
     def limit(self, run_id: str, record: StepRecord, wake_at: int, now: int) -> None:
         """Let a wait that has begun time out."""
-        self._steps.record(run_id, dataclasses.replace(record, wake_at=wake_at), now)
+        self._steps.record(run_id, record._replace(wake_at=wake_at), now)
 
     def settle(
         self,
@@ -132,8 +131,7 @@ class Waits:
             return False
         status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
         output = output if error is None else None
-        ended = dataclasses.replace(
-            record,
+        ended = record._replace(
             status=status,
             output=output,
             error=error,

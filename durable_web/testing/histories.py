@@ -68,7 +68,7 @@ def record_history(engine: Engine, run_id: str) -> dict[str, Any]:
 
 
 def _step_to_json(record: StepRecord) -> dict[str, Any]:
-    written = dataclasses.asdict(record)
+    written = record._asdict()
     return {**written, "output": None if record.output is None else json.loads(record.output)}
 
 

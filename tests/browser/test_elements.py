@@ -17,7 +17,7 @@ POLICY = (
 
 JOBS = """
 import asyncio
-from durable_web import FatalError, job
+from durable_web import FatalError, Retry, SignalTimeout, job
 
 @job("count")
 async def count(ctx, input):
@@ -58,6 +58,27 @@ async def say(ctx, texts):
 async def talk(ctx, lines):
     for number in range(lines):
         ctx.log.info(f"line {number}", number=number)
+
+@job("family")
+async def family(ctx, input):
+    await ctx.step("begin", lambda: None, compensate=lambda _: None)
+    await ctx.run_job("child", "flaky-child", input)
+    try:
+        await ctx.wait_for_signal("nobody", timeout=0)
+    except SignalTimeout:
+        pass
+    await ctx.wait_for_signal("approval", timeout=3600)
+    raise FatalError("refused")
+
+@job("flaky-child", retry=Retry(max_attempts=2, backoff=0))
+async def flaky_child(ctx, input):
+    tries = []
+    async def fail_once():
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("not yet")
+    await ctx.step("<i>try</i>", fail_once)
+    await ctx.sleep("nap", 0)
 
 @job("<b onclick=alert(1)>bold</b>")
 async def bold(ctx, text):
@@ -285,6 +306,40 @@ def test_with_href_the_name_of_a_run_is_a_link(show):
     expect(page.get_by_role("link", name="hold")).to_have_attribute("href", f"#run={run_id}")
 
 
+def node(page, name):
+    """One step, as `<durable-steps>` shows it."""
+    at = page.locator("[part~=step-name]").get_by_text(name, exact=True)
+    return page.locator("durable-steps li").filter(has=at).last
+
+
+def test_steps_are_shown_with_their_kinds_what_they_wait_for_and_the_runs_they_have_started(show):
+    page = show('<durable-steps job="family" href="#run={id}"></durable-steps>')
+    expect(part(page, "durable-steps", "note")).to_have_text("No step has been taken yet.")
+    run_id = page.evaluate(TRIGGER, ["family", None])
+    steps = page.get_by_role("list", name="Steps of family")
+    expect(steps.locator("> li > div > div [part=step-name]")).to_have_text(["begin", "child", "nobody", "approval"])
+    expect(node(page, "approval").locator("[part=kind]")).to_have_text("signal")
+    expect(node(page, "approval").locator("[part=state]")).to_have_text("Waiting")
+    expect(node(page, "approval").locator("[part=reason]")).to_have_text(re.compile("for signal 'approval', until .+"))
+    expect(node(page, "nobody").locator("[part=state]")).to_have_text(re.compile("^Failed"))
+    inside = page.get_by_role("list", name="Steps of flaky-child")
+    expect(inside.locator("[part=step-name]")).to_have_text(["<i>try</i>", "nap"])
+    expect(node(page, "<i>try</i>").locator("[part=state]")).to_have_text(re.compile("^Done, attempt 2, "))
+    children = page.evaluate("async (parent) => (await durable.runs.list({ parent })).map(({ id }) => id)", run_id)
+    expect(page.get_by_role("link", name="child")).to_have_attribute("href", f"#run={children[0]}")
+    page.evaluate("(id) => durable.runs.signal(id, 'approval')", run_id)
+    expect(node(page, "compensate:begin").locator("[part=kind]")).to_have_text("undo")
+    expect(node(page, "compensate:begin").locator("[part=state]")).to_have_text(re.compile("^Undone"))
+
+
+def test_of_many_steps_the_latest_are_shown(show):
+    page = show('<durable-steps job="count"></durable-steps>')
+    page.evaluate(ENDED, ["count", {"to": 230}])
+    expect(part(page, "durable-steps", "note")).to_have_text("30 older steps not shown")
+    expect(part(page, "durable-steps", "step-name").last).to_have_text("step 229")
+    expect(part(page, "durable-steps", "step-name")).to_have_count(200)
+
+
 def test_an_element_finds_its_client_in_its_own_attributes_or_its_property(show):
     page = show("")
     run_id = page.evaluate(ENDED, ["count", {"to": 1}])
@@ -365,7 +420,8 @@ def test_a_job_that_logs_in_a_tight_loop_makes_no_long_task_in_a_page_of_element
 
 def test_elements_fit_a_phone(show):
     page = show(
-        '<durable-run job="count"></durable-run><durable-log job="count"></durable-log><durable-runs></durable-runs>'
+        """<durable-run job="count"></durable-run><durable-log job="count"></durable-log><durable-runs></durable-runs>
+           <durable-steps job="say"></durable-steps>"""
     )
     page.set_viewport_size({"width": 390, "height": 800})
     page.evaluate(ENDED, ["count", {"to": 150}])

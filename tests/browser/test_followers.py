@@ -328,5 +328,5 @@ def test_the_role_is_told_with_the_status(tabs):
     follower.evaluate(ROLE, "leader")
     details = follower.evaluate("() => details")
     assert {detail["status"] for detail in details[:-1]} == {"starting"}
-    assert {"storage", "pyodide", "packages", "jobs"} <= {detail["phase"] for detail in details[:-1]}
+    assert {"storage", "pyodide", "jobs"} <= {detail["phase"] for detail in details[:-1]}
     assert details[-1] == {"status": "ready", "message": "ready", "role": "leader"}

@@ -74,8 +74,23 @@ def test_the_example_for_a_desk_runs(tmp_path):
     assert "RunStatus.COMPLETED" in told.stdout.splitlines()[-1]
 
 
+def test_the_example_of_an_order_is_that_of_the_demo():
+    (order,) = re.findall(r'^```python\n(@job\("order".*?)^```$', README, re.MULTILINE | re.DOTALL)
+    assert order in (ROOT / "web" / "demo" / "orders.py").read_text(encoding="utf-8")
+
+
+def test_the_example_of_a_test_passes(tmp_path):
+    (source,) = re.findall(r"^```python\n(from datetime .*? test_a_.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    run = "\nimport asyncio\nasyncio.run(test_a_reminder_comes_after_a_day_whatever_happens())\n"
+    (tmp_path / "test_remind.py").write_text(source + run)
+    told = subprocess.run(
+        [sys.executable, "test_remind.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+
+
 def test_every_promise_names_a_test_that_is_there():
-    promised = re.findall(r"\| `((?:engine|browser)/\w+\.py)::(\w+)` \|", README)
+    promised = re.findall(r"`((?:engine|browser)/\w+\.py)::(\w+)`", README)
     assert len(promised) >= 10
     missing = [name for path, name in promised if f"def {name}(" not in (ROOT / "tests" / path).read_text("utf-8")]
     assert missing == []

@@ -44,7 +44,7 @@ def open_page(chromium, url, requests):
     page = chromium.open(url)
     page.context.on("request", lambda request: requests.append(request.url))
     page.wait_for_function("document.title === 'loaded'")
-    assert page.evaluate("start()") == {"type": "ready"}
+    assert page.evaluate("start()")["type"] == "ready"
     return page
 
 

@@ -164,7 +164,7 @@ async def fail(ctx, _):
 """)
     )
     assert opened(page)["start"] == "snapshot"
-    assert page.evaluate(RUN, "import") == [False, "durable_web.testing", "0.1.0", 2]
+    assert page.evaluate(RUN, "import") == [False, "durable_web.testing.clock", "0.1.0", 2]
     assert page.evaluate(RUN, "synchronous") == "slept"
     failed = page.evaluate("async () => (await finished((await durable.trigger('fail')).id)).run.error.traceback")
     assert 'durable_web/operations.py", line' in failed

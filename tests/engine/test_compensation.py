@@ -15,7 +15,7 @@ from watching import finish, on_a_desk_only, reach, timeline
 
 from durable_web import Context, Engine, FatalError, Job, Retry, Run, RunStatus, StepFailed, StepStatus, job
 from durable_web.identifiers import derive
-from durable_web.testing import MockClock, crash
+from durable_web.testing import MockClock, crash, crash_at
 
 QUICK = Retry(max_attempts=3, backoff=0, jitter=0)
 SLOW = Retry(max_attempts=3, backoff=60, factor=1, jitter=0)
@@ -528,6 +528,66 @@ async def test_a_branch_that_takes_time_to_come_to_its_step_is_waited_for(runnin
         await engine.cancel(run.id, compensate=True)
         run = await finish(engine, run)
     assert (run.status, undone) == (RunStatus.CANCELLED, ["late", "early"])
+
+
+async def test_a_branch_is_waited_for_also_when_the_body_has_failed_before_it_comes_to_its_step(running):
+    undone: list[str] = []
+    late = asyncio.Event()
+
+    async def fail_late() -> None:
+        await late.wait()
+        fail()
+
+    @job("dawdles")
+    async def dawdles(ctx: Context, _: None) -> None:
+        async def dawdle() -> None:
+            await asyncio.sleep(0.02)
+            await ctx.step("late", lambda: "late", compensate=undone.append)
+            late.set()
+
+        await asyncio.gather(dawdle(), ctx.step("fail", fail_late))
+
+    async with running(dawdles) as engine:
+        point = crash_at(engine, before="compensate:late")
+        run = await engine.trigger(dawdles)
+        await point
+    async with running(dawdles) as engine:
+        run = await finish(engine, run)
+        assert await statuses(engine, run) == {"compensate:late": "completed"}
+    assert (run.failed_step, undone) == ("fail", ["late", "late"])
+
+
+async def test_a_child_that_the_body_does_not_come_to_any_more_is_cancelled_before_anything_is_undone(running):
+    engines: list[Engine] = []
+    found: list[str] = []
+
+    @job("endless")
+    async def endless(ctx: Context, _: Any) -> None:
+        await ctx.breakpoint("for ever")
+
+    async def undo(child_id: str) -> None:
+        found.append((await engines[-1].get_run(child_id)).status)
+
+    @job("forgets")
+    async def forgets(ctx: Context, _: None) -> None:
+        await ctx.step("reserve", lambda: derive(ctx.run_id, "wait"), compensate=undo)
+        if not engines:
+            await ctx.run_job("wait", endless)
+        fail()
+
+    async with running(forgets, endless) as engine:
+        run = await engine.trigger(forgets)
+        while (await engine.count_runs()).get("waiting") != 2:
+            await asyncio.sleep(0.003)
+        await engine.stop()
+    async with running(forgets, endless, max_concurrent_runs=0) as engine:
+        with engine._store.transaction():
+            engine._store.runs.wake(run.id, 0)
+    async with running(forgets, endless, max_concurrent_runs=1) as engine:
+        engines.append(engine)
+        engine._dispatcher.claim()
+        run = await finish(engine, run)
+    assert (run.error.message, found) == ("out of stock", ["cancelled"])
 
 
 async def test_the_names_of_compensations_are_not_for_steps(running):

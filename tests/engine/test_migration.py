@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from watching import finish, timeline
+from watching import finish, on_a_desk_only, timeline
 
 from durable_web import Context, RunStatus, job
 from durable_web.store import SCHEMA_VERSION, database
@@ -68,6 +68,7 @@ async def test_a_run_of_an_earlier_version_goes_on_from_its_last_step(running, d
         assert seqs == list(range(1, len(seqs) + 1))
 
 
+@on_a_desk_only("opens the file beside the engine")
 async def test_a_migrated_database_is_built_like_a_new_one(running, database_path):
     make_version_1(database_path)
     async with running():
@@ -79,6 +80,7 @@ async def test_a_migrated_database_is_built_like_a_new_one(running, database_pat
     assert migrated == structure(database_path)
 
 
+@on_a_desk_only("opens the file beside the engine")
 async def test_a_migration_that_fails_leaves_the_database_as_it_was(running, database_path, monkeypatch):
     make_version_1(database_path)
     before = structure(database_path)

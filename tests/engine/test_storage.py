@@ -305,6 +305,11 @@ RUNNING = "durable_steps by durable_steps_running"
 PLANS = {
     "CLAIM": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
     "CLAIM_BUT_SATURATED": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
+    "HAS_CLAIMABLE": {
+        "durable_runs by durable_runs_to_claim",
+        "durable_held by durable_held_by_gate",
+        "durable_runs by durable_runs_blocked",
+    },
     "COUNT_LEASED": {"durable_counts by primary key"},
     "FIND_BY_IDEMPOTENCY_KEY": {"durable_runs by durable_runs_by_idempotency_key"},
     "FIND_BY_CONCURRENCY_KEY": {"durable_runs by durable_runs_by_concurrency_key"},
@@ -437,6 +442,13 @@ async def test_waits_that_have_ended_are_no_longer_found_by_their_topic(running)
             await asyncio.sleep(0.003)
         await finish(engine, run)
         assert engine._store.database.rows("SELECT name FROM durable_steps WHERE topic IS NOT NULL") == []
+
+
+async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_for_it(running):
+    text, _ = queries.list_runs(RunFilter(parent="a run"), oldest_first=False, after=None, limit=50)
+    async with running() as engine:
+        reads, _ = plan_of(engine._store.database.connection, text)
+    assert "durable_runs by durable_runs_by_parent" in reads
 
 
 async def test_looking_which_waits_have_ended_costs_a_look_up_for_each(running):

@@ -13,6 +13,7 @@ import pytest
 from watching import finish, on_a_desk_only
 
 from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
+from durable_web.store import LeaseLost
 from durable_web.testing import MockClock, settle
 
 
@@ -134,6 +135,50 @@ async def test_a_write_that_fails_fails_alone(running):
         tables = engine._store.database.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'half'")
         assert tables.fetchall() == []
     assert [run.status for run in ended] == ["completed", "failed", "completed"]
+
+
+async def test_a_simple_write_that_loses_its_lease_leaves_the_rest_of_its_group_alone(running):
+    async with running() as engine:
+        commits, store = engine._dispatcher.commits, engine._store
+
+        def lose() -> None:
+            raise LeaseLost("theirs")
+
+        def note(key: str) -> None:
+            store.steps.set_value("run", key, "1", 1, 0)
+
+        outcomes = await asyncio.gather(
+            commits.commit(lambda: note("first"), simple=True),
+            commits.commit(lose, simple=True),
+            commits.commit(lambda: note("last"), simple=True),
+            return_exceptions=True,
+        )
+        assert [type(outcome) for outcome in outcomes] == [type(None), LeaseLost, type(None)]
+        assert [store.steps.stored_value("run", key) for key in ("first", "last")] == ["1", "1"]
+
+
+async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(running):
+    async with running() as engine:
+        commits, store = engine._dispatcher.commits, engine._store
+
+        def note(key: str) -> None:
+            store.steps.set_value("run", key, "1", 1, 0)
+
+        def stop_half_way() -> None:
+            note("half")
+            raise ZeroDivisionError
+
+        group = [lambda: note("first"), stop_half_way, lambda: note("last")]
+        outcomes = await asyncio.gather(
+            *(commits.commit(write, simple=True) for write in group), return_exceptions=True
+        )
+        assert [type(outcome) for outcome in outcomes] == [StorageError] * 3
+        assert "ZeroDivisionError" in str(outcomes[0])
+        assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == [None] * 3
+
+        outcomes = await asyncio.gather(*(commits.commit(write) for write in group), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [type(None), ZeroDivisionError, type(None)]
+        assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == ["1", None, "1"]
 
 
 async def test_an_error_without_words_is_still_recorded(running):

@@ -92,6 +92,27 @@ async def test_a_run_that_only_waits_for_something_behind_the_change_was_past_it
         assert (await finish(engine, run)).output == "old"
 
 
+async def test_a_run_that_was_in_the_middle_of_a_step_behind_the_change_was_past_it(running):
+    clock = MockClock()
+
+    @job("works")
+    async def old(ctx: Context, _: None) -> str:
+        return await ctx.step("work", asyncio.Event().wait)
+
+    @job("works")
+    async def new(ctx: Context, _: None) -> str:
+        if await ctx.patched("faster"):
+            return await ctx.step("work faster", lambda: "new")
+        return await ctx.step("work", lambda: "old")
+
+    async with running(old, clock=clock) as engine:
+        run = await engine.trigger(old)
+        await clock.advance(0.1)  # until it is known that the step has begun
+        await crash(engine)
+    async with running(new, clock=clock) as engine:
+        assert (await finish(engine, run)).output == "old"
+
+
 async def test_the_answer_is_the_same_in_every_later_execution(running):
     answers: list[bool] = []
 

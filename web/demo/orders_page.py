@@ -1,0 +1,197 @@
+"""The demo page of orders: place one, decide, change your mind, and see what becomes of it.
+
+The address `#order=<id>` says which order is shown; without one it is the latest. All that is shown comes from the
+database, most of it by the elements of `durable-elements.js` alone; so it is the same after a reload, and in every tab.
+"""
+
+import notices
+from durable_page import TERMINAL, DurableError, connect
+from elements import find, listen, show, write
+from notices import start
+from pyscript import document
+
+#: In MicroPython, `pyscript.window` is the module `js`, whose functions know no `this`: it cannot be listened to.
+window = document.defaultView
+
+DATABASE = "durable-web-orders"
+JOBS = ["./orders.py"]
+ELEMENTS = ("run", "steps", "log")
+WAITING_FOR_APPROVAL = "waiting for approval"
+
+STATES = {
+    "preparing": "The items are reserved and charged.",
+    WAITING_FOR_APPROVAL: "The order waits for you to approve or reject it, here or in another tab.",
+    "about to be packed": "There is a moment to think again before it is packed.",
+    "being packed": "Each item is packed in a run of its own.",
+    "on its way": "The order is on its way.",
+}
+ENDINGS = {
+    "failed": "It failed, and what was done is undone.",
+    "cancelled": "It was cancelled, and what was done is undone.",
+    "dead": "It was given up.",
+}
+
+
+class OrdersPage:
+    """The page as a whole: its connection to the engine, and the order that is shown."""
+
+    def __init__(self):
+        self._durable = None
+        self._shown = None
+        self._run = None
+        self._reads = 0
+        self._is_placed = False
+        listen(find("reload"), "click", lambda event: window.location.reload())
+        listen(find("order-form"), "submit", self._on_submit)
+        _on_press("approve", lambda: self._decide(True))
+        _on_press("reject", lambda: self._decide(False))
+        _on_press("pause", self._pause_or_resume)
+        _on_press("cancel", self._cancel)
+        listen(window, "hashchange", lambda event: start(self._route()))
+
+    async def run(self):
+        """Connect, and show the order that the address names, or the latest."""
+        try:
+            self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
+        except DurableError as error:
+            notices.tell_start_failed(error)
+            return
+        self._hear_status("ready", "", None)
+        await self._route()
+
+    def _hear_status(self, status, message, phase):
+        """Show how the engine is; called with every change."""
+        texts = {"ready": "Ready", "failed": "Failed", "closed": "Stopped"}
+        find("engine").setAttribute("data-status", status)
+        write("engine-text", texts.get(status, f"Starting: {message}"))
+        find("controls").disabled = status != "ready" or self._durable is None
+        if status == "failed" and self._durable is not None:
+            notices.tell_start_failed(DurableError("Failed", message))
+
+    # --- the order that is shown --------------------------------------------------------------------------------------
+
+    async def _route(self):
+        key, _, run_id = str(window.location.hash).partition("=")
+        if key != "#order" or not run_id:
+            latest = await self._durable.list_runs(job="order", limit=1)
+            run_id = latest[0].id if latest else None
+        self._show(run_id)
+
+    def _show(self, run_id):
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = self._run = None
+        show("order-view", run_id is not None)
+        if run_id is None:
+            return
+        for id in ELEMENTS:
+            find(id).setAttribute("run-id", run_id)
+        self._shown = self._durable.run(run_id)
+        self._shown.changed.add_listener(self._hear_of_run)
+
+    def _hear_of_run(self, shown):
+        if shown is self._shown and shown.run_id is not None:
+            start(self._read(shown.run_id))
+
+    async def _read(self, run_id):
+        """Show how the order stands; what was asked later is newer."""
+        self._reads += 1
+        number = self._reads
+        try:
+            run = await self._durable.get_run(run_id)
+            state = await self._durable.get_event(run_id, "state")
+        except DurableError as error:
+            if error.code != "RunNotFound":
+                raise
+            show("order-view", False)
+            return
+        if number == self._reads:
+            self._draw(run, state)
+
+    def _draw(self, run, state):
+        self._run = run
+        is_over = run.status in TERMINAL
+        is_undoing = run.status == "cancelling"
+        write("order-title", run.labels["title"])
+        write("state", _sentence(run, state))
+        _enable("approve", not is_over and not is_undoing and state == WAITING_FOR_APPROVAL)
+        _enable("reject", not is_over and not is_undoing and state == WAITING_FOR_APPROVAL)
+        _enable("pause", not is_over and not is_undoing)
+        _enable("cancel", not is_over and not is_undoing)
+        write("pause", "Resume" if run.paused else "Pause")
+        if self._is_placed:
+            self._is_placed = False
+            find("order-title").focus()
+
+    # --- what a person asks for ---------------------------------------------------------------------------------------
+
+    def _on_submit(self, event):
+        event.preventDefault()
+        start(self._place())
+
+    async def _place(self):
+        notices.clear()
+        chosen = [box for box in document.querySelectorAll('input[name="item"]') if box.checked]
+        if not chosen:
+            notices.tell(DurableError("NothingChosen", "An order has at least one item: choose one."))
+            return
+        order = {
+            "items": [_item(box) for box in chosen],
+            "approval_seconds": float(find("approval-seconds").value),
+            "grace_seconds": float(find("grace-seconds").value),
+        }
+        title = ", ".join([item["name"] for item in order["items"]])
+        run = await self._durable.trigger("order", order, labels={"title": title})
+        self._is_placed = True
+        window.location.hash = f"#order={run.id}"  # and on with the event of that
+
+    async def _decide(self, is_approved):
+        """Send the decision; that of a second tab, which comes too late, is the same signal and not delivered."""
+        notices.clear()
+        decision = {"approved": is_approved, "by": "you"}
+        await self._durable.signal(self._run.id, "approval", decision, signal_id="decision")
+
+    async def _pause_or_resume(self):
+        notices.clear()
+        if self._run.paused:
+            await self._durable.resume(self._run.id)
+        else:
+            await self._durable.pause(self._run.id)
+
+    async def _cancel(self):
+        notices.clear()
+        await self._durable.cancel(self._run.id, compensate=True)
+
+
+def _item(box):
+    fragile = bool(box.hasAttribute("data-fragile"))
+    return {"name": str(box.value), "price": float(box.getAttribute("data-price")), "fragile": fragile}
+
+
+def _sentence(run, state):
+    """How an order stands, for a person."""
+    if run.status in ENDINGS:
+        return ENDINGS[run.status]
+    if run.status == "cancelling":
+        return "What was done is being undone, the latest first."
+    if run.paused:
+        return "The order is paused: it takes no further step until you resume it."
+    return STATES.get(state, "")
+
+
+def _enable(id, is_enabled):
+    """A button that cannot be pressed now stays where it is, and keeps the focus, which one that is disabled loses."""
+    find(id).setAttribute("aria-disabled", "false" if is_enabled else "true")
+
+
+def _on_press(id, make_work):
+    """Do the work whenever the button of that id is pressed that can be."""
+
+    def press(event):
+        if find(id).getAttribute("aria-disabled") != "true":
+            start(make_work())
+
+    listen(find(id), "click", press)
+
+
+start(OrdersPage().run())
