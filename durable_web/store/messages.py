@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from .database import Database
 
-_SEND = """
+SEND = """
 INSERT INTO durable_messages (run_id, topic, message_id, payload, status, sent_at)
 VALUES (:run_id, :topic, :message_id, :payload, 'pending', :now)
     ON CONFLICT (run_id, topic, message_id) DO NOTHING
 RETURNING id
 """
 
-_NEXT = """
+NEXT = """
 SELECT id, message_id, payload
   FROM durable_messages INDEXED BY durable_messages_pending
  WHERE run_id = :run_id AND topic = :topic AND status = 'pending'
@@ -21,26 +21,26 @@ SELECT id, message_id, payload
  LIMIT 1
 """
 
-_MARK = """
+MARK = """
 UPDATE durable_messages
    SET status = :status,
        outcome = :outcome
  WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id AND status IN ('pending', 'taken')
 """
 
-_PUT_BACK = """
+PUT_BACK = """
 UPDATE durable_messages
    SET status = 'pending'
  WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id AND status = 'taken'
 """
 
-_OUTCOME = """
+OUTCOME = """
 SELECT status, outcome
   FROM durable_messages
  WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id
 """
 
-_PUBLISH = """
+PUBLISH = """
 INSERT INTO durable_events (id, topic, published_at)
 VALUES (:id, :topic, :now)
     ON CONFLICT (id) DO NOTHING
@@ -66,28 +66,28 @@ class Messages:
     def send(self, run_id: str, topic: str, message_id: str, payload: str, now: int) -> bool:
         """Keep a message for a run; ``False`` when one of that id was sent before."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id, "payload": payload, "now": now}
-        return self._database.row(_SEND, values) is not None
+        return self._database.row(SEND, values) is not None
 
     def next(self, run_id: str, topic: str) -> Message | None:
         """The message that was sent first and that nobody has taken."""
-        row = self._database.row(_NEXT, {"run_id": run_id, "topic": topic})
+        row = self._database.row(NEXT, {"run_id": run_id, "topic": topic})
         return None if row is None else Message(*row)
 
     def mark(self, run_id: str, topic: str, message_id: str, status: str, outcome: str | None = None) -> None:
         """Note what became of a message: 'taken', 'rejected', 'answered' or 'failed'."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id, "status": status, "outcome": outcome}
-        self._database.execute(_MARK, values)
+        self._database.execute(MARK, values)
 
     def put_back(self, run_id: str, topic: str, message_id: str) -> None:
         """Let the next wait have a message that was taken; it keeps its place."""
-        self._database.execute(_PUT_BACK, {"run_id": run_id, "topic": topic, "message_id": message_id})
+        self._database.execute(PUT_BACK, {"run_id": run_id, "topic": topic, "message_id": message_id})
 
     def outcome(self, run_id: str, topic: str, message_id: str) -> tuple[str, str | None] | None:
         """The status of a message and its outcome; ``None`` when it was never sent, or its run is gone."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id}
-        return self._database.row(_OUTCOME, values)
+        return self._database.row(OUTCOME, values)
 
     def publish(self, event_id: str, topic: str, now: int) -> bool:
         """Note that an event is published; ``False`` when it was before."""
         values = {"id": event_id, "topic": topic, "now": now}
-        return self._database.row(_PUBLISH, values) is not None
+        return self._database.row(PUBLISH, values) is not None

@@ -18,7 +18,7 @@ from .steps import StepRecord, Steps
 
 DUE_BATCH = 500
 
-_DUE = """
+DUE = """
 SELECT run_id, name
   FROM durable_steps INDEXED BY durable_steps_due
  WHERE status = 'running' AND wake_at IS NOT NULL AND wake_at <= :now
@@ -26,7 +26,7 @@ SELECT run_id, name
  LIMIT :limit
 """
 
-_BY_TOPIC_IN_RUN = """
+BY_TOPIC_IN_RUN = """
 SELECT name
   FROM durable_steps
  WHERE topic = :topic AND run_id = :run_id AND status = 'running'
@@ -34,14 +34,14 @@ SELECT name
  LIMIT 1
 """
 
-_BY_TOPIC = """
+BY_TOPIC = """
 SELECT run_id, name, detail
   FROM durable_steps
  WHERE topic = :topic AND status = 'running'
  ORDER BY run_id, position
 """
 
-_TOPIC_STATUS = """
+TOPIC_STATUS = """
 SELECT run_id, name, status
   FROM durable_steps
  WHERE topic = :topic
@@ -58,7 +58,7 @@ SELECT wait.value
                      WHERE run_id = :run_id AND topic = step.topic AND status = 'pending'))
 """
 
-_BREAKPOINTS = """
+BREAKPOINTS = """
 SELECT name
   FROM durable_steps
  WHERE run_id = :run_id AND kind = 'breakpoint' AND status = 'running'
@@ -148,7 +148,7 @@ class Waits:
 
     def settle_due(self, now: int) -> bool:
         """End the waits whose time has come; ``True`` when there may be more."""
-        due = self._database.rows(_DUE, {"now": now, "limit": DUE_BATCH})
+        due = self._database.rows(DUE, {"now": now, "limit": DUE_BATCH})
         for run_id, name in due:
             record = self._steps.find(run_id, name)
             kind = "" if record is None else record.kind
@@ -166,20 +166,20 @@ class Waits:
 
     def find_in_run(self, run_id: str, topic: str) -> str | None:
         """The name of the first wait of a run for that topic."""
-        row = self._database.row(_BY_TOPIC_IN_RUN, {"run_id": run_id, "topic": topic})
+        row = self._database.row(BY_TOPIC_IN_RUN, {"run_id": run_id, "topic": topic})
         return None if row is None else row[0]
 
     def find(self, topic: str) -> list[tuple[str, str, str | None]]:
         """Run id, name and detail of every wait for that topic."""
-        return self._database.rows(_BY_TOPIC, {"topic": topic})
+        return self._database.rows(BY_TOPIC, {"topic": topic})
 
     def status(self, topic: str) -> tuple[str, str, str] | None:
         """Run id, name and status of the one wait for a topic, ended or not; ``None`` when there never was one."""
-        return self._database.row(_TOPIC_STATUS, {"topic": topic})
+        return self._database.row(TOPIC_STATUS, {"topic": topic})
 
     def resume_breakpoints(self, run_id: str, now: int) -> int:
         """End the breakpoints at which a run stands; returns how many."""
-        names = [row[0] for row in self._database.rows(_BREAKPOINTS, {"run_id": run_id})]
+        names = [row[0] for row in self._database.rows(BREAKPOINTS, {"run_id": run_id})]
         for name in names:
             self.settle(run_id, name, now, reason=f"breakpoint {name!r} is resumed")
         return len(names)

@@ -29,7 +29,7 @@ from durable_web import (
     StorageFullError,
     job,
 )
-from durable_web.store import queries, waits
+from durable_web.store import messages, queries, waits
 from durable_web.testing import MockClock, settle
 
 
@@ -399,6 +399,50 @@ async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_fo
     async with running() as engine:
         reads, _ = plan_of(engine._store.database.connection, text)
     assert "durable_runs by durable_runs_by_parent" in reads
+
+
+PENDING, MESSAGE = "durable_messages by durable_messages_pending", "durable_messages by durable_messages_by_id"
+TOPIC = "durable_steps by durable_steps_by_topic"
+PLANS_OF_WAITS = {
+    "DUE": {"durable_steps by durable_steps_due"},
+    "BY_TOPIC": {TOPIC},
+    "BY_TOPIC_IN_RUN": {TOPIC},
+    "TOPIC_STATUS": {TOPIC},
+    "BREAKPOINTS": {RUNNING},
+    "SEND": set(),
+    "NEXT": {PENDING},
+    "MARK": {MESSAGE},
+    "PUT_BACK": {MESSAGE},
+    "OUTCOME": {MESSAGE},
+    "PUBLISH": set(),
+}
+SORTED_WAITS = {"BY_TOPIC", "BY_TOPIC_IN_RUN"}  # the few runs that an event reaches, the few waits of one run
+
+
+@pytest.mark.parametrize("name", PLANS_OF_WAITS)
+async def test_what_runs_per_wait_and_per_delivery_goes_by_the_index_made_for_it(running, name):
+    async with running() as engine:
+        text = getattr(waits if hasattr(waits, name) else messages, name)
+        reads, others = plan_of(engine._store.database.connection, text)
+    assert reads == PLANS_OF_WAITS[name]
+    assert all(other.startswith("USE TEMP B-TREE") and name in SORTED_WAITS for other in others)
+
+
+async def test_waits_that_have_ended_are_no_longer_found_by_their_topic(running):
+    """Else an event would look at everybody who has ever waited for it."""
+
+    @job("paid")
+    async def paid(ctx: Context, _: None) -> None:
+        await ctx.wait_for_signal("go")
+        await ctx.wait_for_event("paid")
+
+    async with running(paid) as engine:
+        run = await engine.trigger("paid")
+        await engine.signal(run.id, "go")
+        while not await engine.publish("paid"):
+            await asyncio.sleep(0.003)
+        await finish(engine, run)
+        assert engine._store.database.rows("SELECT name FROM durable_steps WHERE topic IS NOT NULL") == []
 
 
 async def test_looking_which_waits_have_ended_costs_a_look_up_for_each(running):
