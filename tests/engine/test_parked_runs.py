@@ -61,6 +61,7 @@ def alive() -> int:
     return len(executions() - LEFT_BEHIND)
 
 
+@on_a_desk_only("what other tests have left is freed there at any moment")
 @pytest.mark.parametrize("kept", [0, 1, KEPT])
 async def test_no_more_waiting_runs_are_in_memory_than_the_engine_may_keep(kept):
     async with engine(waits, clock=MockClock(), max_parked=kept, **PATIENT) as e:
