@@ -78,6 +78,7 @@ onmessage = async ({ data: { source, parameters } }) => {
 
 DATABASE = """
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import browser
@@ -99,9 +100,10 @@ def frames():
 
 def survivors():
     # what the next worker would find, were this one dead by now
-    for suffix in ("", "-wal"):
-        Path(f"copy.sqlite3{suffix}").write_bytes(browser.arrived(f"database.sqlite3{suffix}").to_py())
-    copy = sqlite3.connect("copy.sqlite3")
+    folder = Path(tempfile.mkdtemp())
+    for name in ("database.sqlite3", "database.sqlite3-wal"):
+        (folder / name).write_bytes(browser.arrived(name).to_py())
+    copy = sqlite3.connect(folder / "database.sqlite3")
     try:
         copy.execute("PRAGMA locking_mode = EXCLUSIVE")
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
