@@ -115,6 +115,7 @@ class Dispatcher:
         self._claims_left: float = 0
         self._has_ended = False
         self._unreleased: list[Claim] = []
+        self._wanted: list[Execution] = []  # that could not be woken
         self._state = "running"
         self._probe_delay = FIRST_PROBE_SECONDS
         self._data_version = 0
@@ -338,6 +339,7 @@ class Dispatcher:
                 claim = execution.claim
                 self._store.runs.wake(claim.run_id, self._clock.now(), generation=claim.generation)
         except StorageError as trouble:
+            self._wanted.append(execution)
             self._report_trouble(trouble, "waking a run")
             return
         self.fill_slots()
@@ -501,7 +503,11 @@ class Dispatcher:
             with self._store.transaction():
                 for claim in self._unreleased:
                     self._store.runs.release(claim, self._clock.now(), reason="the storage was in trouble")
+                for execution in self._wanted:
+                    claim = execution.claim
+                    self._store.runs.wake(claim.run_id, self._clock.now(), generation=claim.generation)
             self._unreleased.clear()
+            self._wanted.clear()
             self.fill_slots()
         except StorageError:
             self._state = troubled

@@ -372,8 +372,12 @@ class Engine(Inspection, Management, Outside, Scheduling):
             logging.getLogger("durable_web").exception("Telling of what was committed failed")
 
     def _on_change(self, run_ids: set[str]) -> None:
-        self._dispatcher.look_at(run_ids)
-        self._delivery.look_again(run_ids)
+        """Let runs go on after a commit; what goes wrong here may not look like a failed commit either."""
+        try:
+            self._dispatcher.look_at(run_ids)
+            self._delivery.look_again(run_ids)
+        except StorageError as trouble:
+            self._events.report(trouble, "looking at runs that have changed", self._clock.now())
 
     def _on_neighbour(self) -> None:
         self._delivery.look_again()

@@ -33,6 +33,8 @@ from .store import Claim, LeaseLost, NewRun, StepRecord, Store
 from .triggers import Trigger
 from .waiting import WAITS, Waiting
 
+STUBBORN_SECONDS = 5.0  # for branches that swallow their cancellation; what they still try is refused
+PUBLISH = "publish"
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
 
 _ORDINAL = re.compile(r"#\d+$")
@@ -207,11 +209,13 @@ class Execution:
                 self._at_rest.set_result(None)
 
     async def stop_branches(self) -> None:
-        """Tell what other branches of the body have under way to stop, and return when it has."""
+        """Tell what other branches of the body have under way to stop, and return when it has, or will not."""
         self._cancel_tasks()
-        while self.tasks:
-            self._at_rest = asyncio.get_running_loop().create_future()
-            await self._at_rest
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STUBBORN_SECONDS):
+                while self.tasks:
+                    self._at_rest = asyncio.get_running_loop().create_future()
+                    await self._at_rest
 
     def abandon(self, *, cancelled: bool = False) -> None:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
@@ -311,13 +315,19 @@ class Execution:
         if not isinstance(key, str) or not key:
             raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
         text = encode(value, path=f"event {key!r}")
+        record = await self.arrive(self.name(f"event {key}"), PUBLISH)
+        if record.is_settled and record.output == text:
+            return  # a replay publishes nothing again: what came after it would be taken back
         await self.parking.has_lease()
 
         def write() -> None:
             self._store.runs.fence(self.claim)
-            if self._store.steps.stored_value(self.claim.run_id, key) == text:
-                return  # a replay publishes what is published already
-            self._store.steps.set_value(self.claim.run_id, key, text, readable(value), self._clock.now())
+            now = self._clock.now()
+            published = record._replace(status=StepStatus.COMPLETED, output=text, completed_at=now)
+            self.records[record.name] = published
+            self._store.steps.note(self.claim.run_id, published)
+            if self._store.steps.stored_value(self.claim.run_id, key) != text:
+                self._store.steps.set_value(self.claim.run_id, key, text, readable(value), now)
 
         await self.commit(write)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from .engine_parts import EngineParts
-from .errors import ConflictError
+from .errors import ConflictError, RunNotActive, RunNotFound, RunNotTerminal
 from .model import Run, RunStatus, to_milliseconds
 from .triggers import Trigger
 
@@ -77,6 +78,7 @@ class Management(EngineParts):
 
         :raises RunNotFound: when there is no such run.
         :raises ValueError: when the run has recorded no step of that name.
+        :raises ConflictError: when the flow control of the job gives back another run instead of a new one.
         """
         store = self._running_store()
         run = store.runs.get(run_id)
@@ -86,7 +88,9 @@ class Management(EngineParts):
         trigger = Trigger(run.job, run.input, labels=run.labels, priority=run.priority)
         now = self._clock.now()
         with store.transaction():
-            fork_id, _ = self._make(store, trigger, *trigger.check(self._registry), now)
+            fork_id, disposition = self._make(store, trigger, *trigger.check(self._registry), now)
+            if disposition != "created":
+                raise ConflictError(run.job, disposition, fork_id)
             store.steps.copy_before(run_id, fork_id, record.position)
         self._dispatcher.fill_slots()
         return store.runs.get(fork_id)
@@ -134,7 +138,9 @@ class Management(EngineParts):
         while page := await self.list_runs(**filters, limit=BULK_BATCH, cursor=cursor):
             cursor = page[-1].id
             for run in page:
-                if applies(run):
+                if not applies(run):
+                    continue
+                with suppress(RunNotActive, RunNotTerminal, RunNotFound, ConflictError):  # it has changed meanwhile
                     await act(run.id)
                     done.append(run.id)
         return done

@@ -270,6 +270,7 @@ class Waiting:
             ended = self._store.family.call_off(run_id, record.name, now)
             if record.kind in (SIGNAL, UPDATE) and ended is not None and ended.detail is not None:
                 self._store.messages.put_back(run_id, topic or "", ended.detail)
+                self._store.journal.changed.add(run_id)
 
         execution.ride_along(write)
 

@@ -86,6 +86,11 @@ class Steps:
 
     def record(self, run_id: str, record: StepRecord, now: int) -> None:
         """Write a step's state, its frame and its event."""
+        self.note(run_id, record)
+        self.tell_of(run_id, record, now)
+
+    def note(self, run_id: str, record: StepRecord) -> None:
+        """Write a step's state, and tell nobody."""
         self._database.execute(
             queries.RECORD_STEP,
             {
@@ -108,7 +113,6 @@ class Steps:
                 "completed_at": record.completed_at,
             },
         )
-        self.tell_of(run_id, record, now)
 
     def tell_of(self, run_id: str, record: StepRecord, now: int) -> None:
         """Tell of a step's state: its frame and its event."""

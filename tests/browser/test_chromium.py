@@ -1,6 +1,7 @@
 """The browser harness itself: what the other tests rely on when they say that a tab crashed or a browser was killed."""
 
 import pytest
+from main_thread import LONG_TASK, traced_tasks
 
 from chromium import ENVIRONMENT_VARIABLE, find_chromium
 from progress import SetupError
@@ -87,3 +88,13 @@ def test_without_any_chromium_the_error_says_what_to_install(monkeypatch, playwr
     monkeypatch.setattr(type(playwright.chromium), "executable_path", "nowhere/chrome")
     with pytest.raises(SetupError, match="apt-get install chromium"):
         find_chromium(playwright)
+
+
+def test_a_task_that_works_is_long_and_one_that_waits_is_not(browser, write_page):
+    page = browser().open(write_page(NO_ICON))
+    page.on("dialog", lambda dialog: dialog.accept())
+    with traced_tasks(page) as waiting:
+        page.evaluate("() => { for (const start = performance.now(); performance.now() - start < 200; ) alert(); }")
+    with traced_tasks(page) as working:
+        page.evaluate("() => { let sum = 0; for (let each = 0; each < 1e9; each += 1) sum += each; return sum; }")
+    assert max(waiting) < LONG_TASK < max(working)

@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_imported_is_explained_in_an_alert(demo, name):
     demo.begin(name, content)
     demo.wait_for("#run-ended", explanation)
     assert "could not be imported" in demo.page.locator("[role=alert]:visible", has_text=explanation).inner_text()
-    assert demo.text(STATUS) == "Failed"
+    demo.wait_for(STATUS, "^Failed$")
 
 
 def test_the_encoding_is_mended_without_choosing_the_file_again(demo):

@@ -100,8 +100,8 @@ def frames():
 def survivors():
     # what the next worker would find, were this one dead by now
     for suffix in ("", "-wal"):
-        Path(f"/tmp/copy.sqlite3{suffix}").write_bytes(browser.arrived(f"database.sqlite3{suffix}").to_py())
-    copy = sqlite3.connect("/tmp/copy.sqlite3")
+        Path(f"copy.sqlite3{suffix}").write_bytes(browser.arrived(f"database.sqlite3{suffix}").to_py())
+    copy = sqlite3.connect("copy.sqlite3")
     try:
         copy.execute("PRAGMA locking_mode = EXCLUSIVE")
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -19,7 +19,7 @@ from orders import Decision, Item, Order, pack_parcel, process_order
 from durable_web import Engine, InvalidInput, Run, RunStatus
 from durable_web.testing import MockClock, crash_at, engine, restart, settle, stub_steps
 
-DAY = 86_400.0
+HOUR = 3600.0
 TEA, POT, VASE = Item("Tea", 9.5), Item("Tea pot", 40), Item("Vase", 25, fragile=True)
 
 
@@ -28,7 +28,7 @@ def orders(clock: MockClock) -> Any:
 
 
 def order(*items: Item) -> Order:
-    return Order(list(items), approval_seconds=DAY, grace_seconds=60, pace=0)
+    return Order(list(items), approval_seconds=HOUR, grace_seconds=60, pace=0)
 
 
 async def place(running: Engine, *items: Item) -> Run:
@@ -82,7 +82,7 @@ async def test_an_order_that_nobody_approves_in_time_is_undone():
     clock = MockClock()
     async with orders(clock) as running:
         run = await place(running, TEA)
-        await clock.advance(DAY)
+        await clock.advance(HOUR)
         run = await finish(running, run)
         assert (run.status, run.error.message) == (RunStatus.FAILED, "Nobody approved the order in time.")
         assert (await steps(running, run))[-2:] == UNDONE

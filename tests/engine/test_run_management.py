@@ -8,7 +8,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from watching import finish, timeline
 
-from durable_web import Context, Engine, Retry, RunNotFound, RunNotTerminal, RunStatus, Trigger, job
+from durable_web import (
+    ConflictError,
+    Context,
+    Engine,
+    Retry,
+    RunNotFound,
+    RunNotTerminal,
+    RunStatus,
+    Singleton,
+    Trigger,
+    job,
+)
 from durable_web.testing import MockClock, crash, settle
 
 
@@ -319,3 +330,38 @@ async def test_without_preserving_them_the_steps_of_a_completed_run_are_deleted_
         await engine.retry(run.id)
         assert (await finish(engine, run)).output == [1, 2, 3]
         assert await engine.get_steps(run.id) == []
+
+
+async def test_many_are_cancelled_though_a_parent_takes_its_children_with_it(running):
+    @job("child")
+    async def child(ctx: Context, _: None) -> None:
+        await ctx.wait_for_signal("never")
+
+    @job("parent")
+    async def parent(ctx: Context, _: None) -> None:
+        await ctx.run_job("child", child)
+
+    async with running(parent, child) as engine:
+        for _ in range(2):
+            run = await engine.trigger("parent")
+            while len(await engine.list_runs(parent=run.id, status="waiting")) < 1:
+                await asyncio.sleep(0.003)
+        await engine.cancel_runs()
+        assert await engine.count_runs() == {"cancelled": 4}
+
+
+async def test_a_fork_that_flow_control_does_not_allow_writes_into_no_other_run(running):
+    @job("single", singleton=Singleton("user", mode="skip"))
+    async def single(ctx: Context, input: dict) -> str:
+        first = await ctx.step("first", lambda: input["word"])
+        if input.get("waits"):
+            await ctx.wait_for_signal("go")
+        return await ctx.step("second", lambda: first)
+
+    async with running(single) as engine:
+        old = await finish(engine, await engine.trigger("single", {"user": 1, "word": "old"}))
+        active = await engine.trigger("single", {"user": 1, "word": "new", "waits": True})
+        with pytest.raises(ConflictError):
+            await engine.fork(old.id, "second")
+        await engine.signal(active.id, "go")
+        assert (await finish(engine, active)).output == "new"
