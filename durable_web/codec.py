@@ -20,6 +20,7 @@ import json
 import math
 import types
 import typing
+import weakref
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -365,9 +366,17 @@ def type_hints(owner: Any) -> dict[str, Any]:
         return {}
 
 
-@functools.lru_cache(maxsize=1024)
+# Weakly, because a function made in a job body holds on to everything that the body has in hand.
+_return_annotations: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
+
+
 def _return_annotation(function: Callable[..., Any]) -> Any:
-    return type_hints(function).get("return", Any)
+    function = getattr(function, "__func__", function)  # of a bound method, which is a new one each time
+    if not getattr(function, "__annotations__", None):
+        return Any
+    if function not in _return_annotations:
+        _return_annotations[function] = type_hints(function).get("return", Any)
+    return _return_annotations[function]
 
 
 def return_annotation(function: Callable[..., Any]) -> Any:

@@ -86,6 +86,9 @@ class Context:
     ...         await ctx.step(f"shrink {path}", shrink, path)
     ...         ctx.progress(number + 1, len(paths))
     ...     return len(paths)
+
+    Waits take a ``timeout`` that counts across restarts. ``asyncio.timeout`` around them works too, but counts only
+    while the run is in memory, and anew in every execution.
     """
 
     def __init__(self, execution: Execution, files: Files) -> None:

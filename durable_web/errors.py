@@ -259,10 +259,12 @@ class UpdateRejected(DurableWebError):
 
 
 class WebhookNotFound(DurableWebError):
-    """No run waits for that token: it is wrong, or its run has ended."""
+    """No run waits for that token: it is wrong, its run has ended, or the wait has timed out."""
 
     def __init__(self) -> None:
-        super().__init__("No run waits for this webhook: the token is wrong, or its run has ended.")
+        super().__init__(
+            "No run waits for this webhook: the token is wrong, its run has ended, or it no longer waits for it."
+        )
 
 
 class FatalError(DurableWebError):

@@ -41,35 +41,22 @@ async def park(e: Engine, count: int) -> None:
             await settle()
 
 
-def executions() -> set[int]:
-    gc.collect()
-    return {id(item) for item in gc.get_objects() if isinstance(item, Execution)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def left_behind() -> set[int]:
-    """What earlier tests of this process have left in memory."""
-    LEFT_BEHIND.update(executions())
-    return LEFT_BEHIND
-
-
-LEFT_BEHIND: set[int] = set()
-
-
 def alive() -> int:
-    """How many executions are in memory, of those made here."""
-    return len(executions() - LEFT_BEHIND)
+    """How many executions are in memory."""
+    gc.collect()
+    return sum(isinstance(item, Execution) for item in gc.get_objects())
 
 
 @on_a_desk_only("what other tests have left is freed there at any moment")
 @pytest.mark.parametrize("kept", [0, 1, KEPT])
 async def test_no_more_waiting_runs_are_in_memory_than_the_engine_may_keep(kept):
+    before, tasks = alive(), asyncio.all_tasks()  # what earlier tests of this process have left
     async with engine(waits, clock=MockClock(), max_parked=kept, **PATIENT) as e:
         await park(e, 300)
         assert len(e._dispatcher.parked) == kept
-        assert alive() == kept
+        assert alive() - before == kept
         body_and_branches = 3
-        assert len(asyncio.all_tasks()) == 1 + kept * body_and_branches
+        assert len(asyncio.all_tasks() - tasks) == kept * body_and_branches
 
 
 async def test_the_runs_that_have_waited_longest_leave_memory_first():
@@ -77,6 +64,23 @@ async def test_the_runs_that_have_waited_longest_leave_memory_first():
         await park(e, 100)
         kept = {(await e.get_run(run_id)).input for run_id in e._dispatcher.parked}
     assert kept == set(range(90, 100))
+
+
+async def test_functions_that_were_made_in_a_job_keep_nothing_of_it_in_memory():
+    @job("closures")
+    async def closures(ctx: Context, _: None) -> None:
+        def work() -> str:
+            return ctx.run_id
+
+        await ctx.step("function", work)
+        await ctx.step("lambda", lambda: ctx.run_id)
+
+    before = alive()
+    async with engine(closures) as e:
+        for _ in range(10):
+            await e.trigger_and_wait(closures)
+        await settle()
+        assert alive() == before
 
 
 # --- ten thousand ----------------------------------------------------------------------------------------------------
@@ -88,13 +92,14 @@ on_a_desk = on_a_desk_only("it takes minutes there to make ten thousand runs")
 def parked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Databases in which that many runs wait."""
     folder = tmp_path_factory.mktemp("parked")
+    before = alive()
 
     async def make(count: int) -> Path:
         async with Engine(
             folder / f"{count}.sqlite3", [waits], clock=MockClock(START), max_parked=KEPT, **PATIENT
         ) as e:
             await park(e, count)
-            assert alive() <= KEPT
+            assert alive() - before <= KEPT
             await e.stop(drain=False)
         return folder / f"{count}.sqlite3"
 
@@ -139,13 +144,14 @@ class Work:
 @on_a_desk
 async def test_starting_does_not_depend_on_how_many_runs_wait(reopened):
     work: list[int] = []
+    before = alive()
     for count in (10, MANY):
         e = reopened(count)
         with Work(e).measured(work):
             await e.start()
             await settle()
         assert await e.count_runs() == {"waiting": count}
-        assert alive() == 0
+        assert alive() == before
         await crash(e)
     few, many = work
     assert 0 < many < 1.2 * few
@@ -190,11 +196,12 @@ async def test_one_timer_wakes_the_one_that_is_due(reopened):
 
 @on_a_desk
 async def test_all_of_them_go_on_when_their_time_has_come_while_the_engine_was_closed(reopened):
+    before = alive()
     e = reopened(MANY)
     e._clock.set_forward(3600 + MANY)
     await e.start()
     while (await e.count_runs()).get("completed") != MANY:
         await e._clock.advance(0)
-    assert alive() <= KEPT
+    assert alive() - before <= KEPT
     assert (await finish(e, (await e.list_runs(limit=1))[0])).output == "nap"
     await crash(e)

@@ -456,10 +456,11 @@ async def test_waits_in_other_tasks_are_ended_when_a_run_leaves_memory():
         branches = [asyncio.ensure_future(ctx.wait_for_signal(name)) for name in ("a", "b")]
         await asyncio.wait(branches, return_when=asyncio.FIRST_COMPLETED)
 
+    tasks = asyncio.all_tasks()
     async with engine(detached, max_parked=0) as e:
         await e.trigger(detached)
         await settle()
-        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+        assert asyncio.all_tasks() == tasks
 
 
 # --- triggering with a signal ----------------------------------------------------------------------------------------

@@ -353,6 +353,7 @@ async def test_a_body_that_ends_while_a_sleep_is_under_way_leaves_no_timer_behin
         await asyncio.sleep(0)
         return f"done, {'still sleeping' if not branch.done() else 'slept'}"
 
+    tasks = asyncio.all_tasks()
     async with engine(ends, clock=clock) as e:
         run = await e.trigger(ends)
         assert (await finish(e, run)).output == "done, still sleeping"
@@ -363,7 +364,7 @@ async def test_a_body_that_ends_while_a_sleep_is_under_way_leaves_no_timer_behin
             "forgotten": "cancelled",
             "work": "completed",
         }
-        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+        assert asyncio.all_tasks() == tasks
 
 
 async def test_a_retry_and_a_sleep_wait_side_by_side(clock):
