@@ -59,7 +59,8 @@ class StepsBinding extends Binding {
     const id = this.#id;
     if (this.isClosed || !id) return;
     try {
-      const steps = await this.durable.runs.steps(id);
+      const recorded = await this.durable.runs.steps(id);
+      const steps = recorded.filter(({ kind }) => kind !== "publish"); // what a run tells is no work of its own
       const asked = new Set(steps.filter(({ kind }) => kind === "child").map(({ name: step }) => step));
       const hasNew = [...asked].some((step) => !this.#asked.has(step));
       const started = hasNew ? await this.durable.runs.list({ parent: id, limit: 1000 }) : [];
