@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 from uuid import UUID
 
-from .executor import Execution
-from .fan_out import fan_out
+from .execution.executor import Execution
+from .execution.fan_out import fan_out
 from .files import Files
 from .job import Job, Retry
 from .triggers import Trigger

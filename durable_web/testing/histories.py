@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codec import encode, to_json
-from ..compensation import COMPENSATION
 from ..context import Context
 from ..engine import Engine
 from ..errors import NonDeterminismError
-from ..executor import Execution
+from ..execution.compensation import COMPENSATION
+from ..execution.executor import Execution
+from ..execution.operations import PATCH
 from ..files import Files
 from ..job import Job
 from ..model import Run, RunStatus, StepStatus
-from ..operations import PATCH
 from ..store import NewRun, StepRecord
 from .clock import MockClock, settle
 from .engines import engine as new_engine

@@ -9,7 +9,7 @@ from typing import Any
 from ..codec import return_annotation
 from ..context import Context
 from ..engine import Engine
-from ..executor import Execution
+from ..execution.executor import Execution
 from ..files import Files
 from ..job import Retry
 

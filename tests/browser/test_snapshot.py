@@ -167,7 +167,7 @@ async def fail(ctx, _):
     assert page.evaluate(RUN, "import") == [False, "durable_web.testing.clock", "0.1.0", 2]
     assert page.evaluate(RUN, "synchronous") == "slept"
     failed = page.evaluate("async () => (await finished((await durable.trigger('fail')).id)).run.error.traceback")
-    assert 'durable_web/operations.py", line' in failed
+    assert 'durable_web/execution/operations.py", line' in failed
     assert "lambda: 1 / 0" in failed
 
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from .engine_parts import EngineParts
-from .errors import ConflictError, RunNotActive, RunNotFound, RunNotTerminal
-from .model import Run, RunStatus, to_milliseconds
-from .triggers import Trigger
+from ..errors import ConflictError, RunNotActive, RunNotFound, RunNotTerminal
+from ..model import Run, RunStatus, to_milliseconds
+from ..triggers import Trigger
+from .parts import EngineParts
 
 BULK_BATCH = 500
 

@@ -18,19 +18,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from .clock import Clock
-from .codec import decode, encode, readable
+from ..clock import Clock
+from ..codec import decode, encode, readable
+from ..errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
+from ..files import Files
+from ..job import Job, Registry
+from ..model import RunStatus, StepStatus
+from ..store import Claim, LeaseLost, NewRun, StepRecord, Store
+from ..triggers import Trigger
 from .commits import GroupCommit
 from .compensation import COMPENSATION, PREFIX, Compensation
-from .errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
-from .files import Files
-from .job import Job, Registry
-from .model import RunStatus, StepStatus
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
-from .store import Claim, LeaseLost, NewRun, StepRecord, Store
-from .triggers import Trigger
 from .waiting import WAITS, Waiting
 
 STUBBORN_SECONDS = 5.0  # for branches that swallow their cancellation; what they still try is refused

@@ -17,33 +17,33 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
-from .admission import Admission
-from .clock import Clock, SystemClock, TimerHandle
-from .context import Context
-from .delivery import Delivery
-from .dispatcher import Dispatcher, Limits, OnState
-from .durations import to_timedelta
-from .errors import ConflictError, StorageError
-from .events import ErrorHandler, Events, Listener
-from .files import Files, LocalFiles
-from .flow import Gate
-from .identifiers import IdentifierFactory
-from .inspection import Inspection
-from .job import Job, Registry
-from .management import Management
-from .model import (
+from ..clock import Clock, SystemClock, TimerHandle
+from ..context import Context
+from ..durations import to_timedelta
+from ..errors import ConflictError, StorageError
+from ..events import ErrorHandler, Events, Listener
+from ..files import Files, LocalFiles
+from ..flow import Gate
+from ..identifiers import IdentifierFactory
+from ..job import Job, Registry
+from ..model import (
     LogFrame,
     Progress,
     ProgressFrame,
     Run,
     StoredFrame,
 )
+from ..store import Database, Durability, Fact, Store
+from ..timeline import Timeline, ends_run
+from ..triggers import Trigger
+from .admission import Admission
+from .delivery import Delivery
+from .dispatcher import Dispatcher, Limits, OnState
+from .inspection import Inspection
+from .management import Management
 from .outside import Outside
-from .schedules import Scheduler
+from .scheduler import Scheduler
 from .scheduling import Install, Scheduling
-from .store import Database, Durability, Fact, Store
-from .timeline import Timeline, ends_run
-from .triggers import Trigger
 
 PURGE_SECONDS = 60.0
 PURGE_BATCH = 100

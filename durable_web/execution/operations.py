@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from .codec import decode, encode, return_annotation
+from ..codec import decode, encode, return_annotation
+from ..errors import SerializationError, StepFailed, TransactionError, describe
+from ..job import Retry
+from ..model import StepStatus
+from ..store import StepRecord
 from .compensation import Undo
-from .errors import SerializationError, StepFailed, TransactionError, describe
-from .job import Retry
-from .model import StepStatus
 from .parking import LONGEST_TIMER_SECONDS
 from .reports import current_step
-from .store import StepRecord
 
 if TYPE_CHECKING:
     from .executor import Execution, Services

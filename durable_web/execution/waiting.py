@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .codec import decode, encode
-from .errors import (
+from ..codec import decode, encode
+from ..errors import (
     ChildFailed,
     EventTimeout,
     SignalTimeout,
@@ -25,11 +25,11 @@ from .errors import (
     WebhookTimeout,
     message_of,
 )
-from .identifiers import derive
-from .job import Job
-from .model import RunStatus, StepStatus, to_milliseconds
-from .store import NewRun, StepRecord
-from .triggers import Trigger
+from ..identifiers import derive
+from ..job import Job
+from ..model import RunStatus, StepStatus, to_milliseconds
+from ..store import NewRun, StepRecord
+from ..triggers import Trigger
 
 if TYPE_CHECKING:
     from .executor import Execution, Services

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .clock import Clock
-from .codec import decode, encode
-from .errors import DurableWebError, RunNotActive, UpdateRejected, WebhookNotFound
-from .job import Job, Registry
-from .model import StepStatus
-from .store import Store
-from .triggers import Trigger
+from ..clock import Clock
+from ..codec import decode, encode
+from ..errors import DurableWebError, RunNotActive, UpdateRejected, WebhookNotFound
+from ..job import Job, Registry
+from ..model import StepStatus
+from ..store import Store
+from ..triggers import Trigger
 
 MakeRun = Callable[[Store, Trigger, Job, str, int], tuple[str, str]]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from .durations import duration_in_milliseconds
-from .errors import RateLimited
-from .flow import Debounce, Key, Singleton, gate_name, key_of
-from .job import Job
-from .store import NewRun, Store
-from .triggers import Trigger, stored_input
+from ..durations import duration_in_milliseconds
+from ..errors import RateLimited
+from ..flow import Debounce, Key, Singleton, gate_name, key_of
+from ..job import Job
+from ..store import NewRun, Store
+from ..triggers import Trigger, stored_input
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

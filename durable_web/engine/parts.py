@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from .clock import Clock
+from ..clock import Clock
+from ..errors import DurableWebError
+from ..events import Events
+from ..flow import Gate
+from ..job import Job, Registry
+from ..model import Run
+from ..store import Store
+from ..timeline import Timeline
+from ..triggers import Trigger
 from .delivery import Delivery
 from .dispatcher import Dispatcher
-from .errors import DurableWebError
-from .events import Events
-from .flow import Gate
-from .job import Job, Registry
-from .model import Run
-from .schedules import Scheduler
-from .store import Store
-from .timeline import Timeline
-from .triggers import Trigger
+from .scheduler import Scheduler
 
 
 class EngineParts:

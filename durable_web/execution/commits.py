@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .clock import Clock, TimerHandle
-from .errors import StorageError
-from .store import LeaseLost, Store
+from ..clock import Clock, TimerHandle
+from ..errors import StorageError
+from ..store import LeaseLost, Store
 
 Write = Callable[[], None]
 RIDE_ALONG_SECONDS = 0.05

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
-from .engine_parts import EngineParts
-from .model import Frame, LogFrame, Run, RunFilter, Step, StoredFrame
-from .timeline import Selection, at_least
+from ..model import Frame, LogFrame, Run, RunFilter, Step, StoredFrame
+from ..timeline import Selection, at_least
+from .parts import EngineParts
 
 COUNTABLE = ("status", "job")
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .errors import ChildFailed
+from ..errors import ChildFailed
 
 
 async def fan_out(

@@ -17,20 +17,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .clock import Clock, TimerHandle
-from .codec import decode, encode
-from .commits import GroupCommit
-from .context import Context
-from .errors import JobNotFound, StorageError, StorageFullError
-from .events import Events
-from .executor import Execution, Services
-from .files import Files
-from .job import Job, Registry
-from .model import RunStatus
-from .schedules import Scheduler
-from .store import Claim, Store
-from .timeline import Timeline
-from .triggers import Trigger
+from ..clock import Clock, TimerHandle
+from ..codec import decode, encode
+from ..context import Context
+from ..errors import JobNotFound, StorageError, StorageFullError
+from ..events import Events
+from ..execution.commits import GroupCommit
+from ..execution.executor import Execution, Services
+from ..files import Files
+from ..job import Job, Registry
+from ..model import RunStatus
+from ..store import Claim, Store
+from ..timeline import Timeline
+from ..triggers import Trigger
+from .scheduler import Scheduler
 
 FIRST_PROBE_SECONDS = 2.0
 LONGEST_PROBE_SECONDS = 60.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .engine_parts import EngineParts
-from .errors import RunNotActive
-from .job import Job
-from .model import Run
-from .triggers import Trigger
+from ..errors import RunNotActive
+from ..job import Job
+from ..model import Run
+from ..triggers import Trigger
+from .parts import EngineParts
 
 
 class Outside(EngineParts):

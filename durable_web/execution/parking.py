@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .clock import TimerHandle
-from .errors import StorageError
-from .store import LeaseLost
+from ..clock import TimerHandle
+from ..errors import StorageError
+from ..store import LeaseLost
 
 if TYPE_CHECKING:
     from .executor import Execution, Services

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .durations import Duration
-from .engine_parts import EngineParts
-from .job import Job
-from .model import Schedule
-from .schedules import checked_schedule, with_next_due
+from ..durations import Duration
+from ..job import Job
+from ..model import Schedule
+from .parts import EngineParts
+from .scheduler import checked_schedule, with_next_due
 
 Install = Callable[[list[str]], Awaitable[None]]
 

@@ -7,9 +7,9 @@ from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from .clock import TimerHandle
-from .codec import printable
-from .store import StepRecord
+from ..clock import TimerHandle
+from ..codec import printable
+from ..store import StepRecord
 
 if TYPE_CHECKING:
     from .executor import Execution, Services

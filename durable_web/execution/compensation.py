@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .clock import TimerHandle
-from .codec import decode
-from .errors import StepFailed
-from .job import NO_RETRY, Retry
-from .store import StepRecord
+from ..clock import TimerHandle
+from ..codec import decode
+from ..errors import StepFailed
+from ..job import NO_RETRY, Retry
+from ..store import StepRecord
 
 if TYPE_CHECKING:
     from .executor import Execution, Services

@@ -14,17 +14,17 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
 
-from .clock import Clock
-from .codec import decode
-from .durations import Duration, duration_in_milliseconds
-from .errors import DurableWebError, LibraryMissing, StorageError
-from .flow import Gate, GateKind, gate_name
-from .job import Job, Registry
-from .model import Schedule, from_milliseconds
-from .recurrence import UTC_NAME, Recurrence
-from .store import Store
-from .store.schedules import StoredSchedule, labels_text
-from .triggers import Trigger
+from ..clock import Clock
+from ..codec import decode
+from ..durations import Duration, duration_in_milliseconds
+from ..errors import DurableWebError, LibraryMissing, StorageError
+from ..flow import Gate, GateKind, gate_name
+from ..job import Job, Registry
+from ..model import Schedule, from_milliseconds
+from ..recurrence import UTC_NAME, Recurrence
+from ..store import Store
+from ..store.schedules import StoredSchedule, labels_text
+from ..triggers import Trigger
 
 SCHEDULE_LABEL = "durable/schedule"
 SCHEDULED_AT_LABEL = "durable/scheduled-at"
