@@ -54,8 +54,26 @@ def encode(value: Any, *, path: str = "value") -> str:
 
     :raises SerializationError: when the value, or a part of it, could not be read back unchanged.
     """
+    return _encode(value, path)[0]
+
+
+def write_down(value: Any, annotation: Any = Any, *, path: str = "value") -> tuple[str, Any]:
+    """``encode``, and what ``decode`` makes of it, for whoever goes on with the value as it is written down.
+
+    :raises SerializationError: when there is no such text.
+    :raises TypeError, ValueError: when it does not read as ``annotation`` says.
+    """
+    text, lowered = _encode(value, path)
+    if TAG in text:
+        return text, decode(text, annotation)
+    return text, restore(lowered, annotation)  # a copy of its own already, and what JSON would read
+
+
+def _encode(value: Any, path: str) -> tuple[str, Any]:
+    """The text of a value, and the value in JSON's own terms; containers are copies."""
     try:
-        return to_json(_lower(value, set()))
+        lowered = _lower(value, set())
+        return to_json(lowered), lowered
     except _Refused as refused:
         raise SerializationError(path + "".join(reversed(refused.path)), refused.reason) from None
     except RecursionError:
@@ -384,6 +402,6 @@ def return_annotation(function: Callable[..., Any]) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
     try:
-        return _return_annotation(inspect.unwrap(function))
+        return _return_annotation(inspect.unwrap(function) if hasattr(function, "__wrapped__") else function)
     except TypeError:  # an unhashable callable
         return Any

@@ -31,10 +31,6 @@ class _Pending:
     error: BaseException | None = None  # of this write alone; nothing of it was written
 
 
-class _Alone(Exception):
-    """Rolls back a transaction whose only write failed by itself."""
-
-
 class GroupCommit:
     """Gathers writes into transactions of one store."""
 
@@ -81,6 +77,9 @@ class GroupCommit:
 
     def commit_now(self, write: Write, *, simple: bool = False) -> None:
         """Commit ``write``, and whatever is pending, before returning. Takes and raises what ``commit`` does."""
+        if not self._pending:  # as for most steps: no bookkeeping of a group
+            self._commit(write)
+            return
         own = _Pending(write, simple)
         self._pending.append(own)
         self.flush()
@@ -93,32 +92,36 @@ class GroupCommit:
         :raises StorageError: when the transaction failed; those who waited for a part of it are told the same.
         """
         self._disarm()
-        if not self._pending:
-            return
+        if self._pending:
+            self._commit()
+
+    def _commit(self, first: Write | None = None) -> None:
+        """Commit ``first``, which raises what it raises, and everything that is pending."""
         group: list[_Pending] = []
-        is_alone = len(self._pending) == 1
         try:
             with self._store.transaction():
+                if first is not None:
+                    first()
                 while self._pending:  # a write may itself cause log lines
                     group.append(self._pending.popleft())
-                    self._perform(group[-1], is_alone=is_alone and len(group) == 1)
-        except _Alone:
-            self._finish(group)
-            self.flush()
+                    self._perform(group[-1])
         except BaseException as error:
-            group += self._pending
-            self._pending.clear()
-            _settle(group, error)
+            if group or self._store.database.is_trouble(error):
+                group += self._pending
+                self._pending.clear()
+                _settle(group, error)
+            elif self._pending:
+                self.flush()  # what the first one has caused before it failed
             raise
-        else:
+        if group:
             self._finish(group)
 
-    def _perform(self, item: _Pending, *, is_alone: bool) -> None:
+    def _perform(self, item: _Pending) -> None:
         """Write one item; when it fails, it fails alone, unless the storage itself is in trouble."""
         changes = self._store.database.changes
         mark = self._store.journal.mark()
         try:
-            if is_alone or item.simple:  # alone, the transaction is as good as a savepoint
+            if item.simple:
                 item.write()
             else:
                 with self._store.part():
@@ -127,8 +130,6 @@ class GroupCommit:
             if self._store.database.is_trouble(error):
                 raise
             item.error = error
-            if is_alone:
-                raise _Alone from None
             if item.simple and self._store.database.changes != changes:
                 raise self._half_written(error) from error
             self._store.journal.forget_since(mark)

@@ -12,8 +12,8 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -68,6 +68,28 @@ class Services:
     webhook_url: Callable[[str], str] | None
     new_id: Callable[[], str]
     on_storage_trouble: Callable[[Claim, StorageError], None]
+
+
+class UnderWay:
+    """What one branch of an execution is in the middle of; a class, not a generator, because every step is one."""
+
+    __slots__ = ("_execution", "_task")
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        if self._task is not None:
+            self._execution.tasks.append(self._task)
+        self._execution.parking.in_flight += 1
+
+    def __exit__(self, *exception: object) -> None:
+        if self._task is not None:
+            self._execution.tasks.remove(self._task)
+        self._execution.parking.land()
+        if not self._execution.tasks:
+            self._execution.rest()
 
 
 class Execution:
@@ -192,21 +214,14 @@ class Execution:
             self._abandoned = True
             self._cancel_tasks()
 
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """A branch is in the middle of something: it is told when that has to stop."""
-        task = asyncio.current_task()
-        if task is not None:
-            self.tasks.append(task)
-        self.parking.in_flight += 1
-        try:
-            yield
-        finally:
-            if task is not None:
-                self.tasks.remove(task)
-            self.parking.land()
-            if not self.tasks and self._at_rest is not None and not self._at_rest.done():
-                self._at_rest.set_result(None)
+    def under_way(self) -> UnderWay:
+        """For ``with``: a branch is in the middle of something, and is told when that has to stop."""
+        return UnderWay(self)
+
+    def rest(self) -> None:
+        """No branch is in the middle of anything."""
+        if self._at_rest is not None and not self._at_rest.done():
+            self._at_rest.set_result(None)
 
     async def stop_branches(self) -> None:
         """Tell what other branches of the body have under way to stop, and return when it has, or will not."""
@@ -303,7 +318,11 @@ class Execution:
 
         For a branch that is under way.
         """
-        has_waited = await self.parking.may_begin()
+        if self.parking.is_open:
+            has_waited = False
+            self.check()
+        else:
+            has_waited = await self.parking.may_begin()
         if self.is_unwinding and record.kind != COMPENSATION:
             self._unwind()
         if not has_waited or record.retry_at is not None:
@@ -448,18 +467,18 @@ class Execution:
     async def commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         self.ending.add(record.name)
 
-        def write() -> None:
-            self._store.runs.fence(self.claim)
-            self.record_outcome(record, status, **outcome)
-
-        await self.commit(write, simple=True)
+        await self.commit(lambda: self.record_outcome(record, status, **outcome), simple=True)
 
     def record_outcome(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
+        """Write how a step has ended.
+
+        :raises LeaseLost: when the run is no longer this engine's; nothing is written.
+        """
         now = self._clock.now()
         if record.undo and status == StepStatus.COMPLETED:
             outcome["undo"] = self.compensation.next_place()
         finished = record._replace(status=status, completed_at=now, **outcome)
-        self._store.steps.record(self.claim.run_id, finished, now)
+        self._store.steps.record_fenced(self.claim, finished, now)
         if self._recoveries:
             self._store.runs.reset_recoveries(self.claim)
             self._recoveries = 0
@@ -491,7 +510,9 @@ class Execution:
         try:
             if is_alone:
                 self._commits.commit_now(write, simple=simple)
-                await self._let_the_loop_turn()
+                if time.perf_counter() - self._last_turn > TURN_SECONDS:
+                    await self._clock.turn()
+                    self._last_turn = time.perf_counter()
             else:
                 await self._commits.commit(write, simple=simple)
         except LeaseLost:
@@ -504,11 +525,6 @@ class Execution:
         finally:
             self.parking.land()
         self.check()
-
-    async def _let_the_loop_turn(self) -> None:
-        if time.perf_counter() - self._last_turn > TURN_SECONDS:
-            await self._clock.turn()
-            self._last_turn = time.perf_counter()
 
     def time(self) -> datetime:
         """The wall-clock time, in UTC."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..codec import decode, encode, return_annotation
+from ..codec import decode, encode, return_annotation, write_down
 from ..errors import SerializationError, StepFailed, TransactionError, describe
 from ..job import Retry
 from ..model import StepStatus
@@ -237,9 +237,10 @@ def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:
     :raises SerializationError: when there is no such text, or it does not read as the annotation says.
     """
     path = f"output of step {name!r}"
-    text = encode(result, path=path)
     try:
-        return text, decode(text, annotation)
+        return write_down(result, annotation, path=path)
+    except SerializationError:
+        raise
     except (TypeError, ValueError) as error:
         raise SerializationError(path, f"it does not fit the function's return annotation: {error}") from error
 

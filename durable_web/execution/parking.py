@@ -101,6 +101,11 @@ class Parking:
         if paused is not None:
             paused.set_result(None)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a step may begin without waiting: the run is not paused, and leased."""
+        return self._paused is None and self._resumed is None
+
     async def may_begin(self) -> bool:
         """Return once the run is not paused, and leased; whether that took waiting. For a branch that is in flight."""
         has_waited = self._paused is not None or self.is_parked

@@ -106,6 +106,13 @@ class Database:
         except sqlite3.Error as error:
             self._raise(error)
 
+    def insert(self, text: str, parameters: Parameters) -> int:
+        """Execute a statement that inserts one row, and return its rowid; raises what ``execute`` does."""
+        try:
+            return self.connection.execute(text, parameters).lastrowid or 0
+        except sqlite3.Error as error:
+            self._raise(error)
+
     def executemany(self, text: str, parameters: Iterable[Parameters]) -> None:
         """Execute a statement that gives no rows once for each of several parameters; raises what ``execute`` does."""
         try:

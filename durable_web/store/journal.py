@@ -6,6 +6,7 @@ the transaction is rolled back.
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..codec import to_json
 from ..model import RunStatus, StoredFrame
 from . import queries
 from .database import Database
+
+REMEMBERED_RUNS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,23 @@ class Journal:
     facts: list[Fact] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)  # runs of which a wait has ended, or that were paused or resumed
     has_claimable: bool = False  # whether a run was made that can be claimed, or can be claimed again
+    _latest: dict[str, int] = field(default_factory=dict)  # the seq of a run's last frame, as far as it is known here
 
     def append(self, run_id: str, ts: int, kind: str, body: dict[str, Any]) -> None:
         """Append a frame to a run's timeline."""
         text = to_json(body)
-        values = {"run_id": run_id, "ts": ts, "kind": kind, "body": text}
-        frame_id, seq = self.database.row(queries.APPEND_FRAME, values)
+        seq = self._latest.get(run_id)
+        seq = (self._newest_seq(run_id) if seq is None else seq) + 1
+        try:
+            frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
+        except sqlite3.IntegrityError:  # another process has told something of the run meanwhile
+            seq = self._newest_seq(run_id) + 1
+            frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
+        self._latest[run_id] = seq
         self.frames.append(StoredFrame(frame_id, seq, ts, run_id, kind, text))
+
+    def _newest_seq(self, run_id: str) -> int:
+        return self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
 
     def append_status(
         self,
@@ -83,12 +96,21 @@ class Journal:
 
     def forget_since(self, mark: tuple[int, int]) -> None:
         """Forget what was collected after a mark: it was rolled back."""
+        for frame in self.frames[mark[0] :]:
+            self._latest.pop(frame.run_id, None)
         del self.frames[mark[0] :], self.facts[mark[1] :]
 
+    def forget(self) -> None:
+        """Forget everything that was collected: it was rolled back."""
+        self.forget_since((0, 0))
+        self.changed, self.has_claimable = set(), False
+
     def take(self) -> tuple[list[StoredFrame], list[Fact]]:
-        """What was collected; nothing is left."""
+        """What was collected, and is committed; nothing is left."""
         taken = self.frames, self.facts
         self.frames, self.facts = [], []
+        if len(self._latest) > REMEMBERED_RUNS:
+            self._latest.clear()
         return taken
 
     def take_changed(self) -> set[str] | None:

@@ -605,11 +605,12 @@ SELECT :run_id, name, kind, status, position, attempt, output, error, queued, st
                                         AND status = 'completed')
 """
 
-RECORD_STEP = """
+# Positional parameters here and for frames: there is one of each for every step, and names are looked up one by one.
+_RECORD_STEP = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, error, retry_at,
                            queued, wake_at, topic, detail, undo, started_at, completed_at)
-VALUES (:run_id, :name, :kind, :status, :position, :attempt, :attempts_before, :output, :error, :retry_at, :queued,
-        :wake_at, :topic, :detail, :undo, :started_at, :completed_at)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+ WHERE {condition}
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
@@ -624,6 +625,12 @@ VALUES (:run_id, :name, :kind, :status, :position, :attempt, :attempts_before, :
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
 """
+RECORD_STEP = _RECORD_STEP.format(condition="TRUE")
+RECORD_STEP_FENCED = _RECORD_STEP.format(
+    condition="""EXISTS (SELECT 1
+                 FROM durable_runs
+                WHERE id = ? AND generation = ? AND status IN ('leased', 'cancelling'))"""
+)
 
 SET_VALUE = """
 INSERT INTO durable_values (run_id, key, value, updated_at)
@@ -641,10 +648,7 @@ SELECT value
 
 APPEND_FRAME = """
 INSERT INTO durable_frames (run_id, seq, ts, kind, body)
-VALUES (:run_id,
-        (SELECT COALESCE(MAX(seq), 0) + 1 FROM durable_frames WHERE run_id = :run_id),
-        :ts, :kind, :body)
-RETURNING id, seq
+VALUES (?, ?, ?, ?, ?)
 """
 
 FRAMES = """

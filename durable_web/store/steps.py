@@ -11,6 +11,7 @@ from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
 from . import queries
 from .database import Database
 from .journal import Journal, without_traceback
+from .runs import Claim, LeaseLost
 
 
 class StepRecord(NamedTuple):
@@ -91,28 +92,17 @@ class Steps:
 
     def note(self, run_id: str, record: StepRecord) -> None:
         """Write a step's state, and tell nobody."""
-        self._database.execute(
-            queries.RECORD_STEP,
-            {
-                "run_id": run_id,
-                "name": record.name,
-                "kind": record.kind,
-                "status": record.status,
-                "position": record.position,
-                "attempt": record.attempt,
-                "attempts_before": record.attempts_before,
-                "output": record.output,
-                "error": None if record.error is None else to_json(record.error),
-                "retry_at": record.retry_at,
-                "queued": record.queued,
-                "wake_at": record.wake_at,
-                "topic": record.topic,
-                "detail": record.detail,
-                "undo": record.undo,
-                "started_at": record.started_at,
-                "completed_at": record.completed_at,
-            },
-        )
+        self._database.execute(queries.RECORD_STEP, _values(run_id, record))
+
+    def record_fenced(self, claim: Claim, record: StepRecord, now: int) -> None:
+        """``runs.fence`` and ``record`` in one statement, for what is written once a step.
+
+        :raises LeaseLost: when the run is no longer this engine's; nothing is written.
+        """
+        values = (*_values(claim.run_id, record), claim.run_id, claim.generation)
+        if self._database.execute(queries.RECORD_STEP_FENCED, values).rowcount != 1:
+            raise LeaseLost(claim.run_id)
+        self.tell_of(claim.run_id, record, now)
 
     def tell_of(self, run_id: str, record: StepRecord, now: int) -> None:
         """Tell of a step's state: its frame and its event."""
@@ -243,6 +233,13 @@ class Steps:
             self._journal.tell("step:cancel", run_id, now, **common)
         else:
             self._journal.tell("step:start", run_id, now, **common)
+
+
+def _values(run_id: str, record: StepRecord) -> tuple[Any, ...]:
+    """A row of durable_steps, in the order of its columns."""
+    if record.error is not None:
+        record = record._replace(error=to_json(record.error))
+    return (run_id, *record)
 
 
 def _seconds(start: int, end: int) -> float:

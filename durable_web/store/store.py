@@ -58,8 +58,7 @@ class Store:
 
     def forget(self) -> None:
         """Tell nothing of what was written: it was rolled back."""
-        self.journal.take()
-        self.journal.take_changed()
+        self.journal.forget()
 
     def tell(self) -> None:
         """Tell of what was written: it is committed."""

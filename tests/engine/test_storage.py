@@ -345,10 +345,11 @@ PLANS = {
     "EARLIER_ATTEMPTS": {STEP, "durable_attempts by primary key"},
     "ATTEMPTS": {"durable_attempts by primary key"},
     "RECORD_STEP": set(),
+    "RECORD_STEP_FENCED": {RUN},
     "RECORD_ATTEMPT": set(),
     "GET_VALUE": {"durable_values by primary key"},
     "SET_VALUE": set(),
-    "APPEND_FRAME": {FRAME},
+    "APPEND_FRAME": set(),
     "FRAMES": {FRAME},
     "ALL_FRAMES": {"durable_frames by primary key"},
     "NEWEST_SEQ": {FRAME},
@@ -376,7 +377,8 @@ SORTED_FEW = {"STEPS", "ORPHANS", "ACTIVE_CHILDREN", "UNBLOCK", "TO_COMPENSATE"}
 
 def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[str]]:
     """The tables that a statement reads, each with the index it goes by, and what in its plan is no look-up."""
-    parameters = dict.fromkeys(re.findall(r":([a-z_0-9]+)", text))
+    names = re.findall(r":([a-z_0-9]+)", text)
+    parameters = dict.fromkeys(names) if names else (None,) * text.count("?")
     reads: set[str] = set()
     others: list[str] = []
     for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters):
