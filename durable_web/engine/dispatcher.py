@@ -94,13 +94,15 @@ class Dispatcher:
         self._on_idle = on_idle
         self._on_neighbour = on_neighbour
         self.new_context = new_context
+        store.on_claims = self.execute
         self._services = Services(
             store,
             self.commits,
             clock,
             files,
             preserve_steps=limits.preserve_steps,
-            is_alone=lambda: len(self.executing) <= 1,
+            is_alone=self._is_one_alone,
+            claim=self.claim_in_transaction,
             on_parked=self._on_parked,
             on_wanted=self._on_wanted,
             on_timer=self.look_at_the_time,
@@ -114,6 +116,7 @@ class Dispatcher:
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._has_ended = False
+        self._has_new_times = False  # whether a claim has made something due at another time than the timer is set to
         self._unreleased: list[Claim] = []
         self._wanted: list[Execution] = []  # that could not be woken
         self._state = "running"
@@ -191,6 +194,12 @@ class Dispatcher:
         """Whether nothing is executing; after ``fill_slots``, that nothing could be."""
         return not self.executing
 
+    def _is_one_alone(self) -> bool:
+        """Whether one run is executing alone; one that has just ended, and made room for it, does not count."""
+        return len(self.executing) <= 1 or (
+            len(self.executing) == 2 and any(execution.is_abandoned for execution, _ in self.executing.values())
+        )
+
     # --- claiming and executing --------------------------------------------------------------------------------------
 
     def fill_slots(self) -> None:
@@ -198,42 +207,59 @@ class Dispatcher:
         if self._filling is not None:
             self._filling.cancel()
             self._filling = None
-        while self._claims_left > 0 and not self._unreleased:
-            if len(self.executing) >= self._limits.max_concurrent_runs:
-                return
-            try:
-                claim = self._claim_next()
-            except StorageError as trouble:
-                self._report_trouble(trouble, "claiming a run")
-                break
-            if claim is None:
-                break
+        try:
+            while self._free_slots() and self._store.runs.has_claimable():  # mostly nothing: then no transaction
+                claimed = self.claimed
+                with self._store.transaction():
+                    self.claim_in_transaction()
+                if self.claimed == claimed:
+                    break
+        except StorageError as trouble:
+            self._report_trouble(trouble, "claiming a run")
+        if not self.executing:
+            self._on_idle()
+
+    def claim_in_transaction(self, ending: str = "") -> None:
+        """Inside a transaction: lease a run for every free slot. They are executed once that is committed.
+
+        :param ending: the id of an executing run that ends in this transaction, so that its slot is free.
+        """
+        free = self._free_slots(ending) - len(self._store.journal.claims)
+        while free > 0 and self._store.runs.has_claimable() and self._claim_next(self._clock.now()) is not None:
+            free -= 1
+        if self._claims_left:  # what may be left now is claimed when there is a slot for it
+            self._store.journal.has_claimable = False
+
+    def execute(self, claims: list[Claim]) -> None:
+        """Execute runs that were leased in a transaction that is committed now."""
+        for claim in claims:
             self._claims_left -= 1
             self.claimed += 1
             try:
                 self._execute(claim)
             except StorageError as trouble:  # what the run has recorded could not be read
                 self._on_storage_trouble(claim, trouble)
-                break
-        if not self.executing:
-            self._on_idle()
-
-    def _claim_next(self) -> Claim | None:
-        if not self._store.runs.has_claimable():  # as after most claims, and after the end of most runs
-            return None
-        now = self._clock.now()
-        with self._store.transaction():
-            has_openings = self._store.flow.admit(now)
-            saturated = self._registry.saturated(self._store.runs.count_leased)
-            claim = self._claim_here(now, saturated)
-            if claim is None and not self._limits.exclusive and self._unblock_one(now, saturated):
-                self._store.flow.admit(now)
-                claim = self._claim_here(now, saturated)
-            timeout = None if claim is None else self._timeout_of(claim)
-            if claim is not None and timeout is not None:
-                self._store.runs.limit_duration(claim, now + round(timeout * 1000))
-        if timeout is not None or has_openings:
+        if self._has_new_times:
             self.look_at_the_time()
+
+    def _free_slots(self, ending: str = "") -> float:
+        if self._unreleased:
+            return 0
+        taken = len(self.executing) - (ending in self.executing)
+        return max(min(self._limits.max_concurrent_runs - taken, self._claims_left), 0)
+
+    def _claim_next(self, now: int) -> Claim | None:
+        has_openings = self._store.flow.admit(now)
+        saturated = self._registry.saturated(self._store.runs.count_leased)
+        claim = self._claim_here(now, saturated)
+        if claim is None and not self._limits.exclusive and self._unblock_one(now, saturated):
+            self._store.flow.admit(now)
+            claim = self._claim_here(now, saturated)
+        timeout = None if claim is None else self._timeout_of(claim)
+        if claim is not None and timeout is not None:
+            self._store.runs.limit_duration(claim, now + round(timeout * 1000))
+        if timeout is not None or has_openings:
+            self._has_new_times = self._store.journal.has_claims = True
         return claim
 
     def _claim_here(self, now: int, saturated: list[str]) -> Claim | None:
@@ -348,6 +374,7 @@ class Dispatcher:
 
     def look_at_the_time(self) -> None:
         """Do what is due, and set the timer for what is due next."""
+        self._has_new_times = False
         try:
             was_due = self._do_what_is_due(self._clock.now())
             due = self._next_due()

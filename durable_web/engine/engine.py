@@ -261,9 +261,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
             self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
         with store.transaction():
             runs = self._make_all(store, checked)
+            self._dispatcher.claim_in_transaction()
         if any(trigger.run_at or trigger.deadline or job.flow.debounce for trigger, job, _ in checked):
             self._dispatcher.look_at_the_time()
-        self._dispatcher.fill_slots()
         return runs
 
     def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:

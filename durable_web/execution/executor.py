@@ -61,6 +61,7 @@ class Services:
     files: Files
     preserve_steps: bool
     is_alone: Callable[[], bool]  # whether this is the only run executing
+    claim: Callable[[str], None]  # inside a transaction: runs for the free slots, also that of the run that ends in it
     on_parked: Callable[[Execution], None]
     on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
     on_timer: Callable[[], None]  # there is a new time at which a wait is over
@@ -203,6 +204,7 @@ class Execution:
                 self._store.flow.copy(self.claim.run_id, successor.id)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
+            self._services.claim(self.claim.run_id)  # whoever has the slot next begins without a commit of its own
 
         try:
             self._commits.commit_now(write)

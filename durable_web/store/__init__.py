@@ -1,8 +1,8 @@
 """The store: the only part that speaks SQL. ``schema.sql`` opens with a map of the tables."""
 
 from .database import SCHEMA_VERSION, Database, Durability
-from .journal import Fact
-from .runs import Claim, LeaseLost, NewRun
+from .journal import Claim, Fact
+from .runs import LeaseLost, NewRun
 from .steps import StepRecord
 from .store import Store
 

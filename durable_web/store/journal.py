@@ -28,6 +28,25 @@ class Fact:
     fields: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that this engine may execute, and the generation under which it may write."""
+
+    run_id: str
+    job: str
+    version: str | None
+    input: str
+    attempt: int
+    recoveries: int
+    generation: int
+    lease_expires_at: int = 0
+    deadline: int | None = None
+    queued: int = 0  # milliseconds for which the run could have been claimed, and was not
+    ending: str | None = None  # what a run that is to be compensated then ends as
+    error: dict[str, str] | None = None  # why it failed
+    failed_step: str | None = None
+
+
 @dataclass(slots=True)
 class Journal:
     """Collects what has to be told once the open transaction has committed."""
@@ -38,6 +57,10 @@ class Journal:
     facts: list[Fact] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)  # runs of which a wait has ended, or that were paused or resumed
     has_claimable: bool = False  # whether a run was made that can be claimed, or can be claimed again
+    claims: list[Claim] = field(
+        default_factory=list
+    )  # runs that were leased, to be executed from the commit on
+    has_claims: bool = False  # whether claiming has changed anything: runs were leased, or there is a new time to look
     _latest: dict[str, int] = field(default_factory=dict)  # the seq of a run's last frame, as far as it is known here
 
     def append(self, run_id: str, ts: int, kind: str, body: dict[str, Any]) -> None:
@@ -90,20 +113,20 @@ class Journal:
         if self.is_listening:
             self.facts.append(Fact(type, run_id, ts, fields))
 
-    def mark(self) -> tuple[int, int]:
+    def mark(self) -> tuple[int, int, int]:
         """A place to go back to."""
-        return len(self.frames), len(self.facts)
+        return len(self.frames), len(self.facts), len(self.claims)
 
-    def forget_since(self, mark: tuple[int, int]) -> None:
+    def forget_since(self, mark: tuple[int, int, int]) -> None:
         """Forget what was collected after a mark: it was rolled back."""
         for frame in self.frames[mark[0] :]:
             self._latest.pop(frame.run_id, None)
-        del self.frames[mark[0] :], self.facts[mark[1] :]
+        del self.frames[mark[0] :], self.facts[mark[1] :], self.claims[mark[2] :]
 
     def forget(self) -> None:
         """Forget everything that was collected: it was rolled back."""
-        self.forget_since((0, 0))
-        self.changed, self.has_claimable = set(), False
+        self.forget_since((0, 0, 0))
+        self.changed, self.has_claimable, self.has_claims = set(), False, False
 
     def take(self) -> tuple[list[StoredFrame], list[Fact]]:
         """What was collected, and is committed; nothing is left."""
@@ -112,6 +135,13 @@ class Journal:
         if len(self._latest) > REMEMBERED_RUNS:
             self._latest.clear()
         return taken
+
+    def take_claims(self) -> list[Claim] | None:
+        """The runs that were leased; ``None`` when claiming has changed nothing."""
+        if not self.has_claims:
+            return None
+        claims, self.claims, self.has_claims = self.claims, [], False
+        return claims
 
     def take_changed(self) -> set[str] | None:
         """The runs to look at, or ``None`` when there is nothing that could be done now and not before."""

@@ -14,7 +14,7 @@ from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_millise
 from . import queries
 from .database import Database
 from .flow import Flow
-from .journal import Journal
+from .journal import Claim, Journal
 
 DELETED_RUNS_KEPT = 30 * 24 * 60 * 60 * 1000
 """For how long it is known that a run was deleted. Milliseconds."""
@@ -24,25 +24,6 @@ _FOR_EVER = 1 << 62
 
 class LeaseLost(Exception):
     """The run was cancelled, taken over or deleted: whoever executed it may not write any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A run that this engine may execute, and the generation under which it may write."""
-
-    run_id: str
-    job: str
-    version: str | None
-    input: str
-    attempt: int
-    recoveries: int
-    generation: int
-    lease_expires_at: int = 0
-    deadline: int | None = None
-    queued: int = 0  # milliseconds for which the run could have been claimed, and was not
-    ending: str | None = None  # what a run that is to be compensated then ends as
-    error: dict[str, str] | None = None  # why it failed
-    failed_step: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +207,8 @@ class Runs:
         if self._journal.is_listening:
             fields = {"lease_owner": owner, "lease_expires_at": from_milliseconds(expires)}
             self._journal.tell("run:leased", claim.run_id, now, input=decode(claim.input), **fields)
+        self._journal.claims.append(claim)
+        self._journal.has_claims = True
         return claim
 
     def has_claimable(self) -> bool:

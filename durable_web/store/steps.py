@@ -10,8 +10,8 @@ from ..codec import decode, to_json
 from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
 from . import queries
 from .database import Database
-from .journal import Journal, without_traceback
-from .runs import Claim, LeaseLost
+from .journal import Claim, Journal, without_traceback
+from .runs import LeaseLost
 
 
 class StepRecord(NamedTuple):

@@ -1,9 +1,9 @@
 """The store: one database, its transactions, and the verbs on runs, steps and frames.
 
 A verb that writes must be called inside ``with store.transaction():``; the frames and events that it causes reach
-``on_commit`` after the commit and never before it, and ``on_change`` hears of runs that may go on. Verbs of an
-executing run come after ``runs.fence``, which raises ``LeaseLost`` before anything is written when the run is no longer
-this engine's.
+``on_commit`` after the commit and never before it, ``on_claims`` is given the runs that were leased, for execution,
+and ``on_change`` hears of runs that may go on. Verbs of an executing run come after ``runs.fence``, which raises
+``LeaseLost`` before anything is written when the run is no longer this engine's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import queries
 from .database import Database
 from .family import Family
 from .flow import Flow
-from .journal import Fact, Journal
+from .journal import Claim, Fact, Journal
 from .messages import Messages
 from .runs import Runs
 from .schedules import Schedules
@@ -28,6 +28,7 @@ PAGE_CHARACTERS = 1 << 20
 
 OnCommit = Callable[[list[StoredFrame], list[Fact]], None]
 OnChange = Callable[[set[str]], None]
+OnClaims = Callable[[list[Claim]], None]
 
 
 class Store:
@@ -38,6 +39,7 @@ class Store:
         self.on_commit = on_commit
         self.journal = Journal(database)
         self.on_change: OnChange = lambda run_ids: None
+        self.on_claims: OnClaims = lambda claims: None
         self.runs = Runs(database, self.journal)
         self.steps = Steps(database, self.journal)
         self.waits = Waits(database, self.journal, self.runs, self.steps)
@@ -64,8 +66,11 @@ class Store:
         """Tell of what was written: it is committed."""
         frames, facts = self.journal.take()
         changed = self.journal.take_changed()
+        claims = self.journal.take_claims()
         if frames or facts:
             self.on_commit(frames, facts)
+        if claims is not None:
+            self.on_claims(claims)
         if changed is not None:
             self.on_change(changed)
 

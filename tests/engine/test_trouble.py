@@ -70,8 +70,9 @@ async def test_a_claim_that_failed_is_tried_again(running, monkeypatch):
         def fail(*arguments: object) -> None:
             raise StorageError("path", "the disk is busy")
 
+        run = await engine.trigger("echo", 7, run_at=datetime.fromtimestamp(clock.now() / 1000 + 1, UTC))
         monkeypatch.setattr(runs, "claim", fail)
-        run = await engine.trigger("echo", 7)
+        await clock.advance(1)
         assert states == ["storage_error"]
         monkeypatch.setattr(runs, "claim", claim)
         await clock.advance(3)
