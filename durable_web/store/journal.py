@@ -57,9 +57,7 @@ class Journal:
     facts: list[Fact] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)  # runs of which a wait has ended, or that were paused or resumed
     has_claimable: bool = False  # whether a run was made that can be claimed, or can be claimed again
-    claims: list[Claim] = field(
-        default_factory=list
-    )  # runs that were leased, to be executed from the commit on
+    claims: list[Claim] = field(default_factory=list)  # runs that were leased, to be executed from the commit on
     has_claims: bool = False  # whether claiming has changed anything: runs were leased, or there is a new time to look
     _latest: dict[str, int] = field(default_factory=dict)  # the seq of a run's last frame, as far as it is known here
 

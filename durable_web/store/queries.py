@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
-from ..model import RunFilter, to_milliseconds
+from ..model import Run, RunFilter, to_milliseconds
 
 TIMES = (
     "lease_expires_at",
@@ -18,47 +19,20 @@ TIMES = (
     "updated_at",
 )
 
-_STORED_COLUMNS = (
-    "id",
-    "job",
-    "version",
-    "status",
-    "input",
-    "output",
-    "error",
-    "failed_step",
-    "progress",
-    "labels",
-    "idempotency_key",
-    "concurrency_key",
-    "priority",
-    "attempt",
-    "recoveries",
-    "generation",
-    "lease_owner",
-    "paused",
-    "waiting_reason",
-    "ending",
-    "parent_run_id",
-    "parent_step",
-    "continued_from",
-    "continued_as",
-    "dead_letter_of",
-    "dead_letter_id",
-    *TIMES,
-)
-RUN_COLUMNS = (*_STORED_COLUMNS, "current_step", "completed_steps")
-
-_SELECT_RUN = f"""
-SELECT {", ".join(_STORED_COLUMNS)},
-       (SELECT name
+_DERIVED = {
+    "current_step": """(SELECT name
           FROM durable_steps
          WHERE run_id = durable_runs.id AND status = 'running'
          ORDER BY position DESC
-         LIMIT 1) AS current_step,
-       (SELECT COUNT(*)
+         LIMIT 1)""",
+    "completed_steps": """(SELECT COUNT(*)
           FROM durable_steps
-         WHERE run_id = durable_runs.id AND status = 'completed') AS completed_steps
+         WHERE run_id = durable_runs.id AND status = 'completed')""",
+}
+RUN_COLUMNS = tuple(field.name for field in fields(Run) if field.name != "disposition")  # what a trigger says of it
+
+_SELECT_RUN = f"""
+SELECT {", ".join(_DERIVED.get(name, name) for name in RUN_COLUMNS)}
   FROM durable_runs
 """
 

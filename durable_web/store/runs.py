@@ -528,15 +528,22 @@ def _json(value: dict[str, Any] | None) -> str | None:
     return None if value is None else to_json(value)
 
 
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "status": RunStatus,
+    "input": decode,
+    "output": decode,
+    "error": lambda text: ErrorInfo(**json.loads(text)),
+    "progress": lambda text: Progress(**json.loads(text)),
+    "labels": json.loads,
+    "paused": bool,
+    **dict.fromkeys(queries.TIMES, from_milliseconds),
+}
+_READ = [(queries.RUN_COLUMNS.index(name), read) for name, read in _READERS.items()]
+
+
 def _run(row: tuple[Any, ...], disposition: str | None = None) -> Run:
-    values = dict(zip(queries.RUN_COLUMNS, row, strict=True))
-    values["status"] = RunStatus(values["status"])
-    values["input"] = decode(values["input"])
-    values["output"] = None if values["output"] is None else decode(values["output"])
-    values["error"] = None if values["error"] is None else ErrorInfo(**json.loads(values["error"]))
-    values["progress"] = None if values["progress"] is None else Progress(**json.loads(values["progress"]))
-    values["labels"] = json.loads(values["labels"])
-    values["paused"] = bool(values["paused"])
-    for name in queries.TIMES:
-        values[name] = from_milliseconds(values[name])
-    return Run(**values, disposition=disposition)
+    values = list(row)
+    for index, read in _READ:
+        if values[index] is not None:
+            values[index] = read(values[index])
+    return Run(*values, disposition=disposition)
