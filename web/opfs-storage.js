@@ -19,7 +19,7 @@ const LOG = "database.sqlite3-wal";
 const DATABASE_FILES = ["database.sqlite3", LOG, "database.sqlite3-journal"];
 /** What SQLite writes for each page of its write-ahead log: this header, and then the page. Bytes. */
 const FRAME_HEADER_SIZE = 24;
-const LARGEST_PAGE = 65536;
+const HELD_FRAMES = 256 * 1024; // bytes; more than one frame of the largest pages
 /** A dying tab may hold its handles for a moment longer; up to 2 s have been reported after a reload. Milliseconds. */
 const OPEN_TIMEOUT = 5000;
 /** Uploads and downloads are copied in pieces of this many bytes, so that memory stays bounded. */
@@ -105,44 +105,54 @@ export class OpenFile {
 }
 
 /**
- * SQLite's write-ahead log, whose frames are written whole.
+ * SQLite's write-ahead log, in which the frames of a transaction are written at once.
  *
- * SQLite writes a frame in two: its header, and at once the page right behind it. Through a handle, a write costs nearly
- * the same for 24 bytes as for 4096, so the header is held back until its page comes, and both are one write. Anything
- * else that is done to the file writes the header out first; when that fails, it is that operation which fails.
+ * SQLite writes each frame in two: its header, and at once the page right behind it. Through a handle, a write costs nearly
+ * the same for 24 bytes as for 16 KiB, so frames are held back until the last one of the transaction is complete, which
+ * says so in its header, or until there is no more room for them. Anything else that is done to the file writes out what
+ * is held first; when that fails, it is that operation which fails.
  *
- * Nothing is held back when SQLite's commit returns, with or without a flush: only a header that begins where the write
- * before it ended is held, and SQLite never writes that one without its page. (It does write headers alone, to correct
- * the checksums of frames that a large transaction wrote twice; those are not in sequence.) So a worker's death can cost
- * no more than a header without a page, which is no frame.
+ * Nothing is held back when SQLite's commit returns, with or without a flush. Only what follows the write before it is
+ * held: a header, and then its page. (SQLite does write headers alone, to correct the checksums of frames that a large
+ * transaction wrote twice; those are not in sequence.) So a worker's death can cost no more than frames of a transaction
+ * that was not committed.
  */
 class WriteAheadLog extends OpenFile {
-  /** The header that is held back, and room for its page. */
-  #frame = new Uint8Array(FRAME_HEADER_SIZE + LARGEST_PAGE);
-  #isHolding = false;
-  /** Where the last write ended: the position of the next frame, while frames are appended. */
+  #held = new Uint8Array(HELD_FRAMES);
+  #length = 0;
+  /** Whether the last thing that is held is a header. */
+  #awaitsPage = false;
+  /** Where the last write ended, as SQLite sees it: the position of the next frame, while frames are appended. */
   #end = NaN;
 
   /** @param {Uint8Array<ArrayBuffer>} bytes @param {number} at */
   write(bytes, at) {
-    const isNext = at === this.#end;
-    if (this.#isHolding && isNext && bytes.length <= LARGEST_PAGE) {
-      this.#isHolding = false;
-      this.#frame.set(bytes, FRAME_HEADER_SIZE);
-      super.write(this.#frame.subarray(0, FRAME_HEADER_SIZE + bytes.length), at - FRAME_HEADER_SIZE);
+    if (at !== this.#end || this.#length + bytes.length > HELD_FRAMES) this.writeOut();
+    const isHeader = at === this.#end && bytes.length === FRAME_HEADER_SIZE;
+    if (isHeader || this.#awaitsPage) {
+      this.#held.set(bytes, this.#length);
+      this.#length += bytes.length;
+      this.#end = at + bytes.length;
+      const isTransaction = this.#awaitsPage && this.#isCommit(this.#length - bytes.length - FRAME_HEADER_SIZE);
+      this.#awaitsPage = isHeader;
+      if (isTransaction) this.writeOut();
     } else {
       this.writeOut();
-      this.#isHolding = isNext && bytes.length === FRAME_HEADER_SIZE;
-      if (this.#isHolding) this.#frame.set(bytes);
-      else super.write(bytes, at);
+      super.write(bytes, at);
+      this.#end = at + bytes.length;
     }
-    this.#end = at + bytes.length;
   }
 
   writeOut() {
-    if (!this.#isHolding) return;
-    this.#isHolding = false; // also when it fails: then the caller is told, and reads what there was before
-    super.write(this.#frame.subarray(0, FRAME_HEADER_SIZE), this.#end - FRAME_HEADER_SIZE);
+    const [length, at] = [this.#length, this.#end - this.#length];
+    if (!length) return;
+    [this.#length, this.#awaitsPage] = [0, false]; // also when it fails: then the caller is told, and reads what there was before
+    super.write(this.#held.subarray(0, length), at);
+  }
+
+  /** Whether a held frame is the last of a transaction: its header has the size of the database then, else 0. @param {number} frame */
+  #isCommit(frame) {
+    return this.#held.subarray(frame + 4, frame + 8).some((byte) => byte !== 0);
   }
 }
 

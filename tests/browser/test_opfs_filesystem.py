@@ -1,5 +1,6 @@
 """Files under /durable are plain files, and a frame of SQLite's log is one write, done before the commit returns."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 
@@ -133,18 +134,33 @@ def run(playwright, tmp_path_factory, server, pages) -> Iterator[Run]:
         yield run
 
 
-def test_every_frame_of_the_log_is_one_write(run):
+def test_the_frames_of_a_transaction_are_one_write_to_the_log(run):
     found = run(f"""{DATABASE}
 connection = connect()
-before = frames()
+ends = [frames()]
 for number in range(100):
     connection.execute("INSERT INTO item VALUES (?, ?)", (number, "x" * 100))
-{{"writes": browser.take_writes(), "before": before, "after": frames()}}
+    ends.append(frames())
+{{"writes": browser.take_writes(), "ends": ends}}
 """)
-    frame = 24 + 4096
-    expected = [[32 + number * frame, frame] for number in range(found["before"], found["after"])]
-    assert len(expected) >= 100
-    assert found["writes"] == expected
+    frame, ends = 24 + 4096, found["ends"]
+    assert max(after - before for before, after in itertools.pairwise(ends)) > 1
+    assert found["writes"] == [
+        [32 + before * frame, (after - before) * frame] for before, after in itertools.pairwise(ends)
+    ]
+
+
+def test_of_a_transaction_that_is_too_large_to_be_held_back_nothing_is_lost(run):
+    found = run(f"""{DATABASE}
+connection = connect()
+connection.execute("BEGIN")
+connection.executemany("INSERT INTO item VALUES (?, ?)", ((number, "x" * 3000) for number in range(200)))
+connection.execute("COMMIT")
+assert survivors() == [(number, "x" * 3000) for number in range(200)]
+browser.take_writes()
+""")
+    assert 2 < len(found) < 10
+    assert max(length for _, length in found) <= 256 * 1024
 
 
 @pytest.mark.parametrize("synchronous", ["NORMAL", "FULL", "OFF"])
@@ -226,7 +242,7 @@ def check(path, seed, count):
         size = choose.choice([0, 1, 23, 24, 24, 24, 24, 25, 32, 4096, 4096, 65536, 65537])
         at = choose.choice([end, end, end, end, end - min(end, 24), choose.randrange(100_000)])
         done.append((kind, at, size))
-        data = choose.randbytes(size)
+        data = choose.choice([choose.randbytes(size), bytes(size)])  # zeros: of a frame within a transaction
         if kind == "write":
             assert os.pwrite(fd, data, at) == size
             plain.write(data, at)
