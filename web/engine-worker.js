@@ -20,7 +20,10 @@ import { startPython } from "./pyodide-start.js";
 /**
  * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean}, protocol: number}} Start
  */
-/** @typedef {{post: (message: any) => void, session?: any}} Client `session` is Python's side of it, once there is one */
+/**
+ * @typedef {{post: (message: any) => void, session?: any, receive?: any}} Client `session` is Python's side of it, once
+ *   there is one, and `receive` that one's method
+ */
 
 /** Tells this life of the engine from others. */
 const LEADER = crypto.randomUUID();
@@ -114,6 +117,7 @@ function admit(id, theirs, ours) {
     followers.delete(client);
     channel.close();
     client.session?.close();
+    client.receive?.destroy();
     client.session?.destroy();
   });
 }
@@ -162,7 +166,10 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
   report(...loaded);
   const { pyodide, ...python } = await starting;
   mountStorage(pyodide, storage);
-  pyodide.registerJsModule("durable_worker", { fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone() });
+  pyodide.registerJsModule("durable_worker", {
+    fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone(),
+    askForTurn: turnsOf(pyodide),
+  });
 
   report("jobs", python);
   const browser = pyodide.pyimport("durable_web.browser");
@@ -176,6 +183,12 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
   return { storage, host, python };
 }
 
+/** How a function of Python's is called in a turn of its own, so that it may wait for promises where the browser can. */
+function turnsOf(/** @type {any} */ { _module, _api }) {
+  if (!_module.jspiSupported) return (/** @type {any} */ take) => _api.scheduleCallback(take, 0);
+  return (/** @type {any} */ take) => void take.callPromising(); // which asks for the turn
+}
+
 /** Asks for the job modules, while Python starts. @param {string[]} urls @returns {Map<string, Promise<Response>>} */
 function fetchAll(urls) {
   const responses = new Map(urls.map((url) => [url, fetch(url, { cache: "no-cache" })]));
@@ -187,7 +200,10 @@ function fetchAll(urls) {
 async function receive(client, message) {
   const engine = await /** @type {Promise<Engine>} */ (booting);
   if (!/^(files|debug)\./.test(message.method)) {
-    if (client === owner || followers.has(client)) sessionOf(client, engine.host).receive(JSON.stringify(message));
+    if (client === owner || followers.has(client)) {
+      client.receive ??= sessionOf(client, engine.host).receive; // looked up once: it is a proxy of Python's each time
+      client.receive(JSON.stringify(message));
+    }
     return;
   }
   const { id, method, params } = message;

@@ -23,6 +23,7 @@ from ..errors import DurableWebError, describe
 from ..model import from_milliseconds, to_wire
 from .modules import load_jobs
 from .sending import FrameSender, Send
+from .turns import share_turns
 
 Method = Callable[..., Coroutine[Any, Any, Any]]
 _CAPITAL = re.compile(r"[A-Z]")
@@ -66,6 +67,9 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     :raises JobModuleError: when a job module cannot be loaded.
     :raises StorageError: when the database cannot be used.
     """
+    from durable_worker import askForTurn
+
+    share_turns(askForTurn)
     options = json.loads(options_json)
     jobs = await load_jobs(options["jobs"])
     host = Host(send)
