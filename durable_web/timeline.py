@@ -44,7 +44,7 @@ class _Waiting:
 
     cursor: int
     offer: Offer
-    has_ended: bool = False  # whether the last frame that it took has ended its run
+    last: StoredFrame | None = None  # that it took
 
 
 class _Tail:
@@ -91,8 +91,8 @@ class _Tail:
         except Exception:  # it meets the same when it goes on by itself, and then its own caller is told
             return False
         waiting.cursor = self.position(frames[-1])
-        waiting.has_ended = ends_run(frames[-1])
-        return not waiting.has_ended
+        waiting.last = frames[-1]
+        return not ends_run(frames[-1])
 
     @contextmanager
     def offering(self, waiting: _Waiting) -> Iterator[None]:
@@ -214,27 +214,29 @@ class Timeline:
         if not self._store.runs.exists(run_id):
             raise RunNotFound(run_id)
         seq = from_seq
-        ended = False
+        has_ended = False
         with self._tail(run_id, "seq") as tail:
-            while not self._closed:
+            while not self._closed and not has_ended:
                 changed = tail.changed  # taken before reading: what commits meanwhile sets this one
                 frames = tail.after(seq)
                 if frames is None:
                     await self._may_read(is_first=seq == from_seq)
                     with self._counted():
                         frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
-                        if not frames and self._has_ended(run_id):
-                            frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)  # written since, by another process
-                            ended = True
+                    if not frames and self._has_ended(run_id):
+                        frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)  # written since, by another process
+                        has_ended = not frames
                 if frames:
                     seq = frames[-1].seq
                     with self._counted():
                         yield frames
-                    ended = ends_run(frames[-1])
-                elif ended:
-                    return
-                elif not self._closed:
-                    seq, ended = await self._news(tail, changed, seq, offer)
+                    has_ended = self.is_end(frames[-1])
+                elif not self._closed and not has_ended:
+                    seq, has_ended = await self._news(tail, changed, seq, offer)
+
+    def is_end(self, frame: StoredFrame) -> bool:
+        """Whether a frame has ended its run, and nothing has followed it by now, as when the run was retried."""
+        return ends_run(frame) and self._store.newest_seq(frame.run_id) == frame.seq
 
     def _has_ended(self, run_id: str) -> bool:
         """Whether a run has ended, or is gone."""
@@ -249,7 +251,7 @@ class Timeline:
         waiting = _Waiting(cursor, offer)
         with tail.offering(waiting):
             await changed.wait()
-        return waiting.cursor, waiting.has_ended
+        return waiting.cursor, waiting.last is not None and self.is_end(waiting.last)
 
     def watch_all(
         self, from_id: int | None, selection: Selection, offer: Offer | None = None

@@ -41,6 +41,8 @@ let standing = { type: "boot", phase: "storage", leader: LEADER };
 let opening;
 /** @type {Promise<Engine> | undefined} */
 let booting;
+/** Once it has started. @type {Engine | undefined} */
+let engine;
 
 self.onmessage = ({ data: message }) => {
   switch (message.type) {
@@ -48,9 +50,10 @@ self.onmessage = ({ data: message }) => {
       openLobby(message);
       booting = boot(message);
       booting.then(
-        ({ host }) => {
+        (booted) => {
+          engine = booted;
           tell({ type: "ready", leader: LEADER });
-          host.greet();
+          engine.host.greet();
         },
         (error) => end({ type: "failed", error: described(error) }),
       );
@@ -197,8 +200,13 @@ function fetchAll(urls) {
 }
 
 /** @param {Client} client @param {any} message a request, watch, credit or unwatch */
-async function receive(client, message) {
-  const engine = await /** @type {Promise<Engine>} */ (booting);
+function receive(client, message) {
+  if (engine) return serve(client, message, engine); // in this turn
+  return booting?.then((booted) => serve(client, message, booted));
+}
+
+/** @param {Client} client @param {any} message @param {Engine} engine */
+async function serve(client, message, engine) {
   if (!/^(files|debug)\./.test(message.method)) {
     if (client === owner || followers.has(client)) {
       client.receive ??= sessionOf(client, engine.host).receive; // looked up once: it is a proxy of Python's each time

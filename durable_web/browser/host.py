@@ -189,8 +189,8 @@ class Session:
         elif kind == "unwatch":
             self._drop(request_id)
         elif kind == "watch":
-            sender = FrameSender(request_id, message["credit"], self._send_text, of_one_run="runId" in message)
-            self._senders[request_id] = sender
+            is_end = self._host.engine.is_end if "runId" in message else lambda frame: False
+            sender = self._senders[request_id] = FrameSender(request_id, message["credit"], self._send_text, is_end)
             self._begin(request_id, self._watch(request_id, message, sender))
         else:
             self._begin(request_id, self._answer(request_id, message))
@@ -249,6 +249,8 @@ class Session:
             async with aclosing(self._batches(request_id, message, sender)) as batches:
                 async for batch in batches:
                     await sender.send(batch)
+                    if sender.has_ended:
+                        return
         except Exception as error:
             end["error"] = to_error(error)
         if not self._host.is_stopping and not sender.has_ended:

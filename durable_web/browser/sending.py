@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..model import StoredFrame
-from ..timeline import ends_run
 
 PIECE_CHARACTERS = 64 * 1024
 PIECE_FRAMES = 256
@@ -28,16 +27,16 @@ Send = Callable[[str], None]
 class FrameSender:
     """Sends the frames of one watch as ``{"type": "frames", "id", "size", "frames"}``, against credit.
 
-    The message that holds the frame which ends the watch has ``"end": true``: none follows it.
+    The message with the frame that ends the watch has ``"end": true``: none follows it.
     """
 
-    def __init__(self, watch_id: Any, credit: int, send: Send, *, of_one_run: bool) -> None:
+    def __init__(self, watch_id: Any, credit: int, send: Send, is_end: Callable[[StoredFrame], bool]) -> None:
         self.has_ended = False
         self._head = f'{{"type":"frames","id":{json.dumps(watch_id)},"size":'
         self._credit = credit
         self._granted = asyncio.Event()
         self._send = send
-        self._of_one_run = of_one_run
+        self._is_end = is_end
         self._last_sent = 0.0
 
     def grant(self, characters: int) -> None:
@@ -68,7 +67,7 @@ class FrameSender:
     def _post(self, text: str, last: StoredFrame) -> None:
         self._credit -= len(text)
         self._last_sent = time.perf_counter()
-        self.has_ended = self._of_one_run and ends_run(last)
+        self.has_ended = self._is_end(last)
         end = ',"end":true' if self.has_ended else ""
         self._send(f'{self._head}{len(text)}{end},"frames":[{text}]}}')
 

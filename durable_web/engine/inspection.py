@@ -86,6 +86,11 @@ class Inspection(EngineParts):
         self._running_store()
         return self._timeline.watch(run_id, from_seq, offer)
 
+    def is_end(self, frame: StoredFrame) -> bool:
+        """Whether a frame has ended its run, and nothing has followed it by now: with it a watch of the run ends."""
+        self._running_store()
+        return self._timeline.is_end(frame)
+
     def watch_all(
         self,
         from_id: int | None = 0,

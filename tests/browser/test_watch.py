@@ -18,6 +18,13 @@ async def shout(ctx, wanted):
     for number in range(wanted["lines"]):
         ctx.log.warning(str(number) + "!" * wanted["length"])
         await ctx.step(f"step {number}", lambda: None)
+
+@job("second try")
+async def second_try(ctx, lines):
+    if ctx.attempt == 1:
+        for number in range(lines):
+            ctx.log.info(f"line {number}")
+        raise RuntimeError("not this time")
 """
 
 CONNECT = "() => connected(['./jobs.py'])"
@@ -73,6 +80,20 @@ def test_all_runs_are_watched_behind_one_cursor_from_the_beginning_or_from_now_o
     assert told["mistake"]["code"] == "ValueError"
     assert "one of run_status" in told["mistake"]["message"]
     assert told["watches"] == [0]
+
+
+def test_a_watch_goes_beyond_an_end_that_a_retry_has_undone(page):
+    """Also where the frame that told of the end is the last one of a message."""
+    page.evaluate(CONNECT)
+    statuses = page.evaluate("""async () => {
+        const { id } = await durable.trigger("second try", 253);
+        const { frames } = await finished(id);
+        if (frames.length !== 256) throw new Error(`${frames.length} frames`);
+        await durable.runs.retry(id);
+        const later = (await finished(id)).frames;
+        return later.map(({ kind, status }) => kind === "run_status" && status).filter(Boolean);
+    }""")
+    assert statuses == ["pending", "leased", "failed", "pending", "leased", "completed"]
 
 
 def test_log_lines_are_read_in_pages_and_by_severity(page):
