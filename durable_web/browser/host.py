@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -33,8 +33,11 @@ _TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
 class _WorkerClock(SystemClock):
     """The worker's clock. Pyodide's shortest sleeps take turns among themselves, before any message of the page."""
 
+    def __init__(self, let_others_go_first: Callable[[], Awaitable[None]]) -> None:
+        self._let_others_go_first = let_others_go_first
+
     async def turn(self) -> None:
-        await asyncio.sleep(0.003)
+        await self._let_others_go_first()
 
 
 class _OpfsFiles:
@@ -67,7 +70,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     :raises JobModuleError: when a job module cannot be loaded.
     :raises StorageError: when the database cannot be used.
     """
-    from durable_worker import askForTurn
+    from durable_worker import askForTurn, letOthersGoFirst
 
     share_turns(askForTurn)
     options = json.loads(options_json)
@@ -78,7 +81,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         jobs,
         durability=options["durability"],
         exclusive=True,
-        clock=_WorkerClock(),
+        clock=_WorkerClock(letOthersGoFirst),
         files=_OpfsFiles(files),
         on_state=host.tell_state,
         install=_install,
