@@ -4,8 +4,8 @@ A watcher has one cursor: the run's ``seq``, or the ``id`` over all runs. It is 
 that all watchers of a run (or of everything) share, or, when it is further behind than that, from the store in pages.
 So a slow watcher costs the engine nothing, loses nothing, and holds one page at the most.
 
-A watcher may give an ``Offer``: while it waits for news, what commits is handed to it on the spot, without a turn of the
-event loop; what it does not take then comes in the next batch.
+A watcher may give an ``Offer``: while it waits for news, what commits is handed to it on the spot, without a turn of
+the event loop; what it does not take then comes in the next batch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The frames of one watch on their way to a client, against credit and at a pace.
 
-Credit is counted in characters and given back by the client when its own code has taken the frames. So neither the port
-nor the page holds more of a watch than was granted, however slow the page is.
+Credit is counted in characters and given back by the client when its own code has taken the frames. So neither the
+port nor the page holds more of a watch than was granted, however slow the page is.
 
-What commits is sent on the spot, in the turn of its commit, unless something was sent a moment before: then it waits for
-what comes after it, so that many small commits do not become as many messages.
+What commits is sent on the spot, in the turn of its commit, unless something was sent a moment before: then it waits
+for what comes after it, so that many small commits do not become as many messages.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def pieces(batch: list[StoredFrame]) -> Iterator[tuple[str, StoredFrame]]:
     """A batch as JSON texts that a page reads in a moment each: frames separated by commas, and the last of them."""
     texts: list[str] = []
     characters = 0
+    last = batch[-1]
     for frame in batch:
         text = frame.to_json()
         if texts and (characters + len(text) > PIECE_CHARACTERS or len(texts) == PIECE_FRAMES):

@@ -1,8 +1,8 @@
 """Turns of the worker's event loop that cost little.
 
-Pyodide's loop asks the browser for a turn of its own for every callback, and for two where Python may wait for a promise
-in the middle of synchronous code (JSPI): 0.2 ms each time. Here, as in every other event loop of Python's, all callbacks
-that are ready share one turn; what they make ready has the next.
+Pyodide's loop asks the browser for a turn of its own for every callback, and for two where Python may wait for a
+promise in the middle of synchronous code (JSPI). Here, as in every other event loop of Python's, all callbacks that are
+ready share one turn; what they make ready has the next.
 
 A callback that waits for a promise in the middle of synchronous code (``pyodide.ffi.run_sync``) holds up no other: the
 browser was asked for another turn before it began, in which the rest goes on.
@@ -59,7 +59,7 @@ class SharedTurns:
 def share_turns(ask: Callable[[Any], None]) -> None:
     """Let the callbacks of the running loop share turns.
 
-    :param ask: asks the browser to call a function in a turn of its own, soon, in a way in which it may wait for promises.
+    :param ask: asks the browser to call a function in a turn of its own, soon, so that it may wait for promises.
     """
     from pyodide.ffi import create_proxy
 

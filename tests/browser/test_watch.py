@@ -4,6 +4,7 @@ import pytest
 from main_thread import LONG_TASK, traced_tasks
 
 JOBS = """
+import asyncio
 from durable_web import job
 
 @job("talk")
@@ -25,6 +26,12 @@ async def second_try(ctx, lines):
         for number in range(lines):
             ctx.log.info(f"line {number}")
         raise RuntimeError("not this time")
+
+@job("busy")
+async def busy(ctx, _):
+    await ctx.step("before", asyncio.sleep, 0.05)
+    while True:
+        pass
 """
 
 CONNECT = "() => connected(['./jobs.py'])"
@@ -237,3 +244,16 @@ def test_a_frame_that_comes_alone_waits_for_no_animation_frame_and_no_timer(page
     page.evaluate(CONNECT)
     page.evaluate("() => { globalThis.requestAnimationFrame = globalThis.setTimeout = () => 0; }")
     assert page.evaluate("async () => (await finished((await durable.trigger('talk', 1)).id)).frames.length") == 4
+
+
+def test_what_has_committed_is_on_its_way_before_the_job_goes_on(page):
+    """Here the job never lets the worker's event loop turn again."""
+    page.evaluate(CONNECT)
+    assert (
+        page.evaluate("""async () => {
+        const { id } = await durable.trigger("busy");
+        for await (const { name, status } of durable.runs.watch(id))
+            if (name === "before" && status === "completed") return "seen";
+    }""")
+        == "seen"
+    )
