@@ -7,6 +7,7 @@ milliseconds since 1970-01-01 UTC, as JavaScript's ``Date`` takes them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -397,15 +398,26 @@ class StoredFrame(NamedTuple):
 
 def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
-    if isinstance(value, (list, tuple)):
+    kind = type(value)
+    if kind is str or value is None:
+        return value
+    if kind in (list, tuple):
         return [to_wire(item) for item in value]
-    if not isinstance(value, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
+    parts = _wire_parts(kind)
+    if parts is None:
         return readable(value)
-    told = {}
-    for name in (part.name for part in dataclasses.fields(value)):
-        item = getattr(value, name)
-        told[_camel_case(name)] = to_milliseconds(item) if name in _OWN_TIMES else to_wire(item)
-    return told
+    return {
+        wire_name: (to_milliseconds if is_time else to_wire)(getattr(value, name)) for name, wire_name, is_time in parts
+    }
+
+
+@functools.cache
+def _wire_parts(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
+    """The fields of one of our own classes: their names, those on the wire, and whether they are times."""
+    if not issubclass(kind, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
+        return None
+    names = [part.name for part in dataclasses.fields(kind)]
+    return tuple((name, _camel_case(name), name in _OWN_TIMES) for name in names)
 
 
 _OWN_TIMES = frozenset(

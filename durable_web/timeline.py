@@ -3,6 +3,9 @@
 A watcher has one cursor: the run's ``seq``, or the ``id`` over all runs. It is served from a short tail of fresh frames
 that all watchers of a run (or of everything) share, or, when it is further behind than that, from the store in pages.
 So a slow watcher costs the engine nothing, loses nothing, and holds one page at the most.
+
+A watcher may give an ``Offer``: while it waits for news, what commits is handed to it on the spot, without a turn of
+the event loop; what it does not take then comes in the next batch.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,6 +34,18 @@ REMEMBERED_RUNS = 10_000
 _TERMINAL_MARKS = tuple(f'"status":"{status}"' for status in TERMINAL)
 _EVERYTHING = ""  # the key of the tail of all runs; no run has this id
 
+Offer = Callable[[list[StoredFrame]], bool]
+"""Is called with frames right after their commit; returns whether it has taken them. It may not raise."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A watcher that has seen everything up to its cursor, and may take what comes on the spot."""
+
+    cursor: int
+    offer: Offer
+    last: StoredFrame | None = None  # that it took
+
 
 class _Tail:
     """The latest frames that are watched together, and who is waiting for the next."""
@@ -40,6 +55,7 @@ class _Tail:
         self.frames: deque[StoredFrame] = deque()
         self.characters = 0
         self.watchers = 0
+        self.waiting: list[_Waiting] = []
         self.changed = asyncio.Event()
 
     def push(self, frame: StoredFrame) -> None:
@@ -55,9 +71,37 @@ class _Tail:
         self.characters = 0
 
     def wake(self) -> None:
-        if self.watchers:
-            self.changed.set()
-            self.changed = asyncio.Event()
+        """Offer what is new to those who take it on the spot; wake the others, and those who have now seen the end."""
+        are_content = [self._offer(waiting) for waiting in self.waiting]
+        if self.watchers > len(are_content) or not all(are_content):
+            self.wake_all()
+
+    def wake_all(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def _offer(self, waiting: _Waiting) -> bool:
+        """Whether the watcher has taken everything and waits for more."""
+        frames = self.after(waiting.cursor)
+        if not frames:
+            return frames is not None
+        try:
+            if not waiting.offer(frames):
+                return False
+        except Exception:  # it meets the same when it goes on by itself, and then its own caller is told
+            return False
+        waiting.cursor = self.position(frames[-1])
+        waiting.last = frames[-1]
+        return not ends_run(frames[-1])
+
+    @contextmanager
+    def offering(self, waiting: _Waiting) -> Iterator[None]:
+        """Offer what comes to this watcher meanwhile."""
+        self.waiting.append(waiting)
+        try:
+            yield
+        finally:
+            self.waiting.remove(waiting)
 
     def after(self, cursor: int) -> list[StoredFrame] | None:
         """The frames after the cursor; ``None`` when the tail does not reach back so far."""
@@ -108,7 +152,7 @@ class Timeline:
         self._clock = clock
         self._tails: dict[str, _Tail] = {}
         self._newest = 0  # the last frame that the tails were told of, while there are any
-        self._last_turn = time.perf_counter()
+        self._reading = 0.0  # seconds for which histories were read and handed on since the loop has turned for it
         self._closed = False
 
     # --- telling -----------------------------------------------------------------------------------------------------
@@ -134,85 +178,117 @@ class Timeline:
             self._newest = newest
             for tail in self._tails.values():
                 tail.clear()
-                tail.wake()
+                tail.wake_all()
 
     def close(self) -> None:
         """End every watch."""
         self._closed = True
         for tail in self._tails.values():
-            tail.wake()
+            tail.wake_all()
 
     def _hand_out(self, frames: list[StoredFrame]) -> None:
         self._newest = frames[-1].id
         everything = self._tails.get(_EVERYTHING)
+        touched: dict[str, _Tail] = {}
         for frame in frames:
             tail = self._tails.get(frame.run_id)
             if tail is not None:
                 tail.push(frame)
-                tail.wake()
+                touched[frame.run_id] = tail
             if everything is not None:
                 everything.push(frame)
-        if everything is not None:
-            everything.wake()
+                touched[_EVERYTHING] = everything
+        for tail in touched.values():
+            tail.wake()
 
     # --- watching ----------------------------------------------------------------------------------------------------
 
-    async def watch(self, run_id: str, from_seq: int = 0) -> AsyncIterator[list[StoredFrame]]:
+    async def watch(
+        self, run_id: str, from_seq: int = 0, offer: Offer | None = None
+    ) -> AsyncIterator[list[StoredFrame]]:
         """Batches of a run's frames strictly after ``from_seq``, in order; ends with the run.
 
+        :param offer: takes frames on the spot that commit while this waits for them; those come in no batch then.
         :raises RunNotFound: when there is no such run.
         """
         if not self._store.runs.exists(run_id):
             raise RunNotFound(run_id)
         seq = from_seq
-        ended = False
+        has_ended = False
         with self._tail(run_id, "seq") as tail:
-            while not self._closed:
+            while not self._closed and not has_ended:
                 changed = tail.changed  # taken before reading: what commits meanwhile sets this one
                 frames = tail.after(seq)
                 if frames is None:
-                    frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
+                    await self._may_read(is_first=seq == from_seq)
+                    with self._counted():
+                        frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
                     if not frames and self._has_ended(run_id):
                         frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)  # written since, by another process
-                        ended = True
-                    await self._let_the_loop_turn()
+                        has_ended = not frames
                 if frames:
                     seq = frames[-1].seq
-                    yield frames
-                    ended = ends_run(frames[-1])
-                elif ended:
-                    return
-                elif not self._closed:
-                    await changed.wait()
+                    with self._counted():
+                        yield frames
+                    has_ended = self.is_end(frames[-1])
+                elif not self._closed and not has_ended:
+                    seq, has_ended = await self._news(tail, changed, seq, offer)
+
+    def is_end(self, frame: StoredFrame) -> bool:
+        """Whether a frame has ended its run, and nothing has followed it by now, as when the run was retried."""
+        return ends_run(frame) and self._store.newest_seq(frame.run_id) == frame.seq
 
     def _has_ended(self, run_id: str) -> bool:
         """Whether a run has ended, or is gone."""
         standing = self._store.runs.standing(run_id)
         return standing is None or standing[0].is_terminal
 
-    def watch_all(self, from_id: int | None, selection: Selection) -> AsyncIterator[list[StoredFrame]]:
+    async def _news(self, tail: _Tail, changed: asyncio.Event, cursor: int, offer: Offer | None) -> tuple[int, bool]:
+        """Wait until there is more than was taken on the spot: the cursor then, and whether the run's end was taken."""
+        if offer is None:
+            await changed.wait()
+            return cursor, False
+        waiting = _Waiting(cursor, offer)
+        with tail.offering(waiting):
+            await changed.wait()
+        return waiting.cursor, waiting.last is not None and self.is_end(waiting.last)
+
+    def watch_all(
+        self, from_id: int | None, selection: Selection, offer: Offer | None = None
+    ) -> AsyncIterator[list[StoredFrame]]:
         """Batches of the frames of all runs strictly after ``from_id``, in commit order; ends when the engine stops.
 
         :param from_id: ``None`` for the frames that are committed from this call on.
+        :param offer: as ``watch`` has it.
         """
-        return self._watch_all(self._store.newest_frame_id() if from_id is None else from_id, selection)
+        return self._watch_all(self._store.newest_frame_id() if from_id is None else from_id, selection, offer)
 
-    async def _watch_all(self, cursor: int, selection: Selection) -> AsyncIterator[list[StoredFrame]]:
+    async def _watch_all(
+        self, cursor: int, selection: Selection, offer: Offer | None
+    ) -> AsyncIterator[list[StoredFrame]]:
         chosen = _Chosen(self._store, selection)
+
+        def offer_chosen(frames: list[StoredFrame]) -> bool:
+            wanted = chosen.among(frames)
+            return not wanted or (offer is not None and offer(wanted))
+
+        begin = cursor
         with self._tail(_EVERYTHING, "id") as tail:
             while not self._closed:
                 changed = tail.changed
                 frames = tail.after(cursor)
                 if frames is None:
-                    frames = self._store.read_all_frames(cursor, PAGE_FRAMES)
-                    await self._let_the_loop_turn()
+                    await self._may_read(is_first=cursor == begin)
+                    with self._counted():
+                        frames = self._store.read_all_frames(cursor, PAGE_FRAMES)
                 if frames:
                     cursor = frames[-1].id
                     wanted = chosen.among(frames)
                     if wanted:
-                        yield wanted
+                        with self._counted():
+                            yield wanted
                 elif not self._closed:
-                    await changed.wait()
+                    cursor, _ = await self._news(tail, changed, cursor, offer and offer_chosen)
 
     async def logs(self, run_id: str, from_seq: int, limit: int, levels: list[str]) -> list[StoredFrame]:
         """The first ``limit`` log lines of a run after ``from_seq`` whose level is one of ``levels``.
@@ -227,9 +303,10 @@ class Timeline:
         last = self._store.newest_seq(run_id)
         while from_seq < last and len(found) < limit and not self._closed:
             until = min(from_seq + LOG_WINDOW, last)
-            found += self._store.read_logs(run_id, from_seq, until, levels, limit - len(found))
+            await self._may_read(is_first=not from_seq)
+            with self._counted():
+                found += self._store.read_logs(run_id, from_seq, until, levels, limit - len(found))
             from_seq = until
-            await self._let_the_loop_turn()
         return found
 
     @contextmanager
@@ -248,13 +325,25 @@ class Timeline:
             if not tail.watchers:
                 self._tails.pop(key, None)
 
-    async def _let_the_loop_turn(self) -> None:
-        """A long history leaves room for other work between its pages, and now and then for messages from outside."""
-        if time.perf_counter() - self._last_turn <= TURN_SECONDS:
+    async def _may_read(self, *, is_first: bool) -> None:
+        """A long history leaves room for other work between its pages, and now and then for messages from outside.
+
+        The first page of each watcher is there at once, unless much was read without a pause.
+        """
+        if self._reading > TURN_SECONDS:
+            self._reading = 0.0
+            await self._clock.turn()
+        elif not is_first:
             await asyncio.sleep(0)
-            return
-        await self._clock.turn()
-        self._last_turn = time.perf_counter()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time that is spent in here on reading a history and on handing it on."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._reading += time.perf_counter() - began
 
 
 class _Chosen:

@@ -394,7 +394,9 @@ export class Durable extends EventTarget {
         this.#leaveLobby();
         return this.#engine?.terminate(error);
       case "frames":
-        return this.#watches.get(id)?.push(message);
+        this.#watches.get(id)?.push(message);
+        if (message.end) this.#watches.get(id)?.end();
+        return;
       case "end":
         return this.#watches.get(id)?.end(error);
       case "engine":

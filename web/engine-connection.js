@@ -20,7 +20,7 @@
 /** @typedef {{type: "start", name: string, jobs: string[], options: object, protocol: number}} Start */
 
 /** Raised with every change after which two tabs of different releases would misunderstand each other. */
-export const PROTOCOL = 1;
+export const PROTOCOL = 2;
 
 const WORKER_URL = new URL("./engine-worker.js", import.meta.url);
 /** How long `close()` waits for the engine to put its things away. Nothing is lost when it cannot. Milliseconds. */

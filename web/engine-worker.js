@@ -20,7 +20,10 @@ import { startPython } from "./pyodide-start.js";
 /**
  * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean}, protocol: number}} Start
  */
-/** @typedef {{post: (message: any) => void, session?: any}} Client `session` is Python's side of it, once there is one */
+/**
+ * @typedef {{post: (message: any) => void, session?: any, receive?: any}} Client `session` is Python's side of it, once
+ *   there is one, and `receive` that one's method
+ */
 
 /** Tells this life of the engine from others. */
 const LEADER = crypto.randomUUID();
@@ -38,6 +41,8 @@ let standing = { type: "boot", phase: "storage", leader: LEADER };
 let opening;
 /** @type {Promise<Engine> | undefined} */
 let booting;
+/** Once it has started. @type {Engine | undefined} */
+let engine;
 
 self.onmessage = ({ data: message }) => {
   switch (message.type) {
@@ -45,9 +50,10 @@ self.onmessage = ({ data: message }) => {
       openLobby(message);
       booting = boot(message);
       booting.then(
-        ({ host }) => {
+        (booted) => {
+          engine = booted;
           tell({ type: "ready", leader: LEADER });
-          host.greet();
+          engine.host.greet();
         },
         (error) => end({ type: "failed", error: described(error) }),
       );
@@ -114,6 +120,7 @@ function admit(id, theirs, ours) {
     followers.delete(client);
     channel.close();
     client.session?.close();
+    client.receive?.destroy();
     client.session?.destroy();
   });
 }
@@ -162,7 +169,11 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
   report(...loaded);
   const { pyodide, ...python } = await starting;
   mountStorage(pyodide, storage);
-  pyodide.registerJsModule("durable_worker", { fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone() });
+  pyodide.registerJsModule("durable_worker", {
+    fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone(),
+    askForTurn: turnsOf(pyodide),
+    letOthersGoFirst,
+  });
 
   report("jobs", python);
   const browser = pyodide.pyimport("durable_web.browser");
@@ -176,6 +187,29 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
   return { storage, host, python };
 }
 
+/** How a function of Python's is called in a turn of its own, so that it may wait for promises where the browser can. */
+function turnsOf(/** @type {any} */ { _module, _api }) {
+  if (!_module.jspiSupported) return (/** @type {any} */ take) => _api.scheduleCallback(take, 0);
+  return (/** @type {any} */ take) => void take.callPromising(); // which asks for the turn
+}
+
+/**
+ * Resolves when everything has had its turn that was ready, messages of the pages above all. A timer does this; but one that
+ * is set in the task of another timer is held back for 4 ms, so it is set in the task of a message.
+ *
+ * @returns {Promise<void>}
+ */
+function letOthersGoFirst() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      setTimeout(resolve, 0);
+    };
+    port2.postMessage(null);
+  });
+}
+
 /** Asks for the job modules, while Python starts. @param {string[]} urls @returns {Map<string, Promise<Response>>} */
 function fetchAll(urls) {
   const responses = new Map(urls.map((url) => [url, fetch(url, { cache: "no-cache" })]));
@@ -184,10 +218,18 @@ function fetchAll(urls) {
 }
 
 /** @param {Client} client @param {any} message a request, watch, credit or unwatch */
-async function receive(client, message) {
-  const engine = await /** @type {Promise<Engine>} */ (booting);
+function receive(client, message) {
+  if (engine) return serve(client, message, engine); // in this turn
+  return booting?.then((booted) => serve(client, message, booted));
+}
+
+/** @param {Client} client @param {any} message @param {Engine} engine */
+async function serve(client, message, engine) {
   if (!/^(files|debug)\./.test(message.method)) {
-    if (client === owner || followers.has(client)) sessionOf(client, engine.host).receive(JSON.stringify(message));
+    if (client === owner || followers.has(client)) {
+      client.receive ??= sessionOf(client, engine.host).receive; // looked up once: it is a proxy of Python's each time
+      client.receive(JSON.stringify(message));
+    }
     return;
   }
   const { id, method, params } = message;

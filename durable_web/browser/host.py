@@ -4,8 +4,7 @@ Messages from a page: ``{"type": "request", "id", "method", "params"}``; ``{"typ
 with ``"runId"``, or with ``"filters"`` for all runs; ``{"type": "credit", "id", "credit"}``; ``{"type": "unwatch",
 "id"}``. Messages to it: ``response``, ``frames``, ``end`` and ``engine``.
 
-Frames are sent against credit, which is counted in characters and given back by the page when its own code has taken
-the frames. So neither the port nor the page holds more of a watch than was granted, however slow the page is.
+A message is worked on in the turn of the event loop in which it arrives, as far as it comes without waiting.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -21,13 +20,11 @@ from ..clock import SystemClock
 from ..codec import printable, to_json
 from ..engine import Engine
 from ..errors import DurableWebError, describe
-from ..model import StoredFrame, from_milliseconds, to_wire
+from ..model import from_milliseconds, to_wire
 from .modules import load_jobs
+from .sending import FrameSender, Send
+from .turns import share_turns
 
-PIECE_CHARACTERS = 64 * 1024
-PIECE_FRAMES = 256
-
-Send = Callable[[str], None]
 Method = Callable[..., Coroutine[Any, Any, Any]]
 _CAPITAL = re.compile(r"[A-Z]")
 _TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
@@ -36,8 +33,11 @@ _TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
 class _WorkerClock(SystemClock):
     """The worker's clock. Pyodide's shortest sleeps take turns among themselves, before any message of the page."""
 
+    def __init__(self, let_others_go_first: Callable[[], Awaitable[None]]) -> None:
+        self._let_others_go_first = let_others_go_first
+
     async def turn(self) -> None:
-        await asyncio.sleep(0.003)
+        await self._let_others_go_first()
 
 
 class _OpfsFiles:
@@ -70,6 +70,9 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     :raises JobModuleError: when a job module cannot be loaded.
     :raises StorageError: when the database cannot be used.
     """
+    from durable_worker import askForTurn, letOthersGoFirst
+
+    share_turns(askForTurn)
     options = json.loads(options_json)
     jobs = await load_jobs(options["jobs"])
     host = Host(send)
@@ -78,7 +81,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         jobs,
         durability=options["durability"],
         exclusive=True,
-        clock=_WorkerClock(),
+        clock=_WorkerClock(letOthersGoFirst),
         files=_OpfsFiles(files),
         on_state=host.tell_state,
         install=_install,
@@ -169,12 +172,12 @@ class Session:
         self._methods = methods
         self._send = send
         self._tasks: dict[Any, asyncio.Task[None]] = {}
-        self._credits: dict[Any, Credit] = {}
+        self._senders: dict[Any, FrameSender] = {}
 
     @property
     def watches(self) -> int:
         """How many watches the client has."""
-        return len(self._credits)
+        return len(self._senders)
 
     def receive(self, text: str) -> None:
         """Take a message from the client."""
@@ -183,25 +186,31 @@ class Session:
         message = json.loads(text)
         kind, request_id = message["type"], message["id"]
         if kind == "credit":
-            credit = self._credits.get(request_id)
-            if credit is not None:
-                credit.grant(message["credit"])
+            sender = self._senders.get(request_id)
+            if sender is not None:
+                sender.grant(message["credit"])
         elif kind == "unwatch":
             self._drop(request_id)
         elif kind == "watch":
-            credit = self._credits[request_id] = Credit(message["credit"])
-            self._begin(request_id, self._watch(request_id, message, credit))
+            is_end = self._host.engine.is_end if "runId" in message else lambda frame: False
+            sender = self._senders[request_id] = FrameSender(request_id, message["credit"], self._send_text, is_end)
+            self._begin(request_id, self._watch(request_id, message, sender))
         else:
             self._begin(request_id, self._answer(request_id, message))
 
     def _begin(self, request_id: Any, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[request_id] = asyncio.get_running_loop().create_task(work)
+        """Do the work; where it does not have to wait, it is done when this returns."""
 
         def forget(done: object) -> None:
-            del self._tasks[request_id]
-            self._credits.pop(request_id, None)
+            self._tasks.pop(request_id, None)
+            self._senders.pop(request_id, None)
 
-        task.add_done_callback(forget)
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        if task.done():
+            forget(task)
+        else:
+            self._tasks[request_id] = task
+            task.add_done_callback(forget)
 
     def greet(self) -> None:
         """Tell the client in which state the engine is, unless it is simply running."""
@@ -217,12 +226,12 @@ class Session:
         """The client is gone: drop its watches. What it has asked for is done all the same."""
         self._host._sessions.discard(self)
         self._send = lambda text: None
-        for request_id in list(self._credits):
+        for request_id in list(self._senders):
             self._drop(request_id)
 
     def _drop(self, request_id: Any) -> None:
         """End a watch that nobody wants any more; does nothing when it has ended."""
-        if self._credits.pop(request_id, None) is not None:
+        if self._senders.pop(request_id, None) is not None:
             self._tasks[request_id].cancel()
 
     async def _answer(self, request_id: Any, message: dict[str, Any]) -> None:
@@ -237,72 +246,34 @@ class Session:
         else:
             self._post({"type": "response", "id": request_id, "result": result})
 
-    async def _watch(self, request_id: Any, message: dict[str, Any], credit: Credit) -> None:
+    async def _watch(self, request_id: Any, message: dict[str, Any], sender: FrameSender) -> None:
         end: dict[str, Any] = {"type": "end", "id": request_id}
         try:
-            async with aclosing(self._batches(request_id, message)) as batches:
+            async with aclosing(self._batches(request_id, message, sender)) as batches:
                 async for batch in batches:
-                    for text in pieces(batch):
-                        await credit.wait()
-                        credit.spend(len(text))
-                        self._send(
-                            f'{{"type":"frames","id":{json.dumps(request_id)},"size":{len(text)},"frames":[{text}]}}'
-                        )
+                    await sender.send(batch)
+                    if sender.has_ended:
+                        return
         except Exception as error:
             end["error"] = to_error(error)
-        if not self._host.is_stopping:
+        if not self._host.is_stopping and not sender.has_ended:
             self._post(end)
 
-    def _batches(self, request_id: Any, message: dict[str, Any]) -> Any:
+    def _batches(self, request_id: Any, message: dict[str, Any], sender: FrameSender) -> Any:
         engine = self._host.engine
         if "runId" in message:
-            return engine.watch_batches(message["runId"], message["from"])
+            return engine.watch_batches(message["runId"], message["from"], offer=sender.offer)
         from_id = message["from"]
         if from_id is None:  # the client has to know from where, should it have to ask again
             from_id = engine.newest_frame_id()
             self._post({"type": "frames", "id": request_id, "size": 0, "cursor": from_id, "frames": []})
-        return engine.watch_all_batches(from_id, **message["filters"])
+        return engine.watch_all_batches(from_id, **message["filters"], offer=sender.offer)
 
     def _post(self, message: dict[str, Any]) -> None:
         self._send(to_json(message))
 
-
-class Credit:
-    """How many characters of frames a client will take; it grants more when it has taken some.
-
-    A frame is sent while there is any credit left, so that one that is longer than all of it gets through.
-    """
-
-    def __init__(self, characters: int) -> None:
-        self._left = characters
-        self._granted = asyncio.Event()
-
-    def grant(self, characters: int) -> None:
-        self._left += characters
-        self._granted.set()
-
-    def spend(self, characters: int) -> None:
-        self._left -= characters
-
-    async def wait(self) -> None:
-        """Wait until there is some."""
-        while self._left <= 0:
-            self._granted.clear()
-            await self._granted.wait()
-
-
-def pieces(batch: list[StoredFrame]) -> Iterator[str]:
-    """A batch as JSON texts that a page reads in a moment each: frames separated by commas."""
-    texts: list[str] = []
-    characters = 0
-    for frame in batch:
-        text = frame.to_json()
-        if texts and (characters + len(text) > PIECE_CHARACTERS or len(texts) == PIECE_FRAMES):
-            yield ",".join(texts)
-            texts, characters = [], 0
-        texts.append(text)
-        characters += len(text)
-    yield ",".join(texts)
+    def _send_text(self, text: str) -> None:
+        self._send(text)
 
 
 def from_wire(parameters: dict[str, Any]) -> dict[str, Any]:

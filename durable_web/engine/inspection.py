@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ..model import Frame, LogFrame, Run, RunFilter, Step, StoredFrame
-from ..timeline import Selection, at_least
+from ..timeline import Offer, Selection, at_least
 from .parts import EngineParts
 
 COUNTABLE = ("status", "job")
@@ -75,10 +75,21 @@ class Inspection(EngineParts):
         async for frame in _frames(self.watch_batches(run_id, from_seq)):
             yield frame
 
-    def watch_batches(self, run_id: str, from_seq: int = 0) -> AsyncIterator[list[StoredFrame]]:
-        """What ``watch`` gives, in batches of stored frames; for forwarding to another process or a page."""
+    def watch_batches(
+        self, run_id: str, from_seq: int = 0, *, offer: Offer | None = None
+    ) -> AsyncIterator[list[StoredFrame]]:
+        """What ``watch`` gives, in batches of stored frames; for forwarding to another process or a page.
+
+        :param offer: is called with frames right after their commit, when all before them were taken, and returns
+            whether it has taken these; they come in no batch then. It may not raise.
+        """
         self._running_store()
-        return self._timeline.watch(run_id, from_seq)
+        return self._timeline.watch(run_id, from_seq, offer)
+
+    def is_end(self, frame: StoredFrame) -> bool:
+        """Whether a frame has ended its run, and nothing has followed it by now: with it a watch of the run ends."""
+        self._running_store()
+        return self._timeline.is_end(frame)
 
     def watch_all(
         self,
@@ -107,10 +118,11 @@ class Inspection(EngineParts):
         jobs: str | Iterable[str] | None = None,
         labels: dict[str, str] | None = None,
         kinds: str | Iterable[str] | None = None,
+        offer: Offer | None = None,
     ) -> AsyncIterator[list[StoredFrame]]:
-        """What ``watch_all`` gives, in batches of stored frames; for forwarding to another process or a page."""
+        """What ``watch_all`` gives, in batches of stored frames; ``offer`` as ``watch_batches`` has it."""
         self._running_store()
-        return self._timeline.watch_all(from_id, Selection.of(jobs, labels, kinds))
+        return self._timeline.watch_all(from_id, Selection.of(jobs, labels, kinds), offer)
 
     def newest_frame_id(self) -> int:
         """The ``id`` of the frame that was committed last, after which all is new; 0 before any."""

@@ -4,6 +4,7 @@ import pytest
 from main_thread import LONG_TASK, traced_tasks
 
 JOBS = """
+import asyncio
 from durable_web import job
 
 @job("talk")
@@ -18,6 +19,19 @@ async def shout(ctx, wanted):
     for number in range(wanted["lines"]):
         ctx.log.warning(str(number) + "!" * wanted["length"])
         await ctx.step(f"step {number}", lambda: None)
+
+@job("second try")
+async def second_try(ctx, lines):
+    if ctx.attempt == 1:
+        for number in range(lines):
+            ctx.log.info(f"line {number}")
+        raise RuntimeError("not this time")
+
+@job("busy")
+async def busy(ctx, _):
+    await ctx.step("before", asyncio.sleep, 0.05)
+    while True:
+        pass
 """
 
 CONNECT = "() => connected(['./jobs.py'])"
@@ -73,6 +87,20 @@ def test_all_runs_are_watched_behind_one_cursor_from_the_beginning_or_from_now_o
     assert told["mistake"]["code"] == "ValueError"
     assert "one of run_status" in told["mistake"]["message"]
     assert told["watches"] == [0]
+
+
+def test_a_watch_goes_beyond_an_end_that_a_retry_has_undone(page):
+    """Also where the frame that told of the end is the last one of a message."""
+    page.evaluate(CONNECT)
+    statuses = page.evaluate("""async () => {
+        const { id } = await durable.trigger("second try", 253);
+        const { frames } = await finished(id);
+        if (frames.length !== 256) throw new Error(`${frames.length} frames`);
+        await durable.runs.retry(id);
+        const later = (await finished(id)).frames;
+        return later.map(({ kind, status }) => kind === "run_status" && status).filter(Boolean);
+    }""")
+    assert statuses == ["pending", "leased", "failed", "pending", "leased", "completed"]
 
 
 def test_log_lines_are_read_in_pages_and_by_severity(page):
@@ -216,3 +244,16 @@ def test_a_frame_that_comes_alone_waits_for_no_animation_frame_and_no_timer(page
     page.evaluate(CONNECT)
     page.evaluate("() => { globalThis.requestAnimationFrame = globalThis.setTimeout = () => 0; }")
     assert page.evaluate("async () => (await finished((await durable.trigger('talk', 1)).id)).frames.length") == 4
+
+
+def test_what_has_committed_is_on_its_way_before_the_job_goes_on(page):
+    """Here the job never lets the worker's event loop turn again."""
+    page.evaluate(CONNECT)
+    assert (
+        page.evaluate("""async () => {
+        const { id } = await durable.trigger("busy");
+        for await (const { name, status } of durable.runs.watch(id))
+            if (name === "before" && status === "completed") return "seen";
+    }""")
+        == "seen"
+    )

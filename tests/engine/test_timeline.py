@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -379,6 +380,107 @@ async def first_batches(engine: Engine, count: int) -> AsyncIterator[list[Any]]:
             count -= len(batch)
             if not count:
                 return
+
+
+# --- taking what commits on the spot ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_all_runs", [False, True])
+@pytest.mark.parametrize(
+    "takes",
+    [lambda number: True, lambda number: False, lambda number: number % 3 > 0],
+    ids=["takes all", "takes none", "takes some"],
+)
+async def test_a_frame_is_taken_on_the_spot_or_comes_in_the_next_batch_and_never_both(running, of_all_runs, takes):
+    seen: list[int] = []
+    offers = 0
+    gate = asyncio.Event()
+
+    def offer(frames: list[Any]) -> bool:
+        nonlocal offers
+        offers += 1
+        if takes(offers):
+            seen.extend(frame.seq for frame in frames)
+        return takes(offers)
+
+    @job("gated talk")
+    async def gated_talk(ctx: Context, _: None) -> None:
+        await ctx.step("gate", gate.wait)
+        for number in range(40):
+            ctx.log.info(f"line {number}")
+            await ctx.step(f"step {number}", asyncio.sleep, 0 if number % 2 else 0.001)
+
+    async def follow(batches: AsyncIterator[list[Any]]) -> None:
+        async with aclosing(batches):
+            async for batch in batches:
+                seen.extend(frame.seq for frame in batch)
+
+    async with running(gated_talk) as engine:
+        run = await engine.trigger("gated talk")
+        watch = engine.watch_all_batches if of_all_runs else partial(engine.watch_batches, run.id)
+        following = asyncio.create_task(follow(watch(0, offer=offer)))
+        while not any(tail.waiting for tail in engine._timeline._tails.values()):
+            await asyncio.sleep(0)
+        gate.set()
+        await finish(engine, run)
+        expected = list(range(1, engine._store.newest_seq(run.id) + 1))
+        while len(seen) < len(expected):
+            await asyncio.sleep(0)
+        following.cancel()
+    assert offers
+    assert seen == expected
+
+
+async def test_what_commits_is_offered_before_the_job_goes_on(running):
+    taken: list[Any] = []
+    seen_by_the_job: list[int] = []
+
+    def offer(frames: list[Any]) -> bool:
+        taken.extend(frames)
+        return True
+
+    gate = asyncio.Event()
+
+    @job("looks")
+    async def looks(ctx: Context, _: None) -> None:
+        await ctx.step("gate", gate.wait)
+        seen_by_the_job.extend(frame.seq for frame in taken)
+
+    async with running(looks) as engine:
+        run = await engine.trigger("looks")
+        watching = asyncio.create_task(collect(engine.watch_batches(run.id, offer=offer)))
+        while not engine._timeline._tails or not engine._timeline._tails[run.id].waiting:
+            await asyncio.sleep(0)
+        gate.set()
+        batches = await watching
+    completed = [frame.seq for frame in taken if '"completed"' in frame.body]
+    assert completed[0] in seen_by_the_job
+    assert [frame.seq for frame in [*batches, *taken]] == list(range(1, len(batches) + len(taken) + 1))
+
+
+async def collect(batches: AsyncIterator[list[Any]]) -> list[Any]:
+    return [frame async for batch in batches for frame in batch]
+
+
+async def test_a_watcher_that_fails_when_it_is_offered_a_frame_harms_no_other(running):
+    def fail(frames: list[Any]) -> bool:
+        raise RuntimeError("cannot take it")
+
+    gate = asyncio.Event()
+
+    @job("gated")
+    async def gated(ctx: Context, _: None) -> None:
+        await ctx.step("gate", gate.wait)
+
+    async with running(gated) as engine:
+        run = await engine.trigger("gated")
+        watchers = [asyncio.create_task(collect(engine.watch_batches(run.id, offer=fail))) for _ in range(2)]
+        watchers.append(asyncio.create_task(collect(engine.watch_batches(run.id))))
+        while not engine._timeline._tails or engine._timeline._tails[run.id].watchers < 3:
+            await asyncio.sleep(0)
+        gate.set()
+        stories = await asyncio.gather(*watchers)
+    assert stories[0] == stories[1] == stories[2]
 
 
 # --- reconnecting ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""Turns of the worker's event loop that cost little.
+
+Pyodide's loop asks the browser for a turn of its own for every callback, and for two where Python may wait for a
+promise in the middle of synchronous code (JSPI). Here, as in every other event loop of Python's, all callbacks that are
+ready share one turn; what they make ready has the next.
+
+A callback that waits for a promise in the middle of synchronous code (``pyodide.ffi.run_sync``) holds up no other: the
+browser was asked for another turn before it began, in which the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+
+class SharedTurns:
+    """Takes the callbacks of a loop of Pyodide's."""
+
+    def __init__(self, loop: Any, ask: Callable[[], None]) -> None:
+        """
+        :param ask: asks the browser to call ``take`` in a turn of its own, soon.
+        """
+        self._loop = loop
+        self._ask = ask
+        self._ready: deque[asyncio.Handle] = deque()
+        self._has_asked = False
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """Stands in for the loop's method of that name."""
+        handle = asyncio.Handle(callback, args, self._loop, context)
+        self._ready.append(handle)
+        self._need_turn()
+        return handle
+
+    def take(self) -> None:
+        """Call what is ready now."""
+        self._has_asked = False
+        self._loop._install_running_loop()
+        self._loop._install_asyncgen_hooks()
+        for _ in range(len(self._ready)):
+            if not self._ready:  # another turn has called the rest, while a callback waited for a promise
+                return
+            handle = self._ready.popleft()
+            if self._ready:
+                self._need_turn()
+            if not handle.cancelled():
+                handle._run()
+
+    def _need_turn(self) -> None:
+        if not self._has_asked:
+            self._has_asked = True
+            self._ask()
+
+
+def share_turns(ask: Callable[[Any], None]) -> None:
+    """Let the callbacks of the running loop share turns.
+
+    :param ask: asks the browser to call a function in a turn of its own, soon, so that it may wait for promises.
+    """
+    from pyodide.ffi import create_proxy
+
+    loop = asyncio.get_running_loop()
+    turns = SharedTurns(loop, lambda: ask(take))
+    take = create_proxy(turns.take)
+    loop.call_soon = turns.call_soon  # type: ignore[method-assign]
