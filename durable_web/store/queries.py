@@ -513,7 +513,7 @@ UPDATE durable_runs
 """
 
 _STEP_COLUMNS = """name, kind, status, position, attempt, attempts_before, output, error, retry_at, queued, wake_at,
-       topic, detail, undo, started_at, completed_at"""
+       topic, detail, undo, started_at, completed_at, timeouts"""
 
 STEPS = f"""
 SELECT {_STEP_COLUMNS}
@@ -623,6 +623,18 @@ VALUES (:run_id, :name, :kind, :status, :position, :attempt, :attempts_before, :
        queued = excluded.queued,
        started_at = excluded.started_at,
        completed_at = excluded.completed_at
+"""
+
+NOTE_TIMEOUTS = """
+UPDATE durable_steps
+   SET timeouts = :timeouts
+ WHERE run_id = :run_id AND name = :name
+"""
+
+FORGET_TIMEOUTS = """
+UPDATE durable_steps
+   SET timeouts = NULL
+ WHERE run_id = :run_id AND timeouts IS NOT NULL
 """
 
 SET_VALUE = """
