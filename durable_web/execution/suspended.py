@@ -121,6 +121,11 @@ def look_around(task: asyncio.Task[Any]) -> Surroundings:
     return _Looking(task).found
 
 
+def by_age(name: str) -> tuple[int, str]:
+    """Sorts the names of tasks as these were made: a set, in which asyncio keeps them, has no order."""
+    return len(name), name
+
+
 class _Looking:
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.found = Surroundings()
@@ -130,7 +135,7 @@ class _Looking:
                 self._look_at(awaiting)
             else:
                 self._look_into(awaiting)
-        self.found.tasks.sort(key=lambda held: (len(held.get_name()), held.get_name()))  # as they were made
+        self.found.tasks.sort(key=lambda held: by_age(held.get_name()))
 
     def _look_into(self, awaiting: Any) -> None:
         for part in gc.get_referents(awaiting):

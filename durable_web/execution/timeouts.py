@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from .suspended import Surroundings, Timer, look_around
+from .suspended import Surroundings, Timer, by_age, look_around
 
 if TYPE_CHECKING:
     from .executor import Execution, Services
@@ -61,14 +61,14 @@ class _Survey:
     own: dict[asyncio.Task[Any], list[Timer]] = field(default_factory=dict)
     parents: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = field(default_factory=dict)
 
-    def beside(self, waiting: Iterable[asyncio.Task[Any] | None]) -> list[Timer]:
-        """The timers of the tasks that neither wait nor await one that does."""
+    def beside(self, waiting: Iterable[asyncio.Task[Any] | None]) -> dict[str, list[Timer]]:
+        """The timers of each task, by its name, that neither waits nor awaits one that does."""
         lineage: set[asyncio.Task[Any]] = set()
         for task in waiting:
             while task is not None and task not in lineage:
                 lineage.add(task)
                 task = self.parents.get(task)
-        return [timer for task, timers in self.own.items() if task not in lineage for timer in timers]
+        return {task.get_name(): timers for task, timers in self.own.items() if timers and task not in lineage}
 
 
 class Timeouts:
@@ -80,6 +80,8 @@ class Timeouts:
         self._dues: WeakKeyDictionary[Any, _Due] = WeakKeyDictionary()
         self._early: dict[Any, Timer] = {}  # to be brought forward once the body is where it was
         self._fired: Timer | None = None  # the one that was overdue
+        self._beside: dict[str, Dues] = {}  # of tasks that are beside the waits, or were while the first of these is
+        self._beside_which: str | None = None
         self._arrivals: list[tuple[Standing, asyncio.Future[None]]] = []
 
     # --- a later execution -------------------------------------------------------------------------------------------
@@ -135,36 +137,46 @@ class Timeouts:
     def at_rest(self, waiting: Sequence[Standing]) -> Outlook:
         """See when the timers are due around the waits of a run, all of whose branches are suspended in one."""
         survey = self._survey(waiting)
-        beside = [timer for timer in survey.beside(standing.task for standing in waiting) if timer.is_active]
         first = min(waiting, key=self._position)
         for standing in waiting:
-            self._compare(standing, survey, beside if standing is first else None)
+            self._compare(standing, survey)
+        self._look_beside(first, survey.beside(standing.task for standing in waiting))
         timers = [timer for timers in survey.own.values() for timer in timers if timer.is_active]
         dues = [(due, timer) for timer in timers if (due := self._due(timer)) is not None]
         if not dues:
-            return Outlook(notes=self._notes(waiting, first, survey, beside))
+            return Outlook(notes=self._notes(waiting, first, survey))
         now = self._clock.now()
         due, timer = min(dues, key=lambda item: item[0])
         if due <= now:
             self._fire(timer, due, now)
             return Outlook(has_fired=True)
         self.bring_forward()
-        return Outlook(due=due, notes=self._notes(waiting, first, survey, beside))
+        return Outlook(due=due, notes=self._notes(waiting, first, survey))
 
-    def _notes(
-        self, waiting: Sequence[Standing], first: Standing, survey: _Survey, beside: list[Timer]
-    ) -> dict[str, str]:
+    def _look_beside(self, first: Standing, beside: dict[str, list[Timer]]) -> None:
+        """Hold what is beside the waits against what is written down with the first of them."""
+        names = sorted(beside, key=by_age)
+        if self._beside_which != first.name:
+            self._beside_which, self._beside = first.name, {}
+            noted = (self._noted(first.name, first.call) or {}).get("beside", [])
+            if len(noted) == len(names):
+                for name, dues in zip(names, noted, strict=True):
+                    self._hold_against(beside[name], dues)
+        for name in names:
+            self._beside[name] = [self._due(timer) for timer in beside[name]]
+
+    def _notes(self, waiting: Sequence[Standing], first: Standing, survey: _Survey) -> dict[str, str]:
         notes = {}
         for standing in waiting:
             record = self._execution.records.get(standing.name or "")
             if record is None:
                 continue
-            note = {}
+            note: dict[str, Any] = {}
             around = self._around(standing, survey)
             if around:
                 note["around"] = [self._due(timer) for timer in around]
-            if beside and standing is first:
-                note["beside"] = [self._due(timer) for timer in beside]
+            if self._beside and standing is first:
+                note["beside"] = [self._beside[name] for name in sorted(self._beside, key=by_age)]
             if note != (self._noted(record.name, standing.call) or {}):
                 calls = _calls(record.timeouts)[: standing.call]
                 calls += [{}] * (standing.call - len(calls))
@@ -214,14 +226,11 @@ class Timeouts:
         timers = survey.around.get(standing.task, ()) if standing.task is not None else ()
         return [timer for timer in timers if timer.is_active]
 
-    def _compare(self, standing: Standing, survey: _Survey, beside: list[Timer] | None = None) -> None:
+    def _compare(self, standing: Standing, survey: _Survey) -> None:
         """Hold the timers around a wait against what is written down with it."""
         noted = self._noted(standing.name, standing.call)
-        if noted is None:
-            return
-        self._hold_against(self._around(standing, survey), noted.get("around", []))
-        if beside is not None:
-            self._hold_against(beside, noted.get("beside", []))
+        if noted is not None:
+            self._hold_against(self._around(standing, survey), noted.get("around", []))
 
     def _hold_against(self, timers: list[Timer], noted: Dues) -> None:
         if len(timers) != len(noted):
@@ -232,7 +241,7 @@ class Timeouts:
                 self._dues[timer.key] = _Due(timer.set_for, due)
                 self._early[timer.key] = timer
 
-    def _noted(self, name: str | None, call: int) -> dict[str, Dues] | None:
+    def _noted(self, name: str | None, call: int) -> dict[str, Any] | None:
         """What is written down with a call that waits, in whichever execution that was."""
         record = self._execution.records.get(name or "")
         if record is None or record.timeouts is None:
@@ -261,5 +270,5 @@ class Timeouts:
         self._dues[timer.key] = _Due(timer.set_for, due)
 
 
-def _calls(timeouts: str | None) -> list[dict[str, Dues]]:
+def _calls(timeouts: str | None) -> list[dict[str, Any]]:
     return [] if timeouts is None else json.loads(timeouts)
