@@ -278,6 +278,8 @@ class Waiting:
             ended = self._store.family.call_off(run_id, record.name, now)
             if record.kind in (SIGNAL, UPDATE) and ended is not None and ended.detail is not None:
                 self._store.messages.put_back(run_id, topic or "", ended.detail)
+                if record.kind == SIGNAL:
+                    self._store.waits.hand_out(run_id, topic or "", now, "a signal has come back")
                 self._store.journal.changed.add(run_id)
 
         execution.ride_along(write)

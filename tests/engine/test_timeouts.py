@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -675,3 +675,59 @@ async def test_a_child_that_a_timeout_has_called_off_is_started_by_nobody_again(
         assert made.status == "cancelled"
         await e.signal(run.id, "go")
         assert (await ended(e, run)).output == "TimeoutError"
+
+
+# --- what is called off no longer ------------------------------------------------------------------------------------
+
+
+@job("changing")
+async def impatient(ctx: Context, kind: str) -> str:
+    try:
+        async with asyncio.timeout(HOUR):
+            await WAITS[kind](ctx)
+    except TimeoutError:
+        await ctx.wait_for_signal("then")
+    return "impatient"
+
+
+@job("changing")
+async def patient(ctx: Context, kind: str) -> str:
+    await WAITS[kind](ctx)
+    return "patient"
+
+
+async def send_update(e: Engine, run: Run) -> None:
+    with suppress(TimeoutError):
+        await e.update(run.id, "change", timeout=0)
+
+
+async def nothing(e: Engine, run: Run) -> None:
+    """Time ends it."""
+
+
+ENDS: dict[str, Callable[[Engine, Run], Awaitable[Any]]] = {
+    "sleep": nothing,
+    "signal": lambda e, run: e.signal(run.id, "go"),
+    "signal in time": lambda e, run: e.signal(run.id, "go"),
+    "event": lambda e, run: e.publish("news"),
+    "update": send_update,
+    "breakpoint": lambda e, run: e.resume(run.id),
+    "child": nothing,
+    "map": nothing,
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+async def test_a_wait_that_the_code_no_longer_calls_off_is_waited_for_anew(clock, kind):
+    async with engine(impatient, child, clock=clock, lease=1e9) as e:
+        run = await parked(e, await e.trigger(impatient, kind))
+        await clock.advance(HOUR)
+        assert (await parked(e, run)).waiting_reason == "it waits for signal 'then'"
+        await restart(e, patient, child)
+        await e.signal(run.id, "then")
+        assert "called off" not in (await parked(e, run)).waiting_reason
+        await e.stop(drain=True)
+        await e.start()
+        await ENDS[kind](e, run)
+        await clock.advance(300 * HOUR)
+        assert (await ended(e, run)).output == "patient"
