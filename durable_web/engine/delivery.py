@@ -42,11 +42,7 @@ class Delivery:
         message_id = signal_id or self._new_id()
         if not self._store.messages.send(run_id, topic, message_id, text, now):
             return False
-        waiting = self._store.waits.find_in_run(run_id, topic)
-        if waiting is not None:
-            self._store.messages.mark(run_id, topic, message_id, "taken")
-            reason = f"signal {name!r} has come"
-            self._store.waits.settle(run_id, waiting, now, output=text, message_id=message_id, reason=reason)
+        self._store.waits.hand_out(run_id, topic, now, f"signal {name!r} has come")
         return True
 
     def _check_signal(self, run_id: str, name: str, payload: Any) -> str:

@@ -23,7 +23,9 @@ class Outside(EngineParts):
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         :raises InvalidInput, SerializationError: when the payload does not fit its declared type, or cannot be stored.
         """
-        with self._running_store().transaction():
+        store = self._running_store()
+        self._dispatcher.commits.flush()  # an earlier signal may be on its way back from a wait that was called off
+        with store.transaction():
             return self._delivery.signal(run_id, name, payload, signal_id)
 
     async def trigger_with_signal(
@@ -36,6 +38,7 @@ class Outside(EngineParts):
         store = self._running_store()
         trigger = Trigger(job, input, **options)
         checked = (trigger, *trigger.check(self._registry))
+        self._dispatcher.commits.flush()
         with store.transaction():
             (run,) = self._make_all(store, [checked])
             self._delivery.signal(run.id, name, payload, signal_id)

@@ -31,6 +31,7 @@ from .compensation import COMPENSATION, PREFIX, Compensation
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
+from .timeouts import Timeouts
 from .waiting import WAITS, Waiting
 
 STUBBORN_SECONDS = 5.0  # for branches that swallow their cancellation; what they still try is refused
@@ -121,6 +122,7 @@ class Execution:
         self.tasks: list[asyncio.Task[Any]] = []  # of the steps and waits under way
         self._at_rest: asyncio.Future[None] | None = None  # for whoever waits until there are none
         self._last_turn = time.perf_counter()
+        self.timeouts = Timeouts(self, services)
         self.parking = Parking(self, services)
         self.operations = Operations(self, services)
         self.waiting = Waiting(self, services)
@@ -264,6 +266,11 @@ class Execution:
         raise Unwind(self.claim.run_id)
 
     @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that executes the job function; ``None`` until it begins."""
+        return self._task
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether the run is no longer ours."""
         return self._abandoned
@@ -320,6 +327,8 @@ class Execution:
 
         For a branch that is under way.
         """
+        if self.timeouts.are_early and not self.is_replaying:
+            self.timeouts.bring_forward()
         if self.parking.is_open:
             has_waited = False
             self.check()

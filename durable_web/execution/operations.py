@@ -62,6 +62,9 @@ class Operations:
         """The outcome under ``record``: as it is there, or of attempts made now."""
         annotation = return_annotation(function)
         if record.is_settled:
+            if record.timeouts is not None:
+                with self._execution.under_way():
+                    await self._execution.timeouts.recall(record.name)
             return _replay(record, annotation)
         if has_undo:
             record = self._execution.put(record._replace(undo=1))
@@ -93,7 +96,9 @@ class Operations:
     async def _wait_for_attempt(self, record: StepRecord) -> StepRecord:
         """Wait until the next attempt is due, and begin it."""
         try:
-            await self._execution.parking.wait_until(record.retry_at or 0, f"the next attempt at {record.name!r}")
+            await self._execution.timeouts.recall(record.name)
+            reason = f"the next attempt at {record.name!r}"
+            await self._execution.parking.wait_until(record.retry_at or 0, record.name, reason)
             await self._execution.parking.may_begin()
         except asyncio.CancelledError:
             self._execution.interrupt(record._replace(retry_at=None))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..clock import TimerHandle
 from ..errors import StorageError
 from ..store import LeaseLost
+from .timeouts import Outlook, Standing
 
 if TYPE_CHECKING:
     from .executor import Execution, Services
@@ -30,7 +31,9 @@ class _Wait:
     reason: str
     until: int | None  # milliseconds; None for a wait that no time ends
     step: str | None  # the name of the durable wait that ends it, instead of the time
-    over: asyncio.Future[None]
+    standing: Standing
+    is_called_off: bool = False  # it ends when the body calls it off again
+    over: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Parking:
@@ -50,14 +53,22 @@ class Parking:
 
     # --- branches ----------------------------------------------------------------------------------------------------
 
-    async def wait_until(self, moment: int, reason: str) -> None:
-        """Wait until a time, in milliseconds; a branch that is in flight is not, meanwhile."""
+    async def wait_until(self, moment: int, step: str, reason: str) -> None:
+        """Wait until a time, in milliseconds, on behalf of a step; a branch in flight is not in flight meanwhile."""
         if moment > self._clock.now():
-            await self._wait(_Wait(reason, moment, None, asyncio.get_running_loop().create_future()))
+            await self._wait(_Wait(reason, moment, None, Standing(step)))
 
-    async def wait_for(self, step: str, until: int | None, reason: str) -> None:
-        """Wait until ``notice`` says that the durable wait ``step`` may have ended."""
-        await self._wait(_Wait(reason, until, step, asyncio.get_running_loop().create_future()))
+    async def wait_for(self, step: str, until: int | None, reason: str, call: int = 0) -> None:
+        """Wait until ``notice`` says that the durable wait ``step`` may have ended.
+
+        :param call: which call of the body waits for it, from 0: for a webhook there may be several.
+        """
+        await self._wait(_Wait(reason, until, step, Standing(step, call)))
+
+    async def wait_to_be_called_off(self, step: str) -> None:
+        """Wait for the body to call off what it has called off before; return when nothing is left that could."""
+        reason = f"{step!r} to be called off once more"
+        await self._wait(_Wait(reason, None, step, Standing(step), is_called_off=True))
 
     async def _wait(self, wait: _Wait) -> None:
         self._waits.append(wait)
@@ -110,9 +121,9 @@ class Parking:
         """Return once the run is not paused, and leased; whether that took waiting. For a branch that is in flight."""
         has_waited = self._paused is not None or self.is_parked
         while self._paused is not None:
-            over = asyncio.get_running_loop().create_future()
-            self._paused.add_done_callback(lambda _, over=over: over.done() or over.set_result(None))
-            await self._wait(_Wait("the run to be resumed", None, None, over))
+            wait = _Wait("the run to be resumed", None, None, Standing(None))
+            self._paused.add_done_callback(lambda _, over=wait.over: over.done() or over.set_result(None))
+            await self._wait(wait)
         await self.has_lease()
         return has_waited
 
@@ -140,7 +151,7 @@ class Parking:
 
     def _park_if_idle(self) -> None:
         execution = self._execution
-        if not execution.may_park or self.is_parked or self.in_flight or not self._waits:
+        if execution.is_abandoned or self.is_parked or self.in_flight or not self._waits:
             return
         if any(wait.over.done() for wait in self._waits):
             return
@@ -148,15 +159,33 @@ class Parking:
         times = [wait.until for wait in self._waits if wait.until is not None]
         if times and min(times) - now < PARK_SECONDS * 1000:
             return
+        outlook = execution.timeouts.at_rest([wait.standing for wait in self._waits])
+        if outlook.has_fired:
+            self.park_soon()
+        elif not self._begin_anew(outlook) and execution.may_park:
+            self._park(now, outlook)
+
+    def _begin_anew(self, outlook: Outlook) -> bool:
+        """Let what was called off, and nothing will call off any more, wait as if it never was; whether it does."""
+        called_off = [wait for wait in self._waits if wait.is_called_off]
+        if self._execution.may_park and outlook.due is not None:
+            return False
+        for wait in called_off:
+            wait.over.set_result(None)
+        self._waits = [wait for wait in self._waits if not wait.is_called_off]
+        return bool(called_off)
+
+    def _park(self, now: int, outlook: Outlook) -> None:
+        execution = self._execution
         execution.reports.write_progress()
-        attempts = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
-        wake_at, reason = min(attempts, default=None), self._reason()
+        wake_at, reason = self._wake_at(now, outlook), self._reason()
         ended: list[str] = []  # by another process, which could not see that the run was about to wait
 
         def park() -> None:
             ended.extend(self._services.store.waits.ended(execution.claim.run_id, self.awaited))
             if not ended:
                 self._services.store.runs.park(execution.claim, now, wake_at, reason)
+                self._services.store.steps.note_timeouts(execution.claim.run_id, outlook.notes)
 
         try:
             self._services.commits.commit_now(park)
@@ -170,9 +199,18 @@ class Parking:
         if ended:
             execution.look_at_waits()
             return
+        for name, timeouts in outlook.notes.items():
+            execution.records[name] = execution.records[name]._replace(timeouts=timeouts)
         self._resumed = asyncio.Event()
         self._arm()
         self._services.on_parked(execution)
+
+    def _wake_at(self, now: int, outlook: Outlook) -> int | None:
+        """When the next attempt at a step is due, or a timer of asyncio, should the run no longer be in memory."""
+        times = [wait.until for wait in self._waits if wait.until is not None and wait.step is None]
+        if outlook.due is not None:
+            times.append(max(outlook.due, now + round(PARK_SECONDS * 1000)))
+        return min(times, default=None)
 
     def _reason(self) -> str:
         """For what the run waits, in words; of many branches, what the first ones wait for."""

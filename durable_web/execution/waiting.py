@@ -53,6 +53,7 @@ class Waiting:
         self._services = services
         self._store = services.store
         self._clock = services.clock
+        self._webhook_calls: dict[str, int] = {}
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -110,7 +111,8 @@ class Waiting:
             if due is not None and record.wake_at is None:
                 self._store.waits.limit(self._execution.claim.run_id, record, due(now), now)
 
-        return _result(await self._wait_for(name, WEBHOOK, take=note_timeout))
+        call = self._webhook_calls[name] = self._webhook_calls.get(name, -1) + 1
+        return _result(await self._wait_for(name, WEBHOOK, call, take=note_timeout))
 
     async def update(self, name: str, validator: Callable[[Any], Any] | None, timeout: float | None) -> tuple[str, Any]:
         """The id and the argument of the next update of that name that the validator accepts."""
@@ -226,22 +228,27 @@ class Waiting:
         due = due or self._timeout(timeout)
         return await self._wait_for(key, kind, topic=topic, detail=detail, due=due, take=take)
 
-    async def _wait_for(self, key: str, kind: str, **what: Any) -> StepRecord:
-        """The record of a wait once somebody has ended it; if need be, begin it."""
+    async def _wait_for(self, key: str, kind: str, call: int = 0, **what: Any) -> StepRecord:
+        """The record of a wait once somebody has ended it; if need be, begin it.
+
+        :param call: which call of the body waits for it, from 0.
+        """
         execution = self._execution
+        had_ended = execution.has_outcome(key)
         with execution.under_way():
             try:
+                await execution.timeouts.recall(key, call)
                 if self._was_called_off(key, kind):
                     execution.check()
-                    await asyncio.get_running_loop().create_future()  # for the body to call it off again
+                    await execution.parking.wait_to_be_called_off(key)
                 record = await self._begin(key, kind, **what)
                 while not record.is_settled:
-                    await execution.parking.wait_for(key, record.wake_at, record.waiting_for or kind)
+                    await execution.parking.wait_for(key, record.wake_at, record.waiting_for or kind, call)
                     record = execution.record(key)
                     if not record.is_settled:  # a message has come that has to be looked at
                         record = await self._commit(record, what.get("take"))
             except asyncio.CancelledError:
-                if kind in _CALLED_OFF:
+                if kind in _CALLED_OFF and not had_ended:
                     self._call_off(execution.record(key), what.get("topic"))
                 raise
         return record
@@ -249,11 +256,12 @@ class Waiting:
     def _was_called_off(self, key: str, kind: str) -> bool:
         """Whether the body has called the wait off in an earlier execution, and so will in this one.
 
-        It must not end before that: the body would go another way than it went.
+        It must not end before that: the body would go another way than it went. Only when nothing is left that could
+        call it off, because the code has changed meanwhile, it is waited for anew.
         """
         found = self._execution.records.get(key)
         is_called_off = found is not None and found.status == StepStatus.CANCELLED and found.kind == kind
-        return is_called_off and kind in _CALLED_OFF and not self._execution.is_unwinding
+        return is_called_off and kind in _CALLED_OFF
 
     def _call_off(self, record: StepRecord, topic: str | None) -> None:
         """The body itself waits no longer, because of a timeout say.
@@ -270,6 +278,8 @@ class Waiting:
             ended = self._store.family.call_off(run_id, record.name, now)
             if record.kind in (SIGNAL, UPDATE) and ended is not None and ended.detail is not None:
                 self._store.messages.put_back(run_id, topic or "", ended.detail)
+                if record.kind == SIGNAL:
+                    self._store.waits.hand_out(run_id, topic or "", now, "a signal has come back")
                 self._store.journal.changed.add(run_id)
 
         execution.ride_along(write)
@@ -288,8 +298,10 @@ class Waiting:
         if record.is_settled:
             return record
         record = await self._execution.may_begin(record)
-        if record.wake_at is None and record.topic is None:
-            wake_at = None if due is None else min(due(self._clock.now()), _LATEST)
+        if record.topic is None:
+            wake_at = record.wake_at
+            if wake_at is None and due is not None:
+                wake_at = min(due(self._clock.now()), _LATEST)
             record = record._replace(topic=topic, detail=detail, wake_at=wake_at)
         return await self._commit(record, take)
 

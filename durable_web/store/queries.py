@@ -487,7 +487,7 @@ UPDATE durable_runs
 """
 
 _STEP_COLUMNS = """name, kind, status, position, attempt, attempts_before, output, error, retry_at, queued, wake_at,
-       topic, detail, undo, started_at, completed_at"""
+       topic, detail, undo, started_at, completed_at, timeouts"""
 
 STEPS = f"""
 SELECT {_STEP_COLUMNS}
@@ -605,6 +605,18 @@ RECORD_STEP_FENCED = _RECORD_STEP.format(
                  FROM durable_runs
                 WHERE id = ? AND generation = ? AND status IN ('leased', 'cancelling'))"""
 )
+
+NOTE_TIMEOUTS = """
+UPDATE durable_steps
+   SET timeouts = :timeouts
+ WHERE run_id = :run_id AND name = :name
+"""
+
+FORGET_TIMEOUTS = """
+UPDATE durable_steps
+   SET timeouts = NULL
+ WHERE run_id = :run_id AND timeouts IS NOT NULL
+"""
 
 SET_VALUE = """
 INSERT INTO durable_values (run_id, key, value, updated_at)

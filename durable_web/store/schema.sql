@@ -62,7 +62,8 @@ CREATE TABLE durable_runs (
     paused           INTEGER NOT NULL DEFAULT 0,     -- 1: starts no further step, and is not claimed
     blocked          INTEGER NOT NULL DEFAULT 0,     -- 1: waits for its version of the job to be registered
     waiting_reason   TEXT,                           -- for what a waiting run waits, in words
-    wake_at          INTEGER,                        -- when a waiting run's next attempt at a step is due
+    wake_at          INTEGER,                        -- when a waiting run's next attempt at a step is due, or a timer
+                                                     -- of asyncio around one of its waits
     deadline         INTEGER,
     attempt          INTEGER NOT NULL DEFAULT 0,     -- times the job body was begun
     ending           TEXT,                           -- of a cancelling run: 'failed' or 'cancelled'
@@ -149,6 +150,8 @@ CREATE TABLE durable_steps (
     undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,
+    timeouts         TEXT,                           -- for each call that has waited for it, when the timers of asyncio
+                                                     -- are due around it, the outermost first, and beside it: JSON
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
 

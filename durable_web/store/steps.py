@@ -33,6 +33,7 @@ class StepRecord(NamedTuple):
     undo: int = 0
     started_at: int = 0
     completed_at: int | None = None
+    timeouts: str | None = None  # as ``note_timeouts`` has it; kept whatever else is recorded
 
     @property
     def is_settled(self) -> bool:
@@ -154,10 +155,16 @@ class Steps:
     def forget_unsettled(self, run_id: str) -> None:
         """Forget the steps that did not complete, or were undone, so that they are called again.
 
-        Their failed attempts stay listed.
+        Their failed attempts stay listed. What limits the others counts anew.
         """
         self._database.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
         self._database.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
+        self._database.execute(queries.FORGET_TIMEOUTS, {"run_id": run_id})
+
+    def note_timeouts(self, run_id: str, timeouts: dict[str, str]) -> None:
+        """Keep, by the names of waits, when the timers of asyncio around them are due: JSON, of the execution's own."""
+        values = [{"run_id": run_id, "name": name, "timeouts": text} for name, text in timeouts.items()]
+        self._database.executemany(queries.NOTE_TIMEOUTS, values)
 
     def to_compensate(self, run_id: str) -> list[StepRecord]:
         """The completed steps of a run that have a compensation, the one that completed last first."""

@@ -42,11 +42,11 @@ class Store:
         self.on_claims: OnClaims = lambda claims: None
         self.runs = Runs(database, self.journal)
         self.steps = Steps(database, self.journal)
-        self.waits = Waits(database, self.journal, self.runs, self.steps)
+        self.messages = Messages(database)
+        self.waits = Waits(database, self.journal, self.runs, self.steps, self.messages)
         self.family = Family(self.journal, self.runs, self.steps, self.waits)
         self.runs.on_end = self.family.end
         self.runs.before_burial = self.steps.cancel_running
-        self.messages = Messages(database)
         self.flow = Flow(database)
         self.schedules = Schedules(database)
 

@@ -12,6 +12,7 @@ import json
 from ..model import StepStatus
 from .database import Database
 from .journal import Journal
+from .messages import Messages
 from .runs import Runs
 from .steps import StepRecord, Steps
 
@@ -76,11 +77,12 @@ _NULL = "null"
 class Waits:
     """The verbs on what runs wait for."""
 
-    def __init__(self, database: Database, journal: Journal, runs: Runs, steps: Steps) -> None:
+    def __init__(self, database: Database, journal: Journal, runs: Runs, steps: Steps, messages: Messages) -> None:
         self._database = database
         self._journal = journal
         self._runs = runs
         self._steps = steps
+        self._messages = messages
 
     def begin(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
         """Begin to wait, or go on waiting: the record as it stands.
@@ -144,6 +146,17 @@ class Waits:
         self._runs.wake(run_id, now, reason)
         self._journal.changed.add(run_id)
         return True
+
+    def hand_out(self, run_id: str, topic: str, now: int, reason: str) -> None:
+        """Give the message that was sent first to the first wait for that topic, if there are both.
+
+        Done whenever a message comes, or comes back: while a run waits for a topic, none is there.
+        """
+        name = self.find_in_run(run_id, topic)
+        message = None if name is None else self._messages.next(run_id, topic)
+        if name is not None and message is not None:
+            self._messages.mark(run_id, topic, message.message_id, "taken")
+            self.settle(run_id, name, now, output=message.payload, message_id=message.message_id, reason=reason)
 
     def settle_due(self, now: int) -> bool:
         """End the waits whose time has come; ``True`` when there may be more."""

@@ -101,10 +101,10 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
         raise ValueError(f"This is no history of format {FORMAT} of job {job.name!r}: record one with record_history.")
     replay = _Replaying(history)
     jobs = [*others, dataclasses.replace(job, version=history["version"])]
-    async with new_engine(*jobs, clock=MockClock()) as engine:
+    async with new_engine(*jobs, clock=MockClock(replay.recorded_until)) as engine:
         engine._dispatcher.new_context = replay.new_context
         replay.insert(engine)
-        engine._dispatcher.claim(1)
+        engine._dispatcher.claim()
         task = engine._dispatcher.executing[history["run_id"]][1]
         await replay.come_to_rest(task, patience)
         run = await engine.get_run(history["run_id"])
@@ -131,6 +131,12 @@ class _Replaying:
     def unvisited(self) -> list[str]:
         return list(self._unvisited)
 
+    @property
+    def recorded_until(self) -> int:
+        """The latest time in the history, in milliseconds: a timeout that has ended a wait by then is overdue."""
+        times = (time for record in self._records.values() for time in (record.started_at, record.completed_at or 0))
+        return max(times, default=0)
+
     def insert(self, engine: Engine) -> None:
         """Put the run into the engine's database, as it was when all of its steps were recorded."""
         history, store = self.history, engine._running_store()
@@ -139,6 +145,8 @@ class _Replaying:
             store.runs.insert(made, 0)
             for record in self._records.values():
                 store.steps.record(made.id, record, 0)
+            timeouts = {record.name: record.timeouts for record in self._records.values() if record.timeouts}
+            store.steps.note_timeouts(made.id, timeouts)
 
     def new_context(self, execution: Execution, files: Files) -> Context:
         """A context whose operations end as they are recorded, and never where they are not."""

@@ -400,6 +400,49 @@ async def test_a_signal_in_the_moment_in_which_the_wait_is_called_off_is_for_the
             assert run.output in (["given up", "kept"], ["kept", "another"])
 
 
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_a_signal_that_comes_back_goes_before_a_newer_one(is_committed):
+    branches: list[asyncio.Future] = []
+
+    @job("gives-back")
+    async def gives_back(ctx: Context, _: None) -> list:
+        branches[:] = [asyncio.ensure_future(ctx.wait_for_signal("go")) for _ in range(2)]
+        await asyncio.wait(branches)
+        return [branches[1].result(), await ctx.wait_for_signal("go")]
+
+    async with engine(gives_back) as e:
+        run = await e.trigger(gives_back)
+        await settle()
+        await e.signal(run.id, "go", "older")
+        branches[0].cancel()  # it has the signal, and does not know yet
+        await asyncio.wait(branches[:1])
+        if is_committed:
+            e._dispatcher.commits.flush()
+        await e.signal(run.id, "go", "newer")
+        assert branches[0].cancelled()
+        assert (await finish(e, run)).output == ["older", "newer"]
+
+
+async def test_a_wait_that_times_out_has_missed_no_signal_that_came_back(clock):
+    branches: list[asyncio.Future] = []
+
+    @job("gives-back")
+    async def gives_back(ctx: Context, _: None) -> list:
+        branches[:] = [asyncio.ensure_future(ctx.wait_for_signal("go", timeout=60)) for _ in range(2)]
+        await asyncio.wait(branches)
+        return branches[1].result()
+
+    async with engine(gives_back, clock=clock) as e:
+        run = await e.trigger(gives_back)
+        await settle()
+        await e.signal(run.id, "go", "older")
+        branches[0].cancel()
+        await asyncio.wait(branches[:1])
+        clock.set_forward(60)
+        e._dispatcher.look_at_the_time()
+        assert (await finish(e, run)).output == "older"
+
+
 # --- with asyncio ----------------------------------------------------------------------------------------------------
 
 
