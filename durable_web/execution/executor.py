@@ -67,6 +67,7 @@ class Services:
     registry: Registry
     webhook_url: Callable[[str], str] | None
     new_id: Callable[[], str]
+    admit_child: Callable[[NewRun, int, bool], str]  # inserts it, or finds the run that stands for it
     on_storage_trouble: Callable[[Claim, StorageError], None]
 
 

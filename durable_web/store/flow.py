@@ -36,7 +36,7 @@ SELECT id, '', priority
 
 COPY_GATES = """
 INSERT INTO durable_gates (run_id, gate, kind, capacity, period, passed)
-SELECT :run_id, gate, kind, capacity, period, kind = 'presence'
+SELECT :run_id, gate, kind, capacity, period, kind IN ('presence', 'turn')
   FROM durable_gates
  WHERE run_id = :source_run_id AND kind <> 'debounce'
 """
@@ -202,7 +202,7 @@ class Flow:
         self._database.execute(HOLD_NEW, {"run_id": run_id})
 
     def copy(self, source_run_id: str, run_id: str) -> None:
-        """Put a run that was just inserted before the gates of another one, which it continues."""
+        """Put a run that was just inserted before the gates of another one, which it continues: it keeps its turn."""
         values = {"source_run_id": source_run_id, "run_id": run_id}
         if self._database.execute(COPY_GATES, values).rowcount > 0:
             self.enter(run_id, ())
@@ -288,9 +288,9 @@ class Flow:
         """When a limit per time has room again; ``None`` when it has."""
         return self._value(NTH_LATEST_USE, gate=gate, now=now, offset=capacity - 1)
 
-    def use(self, gate: str, now: int, period: int) -> None:
-        """Count one use of a limit per time."""
-        self._database.execute(USE, {"gate": gate, "expires_at": now + period})
+    def use(self, gate: str, now: int, *, expires_at: int) -> None:
+        """Count one use of a limit per time; one that lies ahead takes the room that there is then."""
+        self._database.execute(USE, {"gate": gate, "expires_at": expires_at})
         self._forget_uses(now)
 
     def _forget_uses(self, now: int) -> None:

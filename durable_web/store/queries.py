@@ -72,6 +72,23 @@ SELECT 1
  WHERE id = :id
 """
 
+SERVES_DEAD_LETTER = """
+WITH RECURSIVE origin (id, dead_letter_of) AS (
+    SELECT id, dead_letter_of
+      FROM durable_runs
+     WHERE id = :id
+     UNION
+    SELECT earlier.id, earlier.dead_letter_of
+      FROM origin
+      JOIN durable_runs AS later ON later.id = origin.id
+      JOIN durable_runs AS earlier ON earlier.id IN (later.parent_run_id, later.continued_from)
+)
+SELECT id
+  FROM origin
+ WHERE dead_letter_of IS NOT NULL
+ LIMIT 1
+"""
+
 RUN_IDENTITY = """
 SELECT job, labels
   FROM durable_runs

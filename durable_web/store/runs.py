@@ -170,6 +170,10 @@ class Runs:
         """Whether there is such a run."""
         return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
 
+    def serves_dead_letter(self, run_id: str) -> bool:
+        """Whether a run handles a dead one, or was started by a run that does, or goes on from one."""
+        return self._value(queries.SERVES_DEAD_LETTER, {"id": run_id}) is not None
+
     def latest(self, run_id: str) -> Outcome | None:
         """What has become of a run, or of the last one as which it went on; ``None`` when it is not there."""
         found = None

@@ -143,9 +143,11 @@ CREATE TABLE durable_steps (
     retry_at         INTEGER,                        -- when the next attempt is due, while the step waits for it
     queued           INTEGER NOT NULL DEFAULT 0,     -- milliseconds that the attempt waited to begin
     wake_at          INTEGER,                        -- of a wait: when it is over, or times out
-    topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
+    topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve';
+                                                     -- 'run:<id>' of one for a run that is not a child of its own
     detail           TEXT,                           -- of a wait: what else ends it, as the codec's text;
-                                                     -- of a signal that has come, its message's id
+                                                     -- of a signal that has come, its message's id; of a child that
+                                                     -- another run stands for, that run's id
     undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,

@@ -366,6 +366,7 @@ PLANS = {
     "BURY": {RUN},
     "REOPEN": {RUN},
     "LINK_DEAD_LETTER": {RUN},
+    "SERVES_DEAD_LETTER": {RUN, "later by id", "earlier by id"},
     "FORGET_UNSETTLED_STEPS": {STEP},
     "COPY_STEPS": {STEP},
 }
@@ -397,7 +398,11 @@ async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(ru
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == PLANS[name]
+    others = [other for other in others if other not in RECURSIVE]
     assert others == (["USE TEMP B-TREE FOR ORDER BY"] if name in SORTED_FEW else [])
+
+
+RECURSIVE = {"SCAN origin", "SCAN waiting"}  # what a recursive statement has found so far: no table
 
 
 PENDING, MESSAGE = "durable_messages by durable_messages_pending", "durable_messages by durable_messages_by_id"
@@ -407,6 +412,8 @@ PLANS_OF_WAITS = {
     "BY_TOPIC": {TOPIC},
     "BY_TOPIC_IN_RUN": {TOPIC},
     "TOPIC_STATUS": {TOPIC},
+    "FOLLOW_ON": {TOPIC},
+    "WAITING_FOR": {"child by id", "step by durable_steps_by_topic"},
     "BREAKPOINTS": {RUNNING},
     "SEND": set(),
     "NEXT": {PENDING},
@@ -424,6 +431,7 @@ async def test_what_runs_per_wait_and_per_delivery_goes_by_the_index_made_for_it
         text = getattr(waits if hasattr(waits, name) else messages, name)
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == PLANS_OF_WAITS[name]
+    others = [other for other in others if other not in RECURSIVE]
     assert all(other.startswith("USE TEMP B-TREE") and name in SORTED_WAITS for other in others)
 
 
@@ -480,4 +488,5 @@ async def test_no_statement_by_name_scans_a_table(running):
             if not name.isupper() or name.startswith("_") or not isinstance(text, str):
                 continue
             _, others = plan_of(engine._store.database.connection, text)
-            assert [detail for detail in others if detail.startswith("SCAN")] == [], name
+            scans = [detail for detail in others if detail.startswith("SCAN")]
+            assert [detail for detail in scans if detail not in RECURSIVE] == [], name
