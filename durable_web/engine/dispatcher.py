@@ -225,7 +225,7 @@ class Dispatcher:
         now = self._clock.now()
         with self._store.transaction():
             has_openings = self._store.flow.admit(now)
-            saturated = self._registry.saturated(self._store.runs.count_leased)
+            saturated = self._registry.saturated(self._store.runs.count_executing)
             claim = self._claim_here(now, saturated)
             if claim is None and not self._limits.exclusive and self._unblock_one(now, saturated):
                 self._store.flow.admit(now)

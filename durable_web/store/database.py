@@ -18,8 +18,8 @@ from ..errors import (
     TransactionError,
 )
 
-SCHEMA_VERSION = 2
-_MIGRATIONS = ("schema.sql", "migrations/2.sql")  # from version 0, an empty file, to the latest; from 1 to 2
+SCHEMA_VERSION = 3
+_MIGRATIONS = ("schema.sql", "migrations/2.sql", "migrations/3.sql")  # from 0, an empty file, to the latest; 1 to 2 ...
 BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
 Parameters = Mapping[str, Any] | tuple[Any, ...]

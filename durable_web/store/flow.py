@@ -113,6 +113,13 @@ UPDATE durable_gates
  WHERE run_id = :run_id AND passed = 1 AND kind IN ('slot', 'start')
 """
 
+FREE_SLOT = """
+UPDATE durable_gates
+   SET passed = 0
+ WHERE run_id = :run_id AND passed = 1 AND kind = 'slot'
+RETURNING gate
+"""
+
 HOLD = """
 UPDATE durable_held
    SET gate = :gate
@@ -212,6 +219,11 @@ class Flow:
         for text in (RELEASE_HELD, WITHDRAW):
             self._database.execute(text, {"run_id": run_id})
 
+    def free_slot(self, run_id: str) -> None:
+        """Let others have the slot of a run that does not execute, and let the first of them be looked at."""
+        for (gate,) in self._database.rows(FREE_SLOT, {"run_id": run_id}):
+            self._database.execute(LOOK_AT_FIRST, {"gate": gate})
+
     # --- admitting ---------------------------------------------------------------------------------------------------
 
     def admit(self, now: int) -> bool:
@@ -226,6 +238,8 @@ class Flow:
             closed = next((gate for gate in gates if not self._is_open(gate, now)), None)
             if closed is None:
                 self._pass(run_id)
+                if any(gate.kind == GateKind.START for gate in gates):  # which will be a use
+                    self._forget_uses(now)
             else:
                 self._database.execute(HOLD, {"run_id": run_id, "gate": closed.gate})
                 has_openings |= self._wait_for_opening(closed, now)

@@ -154,7 +154,7 @@ UPDATE durable_runs
                      OR NOT EXISTS (SELECT 1
                                       FROM durable_runs AS other INDEXED BY durable_runs_by_concurrency_key
                                      WHERE other.concurrency_key = candidate.concurrency_key
-                                       AND other.status IN ('leased', 'cancelling')
+                                       AND other.status IN ('leased', 'cancelling') AND other.blocked = 0
                                        AND other.status IN ('pending', 'leased', 'waiting', 'cancelling')
                                        AND (candidate.status = 'pending' OR other.lease_owner IS NOT NULL)))
                 {condition}
@@ -177,10 +177,13 @@ SELECT EXISTS (SELECT 1
                 WHERE blocked = 1)
 """
 
-COUNT_LEASED = """
-SELECT COALESCE(SUM(runs), 0)
-  FROM durable_counts
- WHERE job = :job AND status IN ('leased', 'cancelling')
+COUNT_EXECUTING = """
+SELECT COALESCE((SELECT runs
+                   FROM durable_counts
+                  WHERE job = :job AND status = 'leased'), 0)
+     + (SELECT COUNT(*)
+          FROM durable_runs INDEXED BY durable_runs_undoing
+         WHERE job = :job AND status = 'cancelling' AND lease_owner IS NOT NULL)
 """
 
 FENCE = """

@@ -13,7 +13,7 @@
 --                  is 'running' from the moment it is waited for, and whoever ends the wait (the timer, engine.signal,
 --                  engine.publish, a child's end ...) writes its outcome, in the transaction of what ended it.
 -- durable_messages A row is a signal or an update that was sent to a run: 'pending' until a wait has taken it.
--- durable_events   A row is the id of an event that was published, so that a repetition is noticed.
+-- durable_events   A row is the id of an event that was published, so that a repetition is noticed: for 30 days.
 -- durable_attempts A row is one failed attempt at a step that was, or may be, tried again.
 -- durable_labels   A row is one label of one run, for finding runs by label.
 -- durable_values   A row is the latest value that a run has published under a key (ctx.set_event).
@@ -90,6 +90,7 @@ CREATE INDEX durable_runs_to_claim  ON durable_runs (priority DESC, id)
 CREATE INDEX durable_runs_scheduled ON durable_runs (run_at) WHERE status = 'pending' AND due = 0 AND paused = 0;
 CREATE INDEX durable_runs_blocked   ON durable_runs (job, version) WHERE blocked = 1;
 CREATE INDEX durable_runs_by_parent ON durable_runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
+CREATE INDEX durable_runs_undoing   ON durable_runs (job) WHERE status = 'cancelling' AND lease_owner IS NOT NULL;
 CREATE INDEX durable_runs_waiting   ON durable_runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX durable_runs_deadlines ON durable_runs (deadline)
     WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting');
@@ -197,6 +198,8 @@ CREATE TABLE durable_events (
     published_at     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX durable_events_by_time ON durable_events (published_at);
+
 CREATE TABLE durable_frames (
     id               INTEGER PRIMARY KEY,
     run_id           TEXT    NOT NULL,
@@ -281,7 +284,7 @@ BEGIN
 END;
 
 CREATE TRIGGER durable_gates_of_due_run AFTER UPDATE OF due ON durable_runs
-    WHEN NEW.gated = 1 AND OLD.due = 0 AND NEW.due = 1
+    WHEN NEW.gated = 1 AND OLD.due = 0 AND NEW.due = 1 AND NEW.status = 'pending'
 BEGIN
     UPDATE durable_gates
        SET passed = 0

@@ -310,7 +310,7 @@ PLANS = {
         "durable_held by durable_held_by_gate",
         "durable_runs by durable_runs_blocked",
     },
-    "COUNT_LEASED": {"durable_counts by primary key"},
+    "COUNT_EXECUTING": {"durable_counts by primary key", "durable_runs by durable_runs_undoing"},
     "FIND_BY_IDEMPOTENCY_KEY": {"durable_runs by durable_runs_by_idempotency_key"},
     "FIND_BY_CONCURRENCY_KEY": {"durable_runs by durable_runs_by_concurrency_key"},
     "NEXT_DUE": {
@@ -421,6 +421,7 @@ PLANS_OF_WAITS = {
     "PUT_BACK": {MESSAGE},
     "OUTCOME": {MESSAGE},
     "PUBLISH": set(),
+    "FORGET_EVENTS": {"durable_events by primary key", "durable_events by durable_events_by_time"},
 }
 SORTED_WAITS = {"BY_TOPIC", "BY_TOPIC_IN_RUN"}  # the few runs that an event reaches, the few waits of one run
 
