@@ -166,7 +166,14 @@ class Context:
         return await self._execution.operations.value(name, random.SystemRandom().random)
 
     async def set_event(self, key: str, value: Any) -> None:
-        """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``."""
+        """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``.
+
+        A replay publishes nothing again: what was published since stays. Watchers see every change as an ``event``
+        frame; a value that is the same as the one before is none.
+
+        :raises SerializationError: when the value cannot be stored. The one before stays.
+        :raises ValueError: when the key is no non-empty string, or ends in '#' and a number.
+        """
         await self._execution.publish(key, value)
 
     # --- waiting -----------------------------------------------------------------------------------------------------

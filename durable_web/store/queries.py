@@ -603,14 +603,24 @@ SELECT name, MAX(attempt)
  GROUP BY name
 """
 
-FORGET_UNSETTLED_STEPS = """
-DELETE FROM durable_steps
- WHERE run_id = :run_id
+_UNSETTLED = """run_id = :run_id
    AND (status <> 'completed'
         OR kind = 'compensation'
         OR 'compensate:' || name IN (SELECT name
                                        FROM durable_steps
-                                      WHERE run_id = :run_id AND kind = 'compensation' AND status = 'completed'))
+                                      WHERE run_id = :run_id AND kind = 'compensation' AND status = 'completed'))"""
+
+FORGET_UNSETTLED_STEPS = f"""
+DELETE FROM durable_steps
+ WHERE {_UNSETTLED}
+"""
+
+FORGET_LATER_PUBLICATIONS = f"""
+DELETE FROM durable_steps
+ WHERE run_id = :run_id AND kind = 'publish'
+   AND position > (SELECT MIN(position)
+                     FROM durable_steps
+                    WHERE {_UNSETTLED})
 """
 
 COPY_STEPS = """

@@ -368,6 +368,7 @@ PLANS = {
     "LINK_DEAD_LETTER": {RUN},
     "SERVES_DEAD_LETTER": {RUN, "later by id", "earlier by id"},
     "FORGET_UNSETTLED_STEPS": {STEP},
+    "FORGET_LATER_PUBLICATIONS": {STEP},
     "COPY_STEPS": {STEP},
 }
 # An index for the order would cost every step a write; and of runs that are leased, blocked or the children of one
