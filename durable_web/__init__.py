@@ -8,6 +8,7 @@ from .context import Context
 from .engine import Engine
 from .errors import (
     ChildFailed,
+    CircularWait,
     ConflictError,
     DatabaseInUseError,
     DatabaseReadOnlyError,
@@ -68,6 +69,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attempt",
     "ChildFailed",
+    "CircularWait",
     "Clock",
     "Concurrency",
     "ConflictError",

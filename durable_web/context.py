@@ -166,7 +166,14 @@ class Context:
         return await self._execution.operations.value(name, random.SystemRandom().random)
 
     async def set_event(self, key: str, value: Any) -> None:
-        """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``."""
+        """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``.
+
+        A replay publishes nothing again: what was published since stays. Watchers see every change as an ``event``
+        frame; a value that is the same as the one before is none.
+
+        :raises SerializationError: when the value cannot be stored. The one before stays.
+        :raises ValueError: when the key is no non-empty string, or ends in '#' and a number.
+        """
         await self._execution.publish(key, value)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
@@ -246,9 +253,11 @@ class Context:
 
         The options are ``labels``, ``priority``, ``run_at`` and ``deadline``, as in ``engine.trigger``. Its id is
         always the same for the same run and name. When this run is cancelled, so is the child; and so it is when the
-        body waits for it no longer.
+        body waits for it no longer. Where the child's job says of its flow that another run stands for it (see
+        :mod:`durable_web.flow`), that one is waited for, and left to itself.
 
-        :raises ChildFailed: when the child failed, died, was cancelled or ran out of time.
+        :raises ChildFailed: when the child failed, died, was cancelled or ran out of time; or, as ``CircularWait``,
+            when it would be a singleton that waits for this run.
         """
         (child,) = self._execution.waiting.children([name], [Trigger(job, input, **_child_options(options))])
         return await child()
@@ -256,7 +265,8 @@ class Context:
     async def start_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> str:
         """Start a run without waiting for it, and return its id; the options are those of ``run_job``.
 
-        When this run is cancelled while the other is active, that one is cancelled too.
+        When this run is cancelled while the other is active, that one is cancelled too. Where the flow control of the
+        job gives back a run that is there already, it is the id of that one, which is left to itself.
         """
         return await self._execution.waiting.start(name, Trigger(job, input, **_child_options(options)))
 

@@ -19,6 +19,7 @@ attributes, and a message that says what happened, why, and what to do::
     ├── NonDeterminismError         the code no longer matches the run's history
     ├── StepFailed                  a step ended without a result
     ├── ChildFailed                 a run that was waited for did not complete
+    ├── CircularWait                a run would wait for one that waits for it
     ├── WaitTimeout                 (also a TimeoutError) what was waited for did not come in time
     │   ├── SignalTimeout, EventTimeout, WebhookTimeout, UpdateTimeout
     ├── UpdateRejected              an update was not accepted, or its run ended without answering
@@ -212,7 +213,8 @@ class StepFailed(DurableWebError):
 class ChildFailed(DurableWebError):
     """A child run failed, died, timed out or was cancelled; replays raise the same.
 
-    Attributes: ``step``, the name under which it was started; ``run_id``, the child's; ``error_type`` and
+    Attributes: ``step``, the name under which it was started; ``run_id``, the child's, or of the run that stood for
+    it; ``error_type`` and
     ``error_message`` of what ended it (``"Cancelled"`` when it was cancelled).
     """
 
@@ -222,6 +224,21 @@ class ChildFailed(DurableWebError):
         self.error_type = error_type
         self.error_message = error_message
         super().__init__(f"Child run {step!r} ({run_id}) did not complete: {error_type}: {error_message}")
+
+
+class CircularWait(DurableWebError):
+    """A run cannot wait for a singleton that is under way, and waits for that run. Nothing was started.
+
+    Attributes: ``job``, the child's; ``run_id``, of the run that is under way.
+    """
+
+    def __init__(self, job: str, run_id: str) -> None:
+        self.job = job
+        self.run_id = run_id
+        super().__init__(
+            f"The job {job!r} is a singleton, and its run {run_id} waits, directly or not, for the run that would now "
+            "wait for it: neither would ever end. Give the child another key, or start it with ctx.start_job."
+        )
 
 
 class WaitTimeout(DurableWebError, TimeoutError):

@@ -12,6 +12,19 @@ What a trigger itself says (``idempotency_key``, then ``concurrency_key``) comes
 this order: debounce, singleton, rate limit; whatever gives back an existing run counts for none of the later ones, and
 leaves no idempotency key behind. A run that was made begins when all of its gates are open: the turn of its singleton,
 its throttle and its concurrency.
+
+All of it holds for every run of the job, whoever starts it:
+
+- A schedule and an event trigger as a person does.
+- A run that a run starts (``ctx.run_job``, ``start_job``, ``map``) is admitted in the transaction that records it.
+  Where debouncing or a singleton gives back another run, that one stands for the child: its output is the answer,
+  its failure is the child's. Whoever waits for a run that it has not started does not cancel it. Beyond a rate limit a
+  child is not refused, as nobody would come again: it begins when there is room, and takes that room before whoever
+  comes later. A child that would have to wait for a run that waits for it fails as a ``CircularWait``.
+- The run that handles a dead one waits for its turn and for room too, but is never debounced, skipped, or cancelled by
+  a later run: each dead run is handled by itself.
+- A run that goes on as a fresh one (``ctx.continue_as_new``) is under way all along: it keeps its turn, and is not
+  counted again for the rate limit.
 """
 
 from __future__ import annotations
@@ -62,7 +75,10 @@ class Throttle:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """At most ``limit`` runs of a group are made within any ``per``; a trigger beyond it raises ``RateLimited``."""
+    """At most ``limit`` runs of a group are made within any ``per``; a trigger beyond it raises ``RateLimited``.
+
+    A child run, and the handler of a dead run, begin when there is room instead.
+    """
 
     limit: int
     per: Duration
@@ -78,7 +94,8 @@ class Debounce:
     """A run begins ``wait`` after the last trigger of its group, at the latest ``max_wait`` after the first one.
 
     Triggers until then are given the run that waits, with the disposition ``"debounced"``: their input replaces its
-    own; their other options are dropped. A ``run_at`` of the first trigger that lies later holds.
+    own; their other options are dropped. A ``run_at`` of the first trigger that lies later holds. A child run joins in
+    like any trigger; its parent gets the output of the run that came of it.
     """
 
     key: Key
@@ -97,7 +114,8 @@ class Singleton:
 
     While one is active, a trigger is given it, with the disposition ``"skipped"`` (mode ``"skip"``); or makes a run
     that begins when the earlier ones have ended (``"queue"``); or cancels them, and its run begins
-    (``"cancel_previous"``). A run that is retried while another is under way waits for that one in any mode.
+    (``"cancel_previous"``). A run that is retried while another is under way waits for that one in any mode. A parent
+    whose child would be skipped waits for the run that is under way, and gets its output.
     """
 
     key: Key = None

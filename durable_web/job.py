@@ -155,7 +155,8 @@ def job(
     :param timeout: seconds from a run's first execution to its deadline.
     :param max_concurrent: how many runs of this job may execute at a time, in all engines on one file.
     :param dead_letter: the job, or its name, of which a run is started when one of this job is dead; its input is
-        ``{"run_id", "job", "input", "error"}``.
+        ``{"run_id", "job", "input", "error"}``. It is started once for each, whatever its flow control says; what
+        comes of it, the runs that it starts included, is not handed over again when it dies itself.
     :param on_event: topics; ``engine.publish`` on one of them starts a run, with the payload as its input.
     :param signals: types of the payloads of signals, by the signal's name; checked when one is sent.
     :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be

@@ -243,7 +243,7 @@ export class Durable extends EventTarget {
    *
    * @param {string} topic
    * @param {unknown} [payload] a JSON value
-   * @param {{eventId?: string}} [options] a second event of one id reaches nobody
+   * @param {{eventId?: string}} [options] a second event of one id within 30 days reaches nobody
    * @returns {Promise<string[]>} the ids of these runs
    */
   async publish(topic, payload = null, { eventId } = {}) {

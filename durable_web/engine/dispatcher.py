@@ -12,13 +12,11 @@ with the next heartbeat, though timers go on from where they stood. Heartbeats t
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..clock import Clock, TimerHandle
-from ..codec import decode, encode
 from ..context import Context
 from ..errors import JobNotFound, StorageError, StorageFullError
 from ..events import Events
@@ -27,9 +25,10 @@ from ..execution.executor import Execution, Services
 from ..files import Files
 from ..job import Job, Registry
 from ..model import RunStatus
-from ..store import Claim, Store
+from ..store import Claim, NewRun, Store
 from ..timeline import Timeline
-from ..triggers import Trigger
+from .admission import Admission
+from .dead_letters import DeadLetters
 from .scheduler import Scheduler
 
 FIRST_PROBE_SECONDS = 2.0
@@ -89,6 +88,7 @@ class Dispatcher:
         self._events = events
         self._scheduler = scheduler
         self._limits = limits
+        self._dead_letters = DeadLetters(store, registry, clock, events, limits.dead_letter, new_id)
         self._owner = new_id()
         self._on_state = on_state
         self._on_idle = on_idle
@@ -109,6 +109,7 @@ class Dispatcher:
             registry=registry,
             webhook_url=webhook_url,
             new_id=new_id,
+            admit_child=self._admit_child,
             on_storage_trouble=self._on_storage_trouble,
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
@@ -250,7 +251,7 @@ class Dispatcher:
 
     def _claim_next(self, now: int) -> Claim | None:
         has_openings = self._store.flow.admit(now)
-        saturated = self._registry.saturated(self._store.runs.count_leased)
+        saturated = self._registry.saturated(self._store.runs.count_executing)
         claim = self._claim_here(now, saturated)
         if claim is None and not self._limits.exclusive and self._unblock_one(now, saturated):
             self._store.flow.admit(now)
@@ -303,6 +304,10 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(running)
         self.executing[claim.run_id] = execution, task
         task.add_done_callback(lambda done: self._on_executed(claim.run_id, execution, done))
+
+    def _admit_child(self, child: NewRun, now: int, awaited: bool) -> str:
+        """Insert a run that another one starts, or find the one that stands for it: its id."""
+        return Admission(self._store, self._registry[child.job], child, now).admit_child(awaited=awaited)
 
     async def _run_after(self, stopping: set[asyncio.Task[Any]], execution: Execution, context: Context) -> None:
         """Execute a run that is to be compensated, once what it had under way has stopped."""
@@ -423,6 +428,8 @@ class Dispatcher:
         except StorageError as trouble:
             self._report_trouble(trouble, "renewing leases")
             return
+        if not self._limits.exclusive:
+            self.look_at_the_time()  # the handler of a dead run may have to wait
         self.fill_slots()
 
     def _offset_of_the_clock(self) -> float:
@@ -446,24 +453,7 @@ class Dispatcher:
         now = self._clock.now()
         dead = self._store.runs.recover(now, everything=everything, max_recoveries=self._limits.max_recoveries)
         for run_id, job, input_text, error in dead:
-            self._send_to_dead_letters(run_id, job, input_text, error, now)
-
-    def _send_to_dead_letters(self, run_id: str, job: str, input_text: str, error: dict[str, str], now: int) -> None:
-        """Start the run that handles a dead one, where there is such a job; once for each."""
-        try:
-            handler = self._registry.dead_letter_of(job, self._limits.dead_letter)
-        except JobNotFound as error:
-            self._events.report(error, "handling a dead run", now, run_id)
-            return
-        if handler is None or job == handler.name:
-            return
-        letter = {"run_id": run_id, "job": job, "input": decode(input_text), "error": error}
-        trigger = Trigger(handler, letter, idempotency_key=f"dlq:{run_id}")
-        if self._store.runs.find_by_idempotency_key(handler.name, f"dlq:{run_id}") is not None:
-            return
-        made = trigger.new_run(self._services.new_id(), handler, encode(letter))
-        self._store.runs.insert(dataclasses.replace(made, dead_letter_of=run_id), now)
-        self._store.runs.link_dead_letter(run_id, made.id)
+            self._dead_letters.send(run_id, job, input_text, error)
 
     def _look_at_neighbours(self) -> None:
         """Notice what another process has committed to the file."""

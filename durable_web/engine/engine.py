@@ -290,12 +290,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
                 return found, "coalesced"
         run = trigger.new_run(self._new_id(), job, input_text)
         run = dataclasses.replace(run, gates=run.gates + gates)
-        return Admission(store, trigger, job, run, now, self._cancel_for_another).admit()
-
-    def _cancel_for_another(self, run_id: str) -> None:
-        """Cancel an active run in the open transaction."""
-        store = self._running_store()
-        store.family.cancel(run_id, self._clock.now())
+        return Admission(store, job, run, now).admit()
 
     async def wait_for_run(
         self,

@@ -74,7 +74,8 @@ class Management(EngineParts):
     async def fork(self, run_id: str, from_step: str) -> Run:
         """A new run that has the completed steps which were recorded before ``from_step``, and goes on from there.
 
-        It begins under the latest version of the job. What it has taken over it does not undo, should it fail.
+        It begins under the latest version of the job, and has the values that these steps have published. What it has
+        taken over it does not undo, should it fail.
 
         :raises RunNotFound: when there is no such run.
         :raises ValueError: when the run has recorded no step of that name.
@@ -91,7 +92,7 @@ class Management(EngineParts):
             fork_id, disposition = self._make(store, trigger, *trigger.check(self._registry), now)
             if disposition != "created":
                 raise ConflictError(run.job, disposition, fork_id)
-            store.steps.copy_before(run_id, fork_id, record.position)
+            store.steps.copy_before(run_id, fork_id, record.position, now)
         self._dispatcher.fill_slots()
         return store.runs.get(fork_id)
 

@@ -49,7 +49,7 @@ class Outside(EngineParts):
         """Let an event reach every run that waits for it (``ctx.wait_for_event``), and start the jobs with
         ``on_event=topic``, in one transaction; returns the ids of these runs.
 
-        :param event_id: a second event of that id reaches nobody.
+        :param event_id: a second event of that id within 30 days reaches nobody.
         :raises InvalidInput, SerializationError: when the payload does not fit the input of a job that it starts, or
             cannot be stored.
         :raises RateLimited: when the rate limit of a job that it starts has no room. The event has reached nobody then.

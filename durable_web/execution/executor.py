@@ -24,7 +24,7 @@ from ..errors import NonDeterminismError, StepFailed, StorageError, TransactionE
 from ..files import Files
 from ..job import Job, Registry
 from ..model import RunStatus, StepStatus
-from ..store import Claim, LeaseLost, NewRun, StepRecord, Store
+from ..store import PUBLISH, Claim, LeaseLost, NewRun, StepRecord, Store, published_as
 from ..triggers import Trigger
 from .commits import GroupCommit
 from .compensation import COMPENSATION, PREFIX, Compensation
@@ -35,7 +35,6 @@ from .timeouts import Timeouts
 from .waiting import WAITS, Waiting
 
 STUBBORN_SECONDS = 5.0  # for branches that swallow their cancellation; what they still try is refused
-PUBLISH = "publish"
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
 
 _ORDINAL = re.compile(r"#\d+$")
@@ -69,6 +68,7 @@ class Services:
     registry: Registry
     webhook_url: Callable[[str], str] | None
     new_id: Callable[[], str]
+    admit_child: Callable[[NewRun, int, bool], str]  # inserts it, or finds the run that stands for it
     on_storage_trouble: Callable[[Claim, StorageError], None]
 
 
@@ -345,10 +345,11 @@ class Execution:
         if not isinstance(key, str) or not key:
             raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
         text = encode(value, path=f"event {key!r}")
-        record = await self.arrive(self.name(f"event {key}"), PUBLISH)
-        if record.is_settled and record.output == text:
+        record = await self.arrive(self.name(published_as(key)), PUBLISH)
+        if record.is_settled:
             return  # a replay publishes nothing again: what came after it would be taken back
-        await self.parking.has_lease()
+        with self.under_way():
+            record = await self.may_begin(record)
 
         def write() -> None:
             self._store.runs.fence(self.claim)

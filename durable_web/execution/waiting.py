@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from ..codec import decode, encode
 from ..errors import (
     ChildFailed,
+    CircularWait,
     EventTimeout,
     SignalTimeout,
     UpdateTimeout,
     WebhookTimeout,
+    describe,
     message_of,
 )
 from ..identifiers import derive
@@ -172,35 +174,51 @@ class Waiting:
         parent = self._execution.claim.run_id
 
         def start(record: StepRecord, now: int) -> None:
-            if made is not None:
+            if made is not None and record.topic is None:  # else it follows another run, which has not ended
                 self._start(dataclasses.replace(made, parent_run_id=parent, parent_step=key), record, now)
 
         record = await self._wait_for(key, CHILD, take=start)
         if record.status == StepStatus.FAILED:
             error = record.error or {}
-            raise ChildFailed(key, derive(parent, key), error.get("type", ""), error.get("message", ""))
+            child_id = derive(parent, key) if record.detail is None else decode(record.detail)
+            raise ChildFailed(key, child_id, error.get("type", ""), error.get("message", ""))
         return decode(record.output or "null", type_)
 
     def _start(self, child: NewRun, record: StepRecord, now: int) -> None:
-        """Insert the child; one that is there already, of before a retry, goes on, or has its output taken."""
+        """Insert the child, or follow the run that stands for it.
+
+        One that is there already, of before a retry, goes on, or has its output taken.
+        """
         latest = self._store.runs.latest(child.id)
         if latest is None:
-            self._store.runs.insert(child, now)
+            self._insert(child, record, now)
         elif latest.status == RunStatus.COMPLETED:
             self._end(record, now, output=latest.output or "null")
         elif latest.status.is_terminal:
             self._store.steps.forget_unsettled(latest.run_id)
             self._store.runs.reopen(latest.run_id, now, child.input if latest.run_id == child.id else None)
 
+    def _insert(self, child: NewRun, record: StepRecord, now: int) -> None:
+        run_id = self._execution.claim.run_id
+        try:
+            found = self._services.admit_child(child, now, True)
+        except CircularWait as error:
+            self._store.waits.settle(run_id, record.name, now, error=describe(error), reason="")
+            return
+        if found != child.id:
+            self._store.family.follow(run_id, record, found)
+
     async def start(self, name: str, trigger: Trigger) -> str:
-        """Start a run, and do not wait for it: its id."""
+        """Start a run, and do not wait for it: its id, or that of the run that stands for it."""
         key = self._execution.name(name)
         made = self._check(key, trigger)
 
         def insert(record: StepRecord, now: int) -> None:
-            if made is not None and not self._store.runs.exists(made.id):
-                self._store.runs.insert(dataclasses.replace(made, parent_run_id=self._execution.claim.run_id), now)
-            self._end(record, now, output=encode(derive(self._execution.claim.run_id, key)))
+            run_id = derive(self._execution.claim.run_id, key)
+            if made is not None and not self._store.runs.exists(run_id):
+                child = dataclasses.replace(made, parent_run_id=self._execution.claim.run_id)
+                run_id = self._services.admit_child(child, now, False)
+            self._end(record, now, output=encode(run_id))
 
         return _result(await self._wait_for(key, START, take=insert))
 

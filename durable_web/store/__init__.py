@@ -3,7 +3,19 @@
 from .database import SCHEMA_VERSION, Database, Durability
 from .journal import Claim, Fact
 from .runs import LeaseLost, NewRun
-from .steps import StepRecord
+from .steps import PUBLISH, StepRecord, published_as
 from .store import Store
 
-__all__ = ["SCHEMA_VERSION", "Claim", "Database", "Durability", "Fact", "LeaseLost", "NewRun", "StepRecord", "Store"]
+__all__ = [
+    "PUBLISH",
+    "SCHEMA_VERSION",
+    "Claim",
+    "Database",
+    "Durability",
+    "Fact",
+    "LeaseLost",
+    "NewRun",
+    "StepRecord",
+    "Store",
+    "published_as",
+]

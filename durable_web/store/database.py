@@ -19,11 +19,7 @@ from ..errors import (
 )
 
 SCHEMA_VERSION = 3
-_MIGRATIONS = (  # from version 0, an empty file, to the latest; from 1 to 2; from 2 to 3
-    "schema.sql",
-    "migrations/2.sql",
-    "migrations/3.sql",
-)
+_MIGRATIONS = ("schema.sql", "migrations/2.sql", "migrations/3.sql")  # from 0, an empty file, to the latest; 1 to 2 ...
 BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
 Parameters = Mapping[str, Any] | tuple[Any, ...]

@@ -3,15 +3,19 @@
 A child that a person cancels together with its parent is cancelled as that person says. One that the engine cancels,
 because its parent has failed or waits for it no longer, undoes what it has done first, where its steps say how. One
 that is undoing its steps already is left to it.
+
+A run may also wait for one that it has not started: that which, by the flow control of its job, stands for the child
+that it wanted. It hears of that one's end, and otherwise has nothing to do with it.
 """
 
 from __future__ import annotations
 
+from ..codec import encode
 from ..model import RunStatus
 from .journal import Journal
 from .runs import Ended, Runs
 from .steps import StepRecord, Steps
-from .waits import Waits
+from .waits import Waits, following
 
 
 class Family:
@@ -29,7 +33,11 @@ class Family:
             self.cancel_awaited(ended.run_id, now)
         if ended.continued_as is not None:
             self._runs.adopt_children(ended.run_id, ended.continued_as)
-        elif ended.parent_run_id is not None and ended.parent_step is not None:
+            self._waits.follow_on(ended.run_id, ended.continued_as)
+            return
+        for follower_id, step, _ in self._waits.find(following(ended.run_id)):
+            self._end_wait(follower_id, step, ended, now)
+        if ended.parent_run_id is not None and ended.parent_step is not None:
             self._end_wait(ended.parent_run_id, ended.parent_step, ended, now)
 
     def _end_wait(self, parent_run_id: str, step: str, ended: Ended, now: int) -> None:
@@ -39,6 +47,14 @@ class Family:
             error = ended.error or {"type": "Cancelled", "message": message, "traceback": ""}
         reason = f"child run {step!r} has ended"
         self._waits.settle(parent_run_id, step, now, output=ended.output, error=error, reason=reason)
+
+    def follow(self, run_id: str, record: StepRecord, followed_id: str) -> None:
+        """Let a wait for a child end with another run, which stands for that child and is not the waiting run's own."""
+        self._steps.note(run_id, record._replace(topic=following(followed_id), detail=encode(followed_id)))
+
+    def waiting_for(self, run_id: str) -> set[str]:
+        """The ids of a run and of all that wait for its end, directly or not."""
+        return self._waits.waiting_for(run_id)
 
     def cancel_awaited(self, run_id: str, now: int) -> None:
         """Cancel the active runs for whose end a run waits."""

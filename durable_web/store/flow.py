@@ -36,7 +36,7 @@ SELECT id, '', priority
 
 COPY_GATES = """
 INSERT INTO durable_gates (run_id, gate, kind, capacity, period, passed)
-SELECT :run_id, gate, kind, capacity, period, kind = 'presence'
+SELECT :run_id, gate, kind, capacity, period, kind IN ('presence', 'turn')
   FROM durable_gates
  WHERE run_id = :source_run_id AND kind <> 'debounce'
 """
@@ -111,6 +111,13 @@ WITHDRAW = """
 UPDATE durable_gates
    SET passed = 0
  WHERE run_id = :run_id AND passed = 1 AND kind IN ('slot', 'start')
+"""
+
+FREE_SLOT = """
+UPDATE durable_gates
+   SET passed = 0
+ WHERE run_id = :run_id AND passed = 1 AND kind = 'slot'
+RETURNING gate
 """
 
 HOLD = """
@@ -202,7 +209,7 @@ class Flow:
         self._database.execute(HOLD_NEW, {"run_id": run_id})
 
     def copy(self, source_run_id: str, run_id: str) -> None:
-        """Put a run that was just inserted before the gates of another one, which it continues."""
+        """Put a run that was just inserted before the gates of another one, which it continues: it keeps its turn."""
         values = {"source_run_id": source_run_id, "run_id": run_id}
         if self._database.execute(COPY_GATES, values).rowcount > 0:
             self.enter(run_id, ())
@@ -211,6 +218,11 @@ class Flow:
         """Take a pending run away from its gates, as long as it is paused."""
         for text in (RELEASE_HELD, WITHDRAW):
             self._database.execute(text, {"run_id": run_id})
+
+    def free_slot(self, run_id: str) -> None:
+        """Let others have the slot of a run that does not execute, and let the first of them be looked at."""
+        for (gate,) in self._database.rows(FREE_SLOT, {"run_id": run_id}):
+            self._database.execute(LOOK_AT_FIRST, {"gate": gate})
 
     # --- admitting ---------------------------------------------------------------------------------------------------
 
@@ -226,6 +238,8 @@ class Flow:
             closed = next((gate for gate in gates if not self._is_open(gate, now)), None)
             if closed is None:
                 self._pass(run_id)
+                if any(gate.kind == GateKind.START for gate in gates):  # which will be a use
+                    self._forget_uses(now)
             else:
                 self._database.execute(HOLD, {"run_id": run_id, "gate": closed.gate})
                 has_openings |= self._wait_for_opening(closed, now)
@@ -288,9 +302,9 @@ class Flow:
         """When a limit per time has room again; ``None`` when it has."""
         return self._value(NTH_LATEST_USE, gate=gate, now=now, offset=capacity - 1)
 
-    def use(self, gate: str, now: int, period: int) -> None:
-        """Count one use of a limit per time."""
-        self._database.execute(USE, {"gate": gate, "expires_at": now + period})
+    def use(self, gate: str, now: int, *, expires_at: int) -> None:
+        """Count one use of a limit per time; one that lies ahead takes the room that there is then."""
+        self._database.execute(USE, {"gate": gate, "expires_at": expires_at})
         self._forget_uses(now)
 
     def _forget_uses(self, now: int) -> None:

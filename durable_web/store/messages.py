@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from .database import Database
 
+EVENT_IDS_KEPT = 30 * 24 * 60 * 60 * 1000
+"""For how long it is known that an event was published. Milliseconds."""
+FORGOTTEN_BATCH = 10
+
 SEND = """
 INSERT INTO durable_messages (run_id, topic, message_id, payload, status, sent_at)
 VALUES (:run_id, :topic, :message_id, :payload, 'pending', :now)
@@ -38,6 +42,15 @@ OUTCOME = """
 SELECT status, outcome
   FROM durable_messages
  WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id
+"""
+
+FORGET_EVENTS = """
+DELETE FROM durable_events
+ WHERE id IN (SELECT id
+                FROM durable_events INDEXED BY durable_events_by_time
+               WHERE published_at < :forget_before
+               ORDER BY published_at
+               LIMIT :limit)
 """
 
 PUBLISH = """
@@ -88,6 +101,12 @@ class Messages:
         return self._database.row(OUTCOME, values)
 
     def publish(self, event_id: str, topic: str, now: int) -> bool:
-        """Note that an event is published; ``False`` when it was before."""
+        """Note that an event is published; ``False`` when it was in the last 30 days."""
+        self._forget_events(now)
         values = {"id": event_id, "topic": topic, "now": now}
         return self._database.row(PUBLISH, values) is not None
+
+    def _forget_events(self, now: int) -> None:
+        """A few at a time: more than are added."""
+        values = {"forget_before": now - EVENT_IDS_KEPT, "limit": FORGOTTEN_BATCH}
+        self._database.execute(FORGET_EVENTS, values)

@@ -46,6 +46,23 @@ SELECT 1
  WHERE id = :id
 """
 
+SERVES_DEAD_LETTER = """
+WITH RECURSIVE origin (id, dead_letter_of) AS (
+    SELECT id, dead_letter_of
+      FROM durable_runs
+     WHERE id = :id
+     UNION
+    SELECT earlier.id, earlier.dead_letter_of
+      FROM origin
+      JOIN durable_runs AS later ON later.id = origin.id
+      JOIN durable_runs AS earlier ON earlier.id IN (later.parent_run_id, later.continued_from)
+)
+SELECT id
+  FROM origin
+ WHERE dead_letter_of IS NOT NULL
+ LIMIT 1
+"""
+
 RUN_IDENTITY = """
 SELECT job, labels
   FROM durable_runs
@@ -111,7 +128,7 @@ UPDATE durable_runs
                      OR NOT EXISTS (SELECT 1
                                       FROM durable_runs AS other INDEXED BY durable_runs_by_concurrency_key
                                      WHERE other.concurrency_key = candidate.concurrency_key
-                                       AND other.status IN ('leased', 'cancelling')
+                                       AND other.status IN ('leased', 'cancelling') AND other.blocked = 0
                                        AND other.status IN ('pending', 'leased', 'waiting', 'cancelling')
                                        AND (candidate.status = 'pending' OR other.lease_owner IS NOT NULL)))
                 {condition}
@@ -134,10 +151,13 @@ SELECT EXISTS (SELECT 1
                 WHERE blocked = 1)
 """
 
-COUNT_LEASED = """
-SELECT COALESCE(SUM(runs), 0)
-  FROM durable_counts
- WHERE job = :job AND status IN ('leased', 'cancelling')
+COUNT_EXECUTING = """
+SELECT COALESCE((SELECT runs
+                   FROM durable_counts
+                  WHERE job = :job AND status = 'leased'), 0)
+     + (SELECT COUNT(*)
+          FROM durable_runs INDEXED BY durable_runs_undoing
+         WHERE job = :job AND status = 'cancelling' AND lease_owner IS NOT NULL)
 """
 
 FENCE = """
@@ -557,14 +577,24 @@ SELECT name, MAX(attempt)
  GROUP BY name
 """
 
-FORGET_UNSETTLED_STEPS = """
-DELETE FROM durable_steps
- WHERE run_id = :run_id
+_UNSETTLED = """run_id = :run_id
    AND (status <> 'completed'
         OR kind = 'compensation'
         OR 'compensate:' || name IN (SELECT name
                                        FROM durable_steps
-                                      WHERE run_id = :run_id AND kind = 'compensation' AND status = 'completed'))
+                                      WHERE run_id = :run_id AND kind = 'compensation' AND status = 'completed'))"""
+
+FORGET_UNSETTLED_STEPS = f"""
+DELETE FROM durable_steps
+ WHERE {_UNSETTLED}
+"""
+
+FORGET_LATER_PUBLICATIONS = f"""
+DELETE FROM durable_steps
+ WHERE run_id = :run_id AND kind = 'publish'
+   AND position > (SELECT MIN(position)
+                     FROM durable_steps
+                    WHERE {_UNSETTLED})
 """
 
 COPY_STEPS = """

@@ -151,6 +151,10 @@ class Runs:
         """Whether there is such a run."""
         return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
 
+    def serves_dead_letter(self, run_id: str) -> bool:
+        """Whether a run handles a dead one, or was started by a run that does, or goes on from one."""
+        return self._value(queries.SERVES_DEAD_LETTER, {"id": run_id}) is not None
+
     def latest(self, run_id: str) -> Outcome | None:
         """What has become of a run, or of the last one as which it went on; ``None`` when it is not there."""
         found = None
@@ -215,9 +219,9 @@ class Runs:
         """Whether a run may be there to be claimed: a look, without a transaction, that misses none."""
         return bool(self._value(queries.HAS_CLAIMABLE, {}))
 
-    def count_leased(self, job: str) -> int:
-        """How many runs of a job are executing, in all engines on this file."""
-        return self._value(queries.COUNT_LEASED, {"job": job})
+    def count_executing(self, job: str) -> int:
+        """How many runs of a job are executing, in all engines on this file; one that is blocked is not."""
+        return self._value(queries.COUNT_EXECUTING, {"job": job})
 
     def renew(self, claim: Claim, now: int, expires: int, *, exclusive: bool) -> bool:
         """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired.
@@ -337,6 +341,8 @@ class Runs:
     def _block(self, claim: Claim, now: int, reason: str) -> None:
         """Let a run that was just claimed wait until its version of the job is registered, as if it never was."""
         status, attempt = self._database.row(queries.BLOCK, {**_key(claim), "reason": reason, "now": now})
+        if status == RunStatus.CANCELLING:  # of a run whose status changes, the triggers do
+            self._flow.free_slot(claim.run_id)
         self._journal.append_status(claim.run_id, now, RunStatus(status), attempt=attempt, reason=reason)
 
     def unblock(self, job: str, version: str | None, now: int, at_most: int = -1) -> bool:

@@ -13,7 +13,7 @@
 --                  is 'running' from the moment it is waited for, and whoever ends the wait (the timer, engine.signal,
 --                  engine.publish, a child's end ...) writes its outcome, in the transaction of what ended it.
 -- durable_messages A row is a signal or an update that was sent to a run: 'pending' until a wait has taken it.
--- durable_events   A row is the id of an event that was published, so that a repetition is noticed.
+-- durable_events   A row is the id of an event that was published, so that a repetition is noticed: for 30 days.
 -- durable_attempts A row is one failed attempt at a step that was, or may be, tried again.
 -- durable_labels   A row is one label of one run, for finding runs by label.
 -- durable_values   A row is the latest value that a run has published under a key (ctx.set_event).
@@ -91,6 +91,7 @@ CREATE INDEX durable_runs_to_claim  ON durable_runs (priority DESC, id)
 CREATE INDEX durable_runs_scheduled ON durable_runs (run_at) WHERE status = 'pending' AND due = 0 AND paused = 0;
 CREATE INDEX durable_runs_blocked   ON durable_runs (job, version) WHERE blocked = 1;
 CREATE INDEX durable_runs_by_parent ON durable_runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
+CREATE INDEX durable_runs_undoing   ON durable_runs (job) WHERE status = 'cancelling' AND lease_owner IS NOT NULL;
 CREATE INDEX durable_runs_waiting   ON durable_runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX durable_runs_deadlines ON durable_runs (deadline)
     WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting');
@@ -144,9 +145,11 @@ CREATE TABLE durable_steps (
     retry_at         INTEGER,                        -- when the next attempt is due, while the step waits for it
     queued           INTEGER NOT NULL DEFAULT 0,     -- milliseconds that the attempt waited to begin
     wake_at          INTEGER,                        -- of a wait: when it is over, or times out
-    topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve'
+    topic            TEXT,                           -- of a wait: by what it is found, such as 'signal:approve';
+                                                     -- 'run:<id>' of one for a run that is not a child of its own
     detail           TEXT,                           -- of a wait: what else ends it, as the codec's text;
-                                                     -- of a signal that has come, its message's id
+                                                     -- of a signal that has come, its message's id; of a child that
+                                                     -- another run stands for, that run's id
     undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
     started_at       INTEGER NOT NULL,
     completed_at     INTEGER,
@@ -197,6 +200,8 @@ CREATE TABLE durable_events (
     topic            TEXT    NOT NULL,
     published_at     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX durable_events_by_time ON durable_events (published_at);
 
 CREATE TABLE durable_frames (
     id               INTEGER PRIMARY KEY,
@@ -282,7 +287,7 @@ BEGIN
 END;
 
 CREATE TRIGGER durable_gates_of_due_run AFTER UPDATE OF due ON durable_runs
-    WHEN NEW.gated = 1 AND OLD.due = 0 AND NEW.due = 1
+    WHEN NEW.gated = 1 AND OLD.due = 0 AND NEW.due = 1 AND NEW.status = 'pending'
 BEGIN
     UPDATE durable_gates
        SET passed = 0

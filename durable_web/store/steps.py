@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..codec import decode, to_json
+from ..codec import decode, readable, to_json
 from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
 from . import queries
 from .database import Database
 from .journal import Claim, Journal, without_traceback
 from .runs import LeaseLost
+
+PUBLISH = "publish"
+_PUBLISHED = re.compile(r"event (.*?)(?:#\d+)?", re.DOTALL)
+
+
+def published_as(key: str) -> str:
+    """The name of the step that publishes a value under a key."""
+    return f"event {key}"
 
 
 class StepRecord(NamedTuple):
@@ -155,9 +164,11 @@ class Steps:
     def forget_unsettled(self, run_id: str) -> None:
         """Forget the steps that did not complete, or were undone, so that they are called again.
 
-        Their failed attempts stay listed. What limits the others counts anew.
+        Their failed attempts stay listed. What was published after the first of them may tell of what they came to, and
+        is published again: a webhook's token, say. What limits the others counts anew.
         """
         self._database.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
+        self._database.execute(queries.FORGET_LATER_PUBLICATIONS, {"run_id": run_id})
         self._database.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
         self._database.execute(queries.FORGET_TIMEOUTS, {"run_id": run_id})
 
@@ -175,13 +186,17 @@ class Steps:
         for text in queries.DELETE_STEPS:
             self._database.execute(text, {"run_id": run_id})
 
-    def copy_before(self, source_run_id: str, run_id: str, position: int) -> None:
+    def copy_before(self, source_run_id: str, run_id: str, position: int, now: int) -> None:
         """Give a run the completed steps that another recorded before the one at ``position``, and has not undone.
 
-        They stay the other one's to undo.
+        They stay the other one's to undo. What these have published, the run publishes too.
         """
         values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}
         self._database.execute(queries.COPY_STEPS, values)
+        for record in self.load(run_id).values():
+            key = _PUBLISHED.fullmatch(record.name) if record.kind == PUBLISH else None
+            if key is not None and record.output is not None:
+                self.set_value(run_id, key[1], record.output, readable(decode(record.output)), now)
 
     def append_log(self, run_id: str, ts: int, body: dict[str, Any]) -> None:
         """Append a log line."""
@@ -243,10 +258,10 @@ class Steps:
 
 
 def _values(run_id: str, record: StepRecord) -> tuple[Any, ...]:
-    """A row of durable_steps, in the order of its columns."""
+    """A row of durable_steps, in the order of its columns; the timeouts around it are not recorded with it."""
     if record.error is not None:
         record = record._replace(error=to_json(record.error))
-    return (run_id, *record)
+    return (run_id, *record[:-1])
 
 
 def _seconds(start: int, end: int) -> float:

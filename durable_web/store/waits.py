@@ -41,6 +41,30 @@ SELECT run_id, name, detail
  ORDER BY run_id, position
 """
 
+FOLLOW_ON = """
+UPDATE durable_steps INDEXED BY durable_steps_by_topic
+   SET topic = :next_topic
+ WHERE topic = :topic AND status = 'running'
+"""
+
+WAITING_FOR = """
+WITH RECURSIVE waiting (id) AS (
+    SELECT :run_id
+     UNION
+    SELECT child.parent_run_id
+      FROM waiting
+      JOIN durable_runs AS child ON child.id = waiting.id
+     WHERE child.parent_step IS NOT NULL
+     UNION
+    SELECT step.run_id
+      FROM waiting
+      JOIN durable_steps AS step INDEXED BY durable_steps_by_topic ON step.topic = 'run:' || waiting.id
+     WHERE step.status = 'running'
+)
+SELECT id
+  FROM waiting
+"""
+
 TOPIC_STATUS = """
 SELECT run_id, name, status
   FROM durable_steps
@@ -72,6 +96,11 @@ _TIMEOUTS = {
     "update": ("UpdateTimeout", "no update came in time"),
 }
 _NULL = "null"
+
+
+def following(run_id: str) -> str:
+    """The topic of waits that end with a run which is not a child of theirs."""
+    return f"run:{run_id}"
 
 
 class Waits:
@@ -184,6 +213,15 @@ class Waits:
     def find(self, topic: str) -> list[tuple[str, str, str | None]]:
         """Run id, name and detail of every wait for that topic."""
         return self._database.rows(BY_TOPIC, {"topic": topic})
+
+    def follow_on(self, run_id: str, successor_id: str) -> None:
+        """Let those who follow a run follow the one as which it goes on."""
+        topics = {"topic": following(run_id), "next_topic": following(successor_id)}
+        self._database.execute(FOLLOW_ON, topics)
+
+    def waiting_for(self, run_id: str) -> set[str]:
+        """The ids of a run, and of those that wait for it as its parent or its follower, or for one of these."""
+        return {row[0] for row in self._database.rows(WAITING_FOR, {"run_id": run_id})}
 
     def status(self, topic: str) -> tuple[str, str, str] | None:
         """Run id, name and status of the one wait for a topic, ended or not; ``None`` when there never was one."""

@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 from watching import finish, on_a_desk_only, reach
 
-from durable_web import Context, Engine, Job, Run, RunStatus, StorageError, job
+from durable_web import (
+    Context,
+    Debounce,
+    Engine,
+    Job,
+    RateLimit,
+    RateLimited,
+    Run,
+    RunStatus,
+    Singleton,
+    StorageError,
+    Throttle,
+    job,
+)
 from durable_web.model import to_wire
 from durable_web.store import Database
 from durable_web.testing import MockClock, crash, settle
@@ -121,6 +134,165 @@ async def test_a_handler_that_fails_or_dies_itself_starts_no_other(running):
         (handler,) = await handlers(engine)
         assert handler.status == RunStatus.DEAD
         assert handler.dead_letter_id is None
+
+
+async def bury(running: Any, bad: Job, count: int = 1, **options: Any) -> list[Run]:
+    """Let an engine die over so many runs of a job."""
+    async with running(bad, max_recoveries=0, **options) as engine:
+        runs = [await engine.trigger(bad, {"n": n}) for n in range(count)]
+        await settle()
+        await crash(engine)
+    return runs
+
+
+# --- no letter is lost, and none goes round in a circle --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"singleton": Singleton(mode="skip")},
+        {"singleton": Singleton(mode="queue")},
+        {"singleton": Singleton(mode="cancel_previous")},
+        {"debounce": Debounce("job", "1m")},
+        {"debounce": Debounce("job", "1m"), "rate_limit": RateLimit(1, "1h")},
+        {"rate_limit": RateLimit(1, "1h")},
+        {"throttle": Throttle(1, "1h")},
+        {"singleton": Singleton("input.customer")},
+        {"rate_limit": RateLimit(1, "1h", key="input.customer")},
+    ],
+    ids=[
+        "skip",
+        "queue",
+        "cancel previous",
+        "debounce",
+        "debounce and rate limit",
+        "rate limit",
+        "throttle",
+        "singleton without its key",
+        "rate limit without its key",
+    ],
+)
+async def test_every_dead_run_is_handled_by_itself_whatever_the_flow_control_of_its_handler(running, rule):
+    clock = MockClock()
+
+    @job("letters", **rule)
+    async def handle(ctx: Context, letter: dict) -> str:
+        await ctx.sleep("take care", 5)
+        return letter["run_id"]
+
+    bad = deadly(handle)
+    runs = await bury(running, bad, 3, clock=clock)
+    async with running(bad, max_recoveries=0, clock=clock) as engine:
+        await clock.advance(3 * 3600)
+        found = await engine.list_runs(job="letters")
+        assert [handler.status for handler in found] == [RunStatus.COMPLETED] * 3
+        assert sorted(handler.output for handler in found) == sorted(run.id for run in runs)
+
+
+async def test_a_trigger_of_the_handler_does_not_replace_a_letter_that_waits_for_room(running):
+    clock = MockClock()
+
+    @job("letters", debounce=Debounce(None, "1m"), rate_limit=RateLimit(1, "1h"))
+    async def handle(ctx: Context, letter: dict) -> Any:
+        return letter.get("run_id")
+
+    bad = deadly(handle)
+    runs = await bury(running, bad, 2, clock=clock)
+    async with running(bad, max_recoveries=0, clock=clock) as engine:
+        with pytest.raises(RateLimited):
+            await engine.trigger(handle, {})
+        await clock.advance(3 * 3600)
+        found = await engine.list_runs(job="letters")
+        assert sorted(handler.output for handler in found) == [run.id for run in runs]
+
+
+async def test_a_new_run_of_the_handler_does_not_cancel_one_that_handles_a_dead_run(running):
+    @job("letters", singleton=Singleton(mode="cancel_previous"))
+    async def handle(ctx: Context, letter: dict) -> None:
+        await ctx.breakpoint("take care")
+
+    bad = deadly(handle)
+    (run,) = await bury(running, bad)
+    async with running(bad, max_recoveries=0) as engine:
+        (letter,) = await handlers(engine)
+        later = await engine.trigger(handle, {})
+        latest = await engine.trigger(handle, {})
+        await settle()
+        statuses = [(await engine.get_run(each.id)).status for each in (letter, later, latest)]
+    assert letter.dead_letter_of == run.id
+    assert statuses == [RunStatus.WAITING, RunStatus.CANCELLED, RunStatus.PENDING]
+
+
+async def test_a_key_that_is_not_in_the_letter_is_told_of_and_the_letter_is_handled(running, database_path):
+    told: list[str] = []
+
+    @job("letters", singleton=Singleton("customer"))
+    async def handle(ctx: Context, letter: dict) -> str:
+        return letter["run_id"]
+
+    bad = deadly(handle)
+    (run,) = await bury(running, bad)
+    engine = Engine(database_path, [bad], max_recoveries=0, exclusive=True)
+    engine.on("worker:error", lambda event: told.append(event.error.message))
+    async with engine:
+        (handler,) = await handlers(engine)
+        assert handler.output == run.id
+    assert "'customer' is not in it" in told[0]
+
+
+async def test_two_jobs_that_handle_each_others_dead_runs_do_not_go_on_for_ever(running):
+    tick, tock = deadly("tock", name="tick"), deadly("tick", name="tock")
+    async with running(tick, tock, max_recoveries=0) as engine:
+        await engine.trigger(tick)
+        await settle()
+        await crash(engine)
+    for _ in range(3):
+        async with running(tick, tock, max_recoveries=0) as engine:
+            await settle()
+            await crash(engine)
+    async with running(tick, tock, max_recoveries=0) as engine:
+        runs = await engine.list_runs(order="oldest")
+    assert [(run.job, run.status) for run in runs] == [("tick", RunStatus.DEAD), ("tock", RunStatus.DEAD)]
+
+
+async def test_a_job_does_not_handle_its_own_dead_runs(running):
+    own = deadly("own", name="own")
+    (run,) = await bury(running, own)
+    async with running(own, max_recoveries=0) as engine:
+        await settle()
+        assert [found.id for found in await engine.list_runs()] == [run.id]
+
+
+@pytest.mark.parametrize("how", ["child", "continue"])
+async def test_what_a_handler_starts_or_goes_on_as_is_not_handed_over_either(running, how):
+    bad = deadly("handle", name="bad")
+
+    @job("handle", dead_letter="handle-more")
+    async def handle(ctx: Context, letter: dict) -> None:
+        if how == "child":
+            await ctx.run_job("once more", bad, letter["input"])
+        elif "run_id" in letter:
+            ctx.continue_as_new({})
+        else:
+            await asyncio.Event().wait()
+
+    @job("handle-more")
+    async def handle_more(ctx: Context, letter: dict) -> None:
+        await ctx.breakpoint("never")
+
+    jobs = [bad, handle, handle_more]
+    async with running(*jobs, max_recoveries=0) as engine:
+        await engine.trigger(bad)
+        await settle()
+        await crash(engine)
+    for _ in range(3):
+        async with running(*jobs, max_recoveries=0) as engine:
+            await settle()
+            await crash(engine)
+    async with running(*jobs, max_recoveries=0) as engine:
+        assert await engine.list_runs(job="handle-more") == []
+        assert len(await engine.list_runs(job="handle")) == (1 if how == "child" else 2)
 
 
 # --- coming back -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-from watching import finish, on_a_desk_only, timeline
+from watching import finish, on_a_desk_only
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, job
@@ -299,25 +299,3 @@ async def test_a_process_killed_at_any_moment_loses_no_row_and_writes_none_twice
     with closing(sqlite3.connect(database_path)) as connection:
         rows = [row[0] for row in connection.execute("SELECT number FROM item ORDER BY rowid")]
     assert rows == list(range(400))
-
-
-async def test_published_values_do_not_go_back_in_time_on_a_replay(running):
-    @job("states")
-    async def states(ctx: Context, _: None) -> None:
-        await ctx.set_event("state", "preparing")
-        await ctx.step("prepare", lambda: None)
-        await ctx.set_event("state", "packed")
-        await ctx.wait_for_signal("go")
-        await ctx.set_event("state", "done")
-
-    async with running(states) as engine:
-        run = await engine.trigger("states")
-        async for frame in engine.watch(run.id):
-            if frame.kind == "run_status" and frame.status == RunStatus.WAITING:
-                break
-        await crash(engine)
-    async with running(states) as engine:
-        await engine.signal(run.id, "go")
-        published = [frame.value for frame in await timeline(engine, run) if frame.kind == "event"]
-        assert published == ["preparing", "packed", "done"]
-        assert await engine.get_event(run.id, "state") == "done"

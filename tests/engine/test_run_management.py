@@ -255,31 +255,6 @@ async def test_a_run_tells_the_public_what_is_not_only_for_engines(running):
     assert not {"generation", "lease_owner", "lease_expires_at"} & public.keys()
 
 
-async def test_values_that_a_run_publishes_can_be_read_live_and_after_the_end(running):
-    gate = asyncio.Event()
-
-    @job("publish")
-    async def publish(ctx: Context, _: None) -> None:
-        await ctx.set_event("stage", "first")
-        await ctx.step("wait", gate.wait)
-        await ctx.set_event("stage", {"name": "last"})
-
-    async with running(publish) as engine:
-        run = await engine.trigger("publish")
-        await settle()
-        assert await engine.get_event(run.id, "stage") == "first"
-        assert await engine.get_event(run.id, "other", default="none") == "none"
-        gate.set()
-        frames = await timeline(engine, run)
-        assert await engine.get_event(run.id, "stage") == {"name": "last"}
-        with pytest.raises(RunNotFound):
-            await engine.get_event("nobody", "stage")
-    assert [(frame.key, frame.value) for frame in frames if frame.kind == "event"] == [
-        ("stage", "first"),
-        ("stage", {"name": "last"}),
-    ]
-
-
 async def test_time_randomness_and_identifiers_are_the_same_on_every_execution(running):
     seen = []
     clock = MockClock()

@@ -310,7 +310,7 @@ PLANS = {
         "durable_held by durable_held_by_gate",
         "durable_runs by durable_runs_blocked",
     },
-    "COUNT_LEASED": {"durable_counts by primary key"},
+    "COUNT_EXECUTING": {"durable_counts by primary key", "durable_runs by durable_runs_undoing"},
     "FIND_BY_IDEMPOTENCY_KEY": {"durable_runs by durable_runs_by_idempotency_key"},
     "FIND_BY_CONCURRENCY_KEY": {"durable_runs by durable_runs_by_concurrency_key"},
     "NEXT_DUE": {
@@ -367,7 +367,9 @@ PLANS = {
     "BURY": {RUN},
     "REOPEN": {RUN},
     "LINK_DEAD_LETTER": {RUN},
+    "SERVES_DEAD_LETTER": {RUN, "later by id", "earlier by id"},
     "FORGET_UNSETTLED_STEPS": {STEP},
+    "FORGET_LATER_PUBLICATIONS": {STEP},
     "COPY_STEPS": {STEP},
 }
 # An index for the order would cost every step a write; and of runs that are leased, blocked or the children of one
@@ -399,7 +401,11 @@ async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(ru
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == PLANS[name]
+    others = [other for other in others if other not in RECURSIVE]
     assert others == (["USE TEMP B-TREE FOR ORDER BY"] if name in SORTED_FEW else [])
+
+
+RECURSIVE = {"SCAN origin", "SCAN waiting"}  # what a recursive statement has found so far: no table
 
 
 PENDING, MESSAGE = "durable_messages by durable_messages_pending", "durable_messages by durable_messages_by_id"
@@ -409,6 +415,8 @@ PLANS_OF_WAITS = {
     "BY_TOPIC": {TOPIC},
     "BY_TOPIC_IN_RUN": {TOPIC},
     "TOPIC_STATUS": {TOPIC},
+    "FOLLOW_ON": {TOPIC},
+    "WAITING_FOR": {"child by id", "step by durable_steps_by_topic"},
     "BREAKPOINTS": {RUNNING},
     "SEND": set(),
     "NEXT": {PENDING},
@@ -416,6 +424,7 @@ PLANS_OF_WAITS = {
     "PUT_BACK": {MESSAGE},
     "OUTCOME": {MESSAGE},
     "PUBLISH": set(),
+    "FORGET_EVENTS": {"durable_events by primary key", "durable_events by durable_events_by_time"},
 }
 SORTED_WAITS = {"BY_TOPIC", "BY_TOPIC_IN_RUN"}  # the few runs that an event reaches, the few waits of one run
 
@@ -426,6 +435,7 @@ async def test_what_runs_per_wait_and_per_delivery_goes_by_the_index_made_for_it
         text = getattr(waits if hasattr(waits, name) else messages, name)
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == PLANS_OF_WAITS[name]
+    others = [other for other in others if other not in RECURSIVE]
     assert all(other.startswith("USE TEMP B-TREE") and name in SORTED_WAITS for other in others)
 
 
@@ -482,4 +492,5 @@ async def test_no_statement_by_name_scans_a_table(running):
             if not name.isupper() or name.startswith("_") or not isinstance(text, str):
                 continue
             _, others = plan_of(engine._store.database.connection, text)
-            assert [detail for detail in others if detail.startswith("SCAN")] == [], name
+            scans = [detail for detail in others if detail.startswith("SCAN")]
+            assert [detail for detail in scans if detail not in RECURSIVE] == [], name
