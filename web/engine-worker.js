@@ -14,7 +14,7 @@
  */
 import { mountStorage } from "./opfs-filesystem.js";
 import { MOUNT_POINT, OpfsStorage } from "./opfs-storage.js";
-import { startPython } from "./pyodide-start.js";
+import { startPython, turnsOf } from "./pyodide-start.js";
 
 /** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
 /**
@@ -185,12 +185,6 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
   const send = (/** @type {string} */ text) => postMessage(text);
   const host = await browser.start(send, JSON.stringify(settings), files);
   return { storage, host, python };
-}
-
-/** How a function of Python's is called in a turn of its own, so that it may wait for promises where the browser can. */
-function turnsOf(/** @type {any} */ { _module, _api }) {
-  if (!_module.jspiSupported) return (/** @type {any} */ take) => _api.scheduleCallback(take, 0);
-  return (/** @type {any} */ take) => void take.callPromising(); // which asks for the turn
 }
 
 /**

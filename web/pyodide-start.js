@@ -155,3 +155,9 @@ class Downloads {
     if (file) this.note(name, file.total, file.total);
   }
 }
+
+/** How a function of Python's is called in a turn of its own, so that it may wait for promises where the browser can. */
+export function turnsOf(/** @type {any} */ { _module, _api }) {
+  if (!_module.jspiSupported) return (/** @type {any} */ take) => _api.scheduleCallback(take, 0);
+  return (/** @type {any} */ take) => void take.callPromising(); // which asks for the turn
+}

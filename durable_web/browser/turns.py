@@ -1,8 +1,8 @@
 """Turns of the worker's event loop that cost little.
 
 Pyodide's loop asks the browser for a turn of its own for every callback, and for two where Python may wait for a
-promise in the middle of synchronous code (JSPI). Here, as in every other event loop of Python's, all callbacks that are
-ready share one turn; what they make ready has the next.
+promise in the middle of synchronous code (JSPI). Here all callbacks that are ready share one turn, and so does what
+they make ready, for a few milliseconds; then the browser has its turn, with messages and timers.
 
 A callback that waits for a promise in the middle of synchronous code (``pyodide.ffi.run_sync``) holds up no other: the
 browser was asked for another turn before it began, in which the rest goes on.
@@ -11,10 +11,13 @@ browser was asked for another turn before it began, in which the rest goes on.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
+
+TURN_SECONDS = 0.004
 
 
 class SharedTurns:
@@ -37,18 +40,19 @@ class SharedTurns:
         return handle
 
     def take(self) -> None:
-        """Call what is ready now."""
+        """Call what is ready, and what that makes ready, until it has taken long enough."""
         self._has_asked = False
         self._loop._install_running_loop()
         self._loop._install_asyncgen_hooks()
-        for _ in range(len(self._ready)):
-            if not self._ready:  # another turn has called the rest, while a callback waited for a promise
-                return
+        until = time.perf_counter() + TURN_SECONDS
+        while self._ready:
             handle = self._ready.popleft()
             if self._ready:
                 self._need_turn()
             if not handle.cancelled():
                 handle._run()
+            if time.perf_counter() > until:  # what is left has asked for a turn
+                return
 
     def _need_turn(self) -> None:
         if not self._has_asked:

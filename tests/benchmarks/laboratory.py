@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chromium import Chromium, launch
+from environment import BUILD
 from static_server import StaticServer
 
 from .peers import WEB
@@ -149,7 +150,7 @@ def laboratory(playwright: Playwright, dist: Path, bundles: Path, *, fine_clock:
     """
     with (
         servers(dist, bundles) as (plain, isolated),
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(dir=BUILD, prefix="benchmark-", ignore_cleanup_errors=True) as folder,
         launch(playwright, Path(folder) / "profile") as chromium,
         deadline(chromium),
     ):

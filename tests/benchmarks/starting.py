@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chromium import launch
+from environment import BUILD
 
 from .laboratory import Laboratory, deadline, servers
 from .scale import Scale
@@ -37,7 +38,7 @@ def measure_starts(bench: Bench, playwright: Playwright, dist: Path, bundles: Pa
         def first_visit(kind: str) -> Callable[[], float]:
             def measure() -> float:
                 with (
-                    tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+                    tempfile.TemporaryDirectory(dir=BUILD, prefix="benchmark-", ignore_cleanup_errors=True) as folder,
                     launch(playwright, Path(folder) / "profile") as chromium,
                     deadline(chromium),
                 ):
@@ -49,7 +50,7 @@ def measure_starts(bench: Bench, playwright: Playwright, dist: Path, bundles: Pa
             "ms", {kind: first_visit(kind) for kind in kinds}, rounds=scale.starts
         ).values()
         with (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            tempfile.TemporaryDirectory(dir=BUILD, prefix="benchmark-", ignore_cleanup_errors=True) as folder,
             launch(playwright, Path(folder) / "profile") as chromium,
             deadline(chromium),
         ):
