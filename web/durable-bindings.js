@@ -29,7 +29,7 @@ export { Binding };
 /** @typedef {{type: string, message: string, traceback?: string}} RunError */
 /**
  * @typedef {Record<string, any> & {id: string, job: string, status: string, attempt: number, output: any, createdAt: number,
- *   updatedAt: number, progress: Progress | null, error: RunError | null}} Run as `runs.get` gives it
+ *   updatedAt: number, lastSeq: number, progress: Progress | null, error: RunError | null}} Run as `runs.get` gives it
  */
 /** @typedef {Frame & {level: string, message: string, fields: Record<string, any>, step: string | null}} Line */
 /**
@@ -175,6 +175,11 @@ class FollowedRun extends Binding {
     void this.#watch(runId, signal);
   }
 
+  /** Reads the run, unless what was read knows of that frame. @param {number} seq */
+  #readBeyond(seq) {
+    if (!this.isHydrated || !this.run || seq > this.run.lastSeq) void this.#read();
+  }
+
   /** Reads the run from the store; calls that come meanwhile share one more reading. */
   #read = async () => {};
 
@@ -253,25 +258,26 @@ class FollowedRun extends Binding {
   }
 
   /**
-   * Takes what is newer than the run that the store gave. Where that is not sure, and where the run has ended (its output
-   * comes with its status), the store is asked again.
+   * Takes what is newer than the run that the store gave, whose number is that of the last frame it knows of. Where a run
+   * is no longer executing, the store is asked again: for what it waits, or the output, which comes with its status.
    *
    * @param {Frame} frame
    */
   #takeState(frame) {
-    const { kind, ts, status, attempt, current, total = null, message = null } = frame;
+    const { kind, seq, ts, status, attempt, current, total = null, message = null } = frame;
     if (kind === "run_status") {
       this.#attempt = attempt;
       if (INTERRUPTIONS.includes(frame.reason)) this.interruptions += 1;
-    } else if (this.run && ts < this.run.updatedAt) return;
-    if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return void this.#read();
+    }
+    if (kind === "run_status" && (status !== "leased" || frame.reason)) this.#readBeyond(seq);
+    if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return;
     const state = kind === "progress" ? { progress: { current, total, message } } : { status, attempt };
-    this.run = { ...this.run, ...state, updatedAt: ts };
+    this.run = { ...this.run, ...state, updatedAt: ts, lastSeq: seq };
   }
 }
 
 /** @param {Run} run @param {Frame} frame */
-const isNews = (run, frame) => frame.ts > run.updatedAt;
+const isNews = (run, frame) => frame.seq > run.lastSeq;
 
 /** The run of an id. */
 export class RunBinding extends FollowedRun {
@@ -343,7 +349,8 @@ export class JobBinding extends FollowedRun {
 }
 
 /**
- * The runs that pass a filter, a page at a time. A page after the first begins where the one before it ended, so new runs
+ * The runs that pass a filter, a page at a time. As a page is read again with every change, the runs come without their
+ * input and output, unless `payloads` asks for them. A page after the first begins where the one before it ended, so new runs
  * move nothing there; they appear on the first.
  */
 export class RunsBinding extends Binding {
@@ -361,9 +368,9 @@ export class RunsBinding extends Binding {
   #turning = Promise.resolve();
 
   /** @param {Durable} durable @param {Filter & {pageSize?: number, realtime?: boolean}} [options] */
-  constructor(durable, { pageSize = 20, realtime = true, ...filter } = {}) {
+  constructor(durable, { pageSize = 20, realtime = true, payloads = false, ...filter } = {}) {
     super(durable);
-    this.#filter = filter;
+    this.#filter = { ...filter, payloads };
     this.#pageSize = pageSize;
     const jobs = typeof filter.job === "string" ? filter.job : null;
     if (realtime) this.whenClosed(follow(durable, jobs, (frames) => this.#hear(frames)));
@@ -447,10 +454,11 @@ export class RunsBinding extends Binding {
   });
 
   /** @param {Frame} frame */
-  #takeProgress({ runId, ts, current, total = null, message = null }) {
-    const index = this.items.findIndex((run) => run.id === runId);
-    if (index < 0 || ts < this.items[index].updatedAt) return;
-    const updated = { ...this.items[index], progress: { current, total, message }, updatedAt: ts };
+  #takeProgress(frame) {
+    const index = this.items.findIndex((run) => run.id === frame.runId);
+    if (index < 0 || !isNews(this.items[index], frame)) return;
+    const { seq, ts, current, total = null, message = null } = frame;
+    const updated = { ...this.items[index], progress: { current, total, message }, updatedAt: ts, lastSeq: seq };
     this.items = this.items.with(index, updated);
     this.changed();
   }

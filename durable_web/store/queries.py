@@ -47,7 +47,7 @@ _STORED_COLUMNS = (
     "dead_letter_id",
     *TIMES,
 )
-RUN_COLUMNS = (*_STORED_COLUMNS, "current_step", "completed_steps")
+RUN_COLUMNS = (*_STORED_COLUMNS, "current_step", "completed_steps", "last_seq")
 
 _SELECT_RUN = f"""
 SELECT {", ".join(_STORED_COLUMNS)},
@@ -58,9 +58,13 @@ SELECT {", ".join(_STORED_COLUMNS)},
          LIMIT 1) AS current_step,
        (SELECT COUNT(*)
           FROM durable_steps
-         WHERE run_id = durable_runs.id AND status = 'completed') AS completed_steps
+         WHERE run_id = durable_runs.id AND status = 'completed') AS completed_steps,
+       (SELECT MAX(seq)
+          FROM durable_frames
+         WHERE run_id = durable_runs.id) AS last_seq
   FROM durable_runs
 """
+_SELECT_RUN_WITHOUT_PAYLOADS = _SELECT_RUN.replace("input, output", "'null' AS input, NULL AS output", 1)
 
 GET_RUN = f"""{_SELECT_RUN}
  WHERE id = :id
@@ -709,15 +713,18 @@ def claim(saturated: list[str]) -> tuple[str, dict[str, Any]]:
     ), parameters
 
 
-def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: int) -> tuple[str, dict[str, Any]]:
-    """The statement and the parameters that list runs that pass a filter, by id."""
+def list_runs(
+    wanted: RunFilter, oldest_first: bool, after: str | None, limit: int, payloads: bool = True
+) -> tuple[str, dict[str, Any]]:
+    """The statement and the parameters that list runs that pass a filter, by id; with ``payloads``, all of them."""
     conditions, parameters = _conditions(wanted)
     if after is not None:
         conditions.append("id > :after" if oldest_first else "id < :after")
         parameters["after"] = after
     where = "\n   AND ".join(conditions) or "TRUE"
     order = "id" if oldest_first else "id DESC"
-    return f"{_SELECT_RUN}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
+    select = _SELECT_RUN if payloads else _SELECT_RUN_WITHOUT_PAYLOADS
+    return f"{select}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
 
 
 def logs(levels: list[str]) -> tuple[str, dict[str, Any]]:

@@ -331,6 +331,63 @@ def test_a_list_follows_status_progress_and_deletion_and_without_realtime_only_r
     assert told == {"before": 0, "refreshed": 1}
 
 
+def test_a_list_comes_without_what_its_runs_hold_unless_it_is_asked_for(tab):
+    told = tab().evaluate("""async () => {
+        const texts = ["x".repeat(1_000_000)];
+        await job(durable, "say").triggerAndWait(texts);
+        const [small, whole] = [runs(durable), runs(durable, { payloads: true })];
+        for (const listed of [small, whole]) await until(listed, ({ isHydrated }) => isHydrated);
+        const held = ({ items: [{ input, output, status }] }) => [input?.[0].length, output?.length, status];
+        return [held(small), held(whole)];
+    }""")
+    assert told == [[None, None, "completed"], [1_000_000, 1_000_000, "completed"]]
+
+
+CLOCKS = {"stands still": "1_800_000_000_000", "runs backwards": "1_800_000_000_000 - next(ticks)"}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_what_is_news_is_told_by_the_order_of_frames_and_not_by_a_clock(chromium, client_url, clock):
+    """In particular where many frames are of the same millisecond."""
+    page = chromium.open(
+        client_url(f"""
+import asyncio, itertools
+from durable_web import job
+from durable_web.clock import SystemClock
+
+ticks = itertools.count()
+SystemClock.now = lambda self: {clock}
+
+@job("climb")
+async def climb(ctx, _):
+    for number in range(1, 6):
+        ctx.progress(number, 5)
+        await ctx.step(f"step {{number}}", asyncio.sleep, 0.12)
+    await asyncio.Event().wait()
+""")
+    )
+    page.evaluate(LOAD)
+    told = page.evaluate("""async () => {
+        let reads = 0;
+        const { get } = durable.runs;
+        durable.runs.get = (id) => (reads += 1, get(id));
+        const climbing = job(durable, "climb");
+        const listed = runs(durable);
+        const [seen, listedSeen] = [[], []];
+        climbing.addEventListener("changed", () => seen.push(climbing.progress?.current ?? 0));
+        listed.addEventListener("changed", () => listedSeen.push(listed.items[0]?.progress?.current ?? 0));
+        await climbing.trigger();
+        await until(climbing, ({ progress, stepCount }) => progress?.current === 5 && stepCount === 5);
+        await until(listed, ({ items }) => items[0]?.progress?.current === 5);
+        return { reads, seen, listedSeen, status: climbing.status, lastSeq: climbing.run.lastSeq };
+    }""")
+    assert told["seen"] == sorted(told["seen"])
+    assert told["listedSeen"] == sorted(told["listedSeen"])
+    assert set(told["seen"]) >= {1, 2, 3, 4, 5}
+    assert told["status"] == "leased"
+    assert told["reads"] <= 2  # all that came later was taken from the frames
+
+
 def test_actions_say_whether_they_are_at_work_and_what_went_wrong(tab):
     told = tab().evaluate("""async () => {
         const acting = actions(durable);
