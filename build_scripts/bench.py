@@ -2,7 +2,8 @@
 
 Sets itself up, lets the subjects of every measurement take turns in one Chromium (and on one CPython), and prints
 medians with minimum and maximum, their ratios, and which targets were reached. `--json` and `--html` write the same to
-files. Numbers of different runs are not compared: what the machine did in between is not known.
+files, `--markdown` the targets alone. Numbers of different runs are not compared: what the machine did in between is
+not known.
 """
 
 import argparse
@@ -46,6 +47,8 @@ def main() -> int:
         from benchmarks.html_report import to_html
 
         write_atomically(arguments.html, to_html(report).encode())
+    if arguments.markdown:
+        write_atomically(arguments.markdown, report.to_markdown().encode())
     return 1 if report.failures else 0
 
 
@@ -54,6 +57,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller counts and fewer rounds: about 4 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page with plots")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the targets as the README shows them")
     parser.add_argument("--only", choices=NAMES, action="append", help="measure this alone; may be given several times")
     return parser.parse_args()
 

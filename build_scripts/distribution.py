@@ -36,6 +36,7 @@ REQUIRED = (
     "durable-element.js",
     "durable-elements.js",
     "durable-run-view.js",
+    "durable-runs-binding.js",
     "durable-runs-view.js",
     "durable-steps-view.js",
     "durable-styles.js",

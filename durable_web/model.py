@@ -91,7 +91,8 @@ class Run:
     ``"debounced"``.
 
     ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
-    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. Times are aware
+    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. ``last_seq`` is the
+    number of the latest frame of the run's timeline: what that and all before it tell is in here. Times are aware
     datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
     first execution, ``completed_at`` of the end, whichever it was.
     """
@@ -133,6 +134,7 @@ class Run:
     updated_at: datetime
     current_step: str | None
     completed_steps: int
+    last_seq: int
     disposition: str | None = None
 
     @property

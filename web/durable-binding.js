@@ -13,6 +13,9 @@ const FOLLOWED_KINDS = ["run_status", "run_deleted", "progress"];
 /** A hidden page is never painted: there a frame is so long. Milliseconds. */
 const HIDDEN_FRAME = 100;
 
+/** Whether a frame tells something that the store had not told yet when the run was read. @param {{lastSeq: number}} run @param {Frame} frame */
+export const isNews = (run, frame) => frame.seq > run.lastSeq;
+
 /** What all bindings have in common: the event "changed", `bind`, and the end. */
 export class Binding extends EventTarget {
   isClosed = false;

@@ -15,21 +15,21 @@
  * the page, what other tabs do, and what happens while the engine is restarted or moves to another tab. "changed" comes at
  * most once per animation frame, whatever happens meanwhile.
  */
-import { Binding, Latest, coalesced, describe, follow, nextFrame } from "./durable-binding.js";
+import { Binding, Latest, coalesced, follow, isNews } from "./durable-binding.js";
+import { ActionsBinding, RunsBinding } from "./durable-runs-binding.js";
+import { ACTIVE, isTerminal, lineText, percentage, sentence } from "./durable-text.js";
 import { DurableError } from "./engine-connection.js";
-import { ACTIVE, isTerminal, lineText, percentage, sentence, visible } from "./durable-text.js";
 
-export { Binding };
+export { ActionsBinding, Binding, RunsBinding };
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./durable-web.js").Filter} Filter */
 /** @typedef {import("./durable-web.js").TriggerOptions} TriggerOptions */
 /** @typedef {import("./watch.js").Frame} Frame */
 /** @typedef {{current: number, total: number | null, message: string | null}} Progress */
 /** @typedef {{type: string, message: string, traceback?: string}} RunError */
 /**
  * @typedef {Record<string, any> & {id: string, job: string, status: string, attempt: number, output: any, createdAt: number,
- *   updatedAt: number, progress: Progress | null, error: RunError | null}} Run as `runs.get` gives it
+ *   updatedAt: number, lastSeq: number, progress: Progress | null, error: RunError | null}} Run as `runs.get` gives it
  */
 /** @typedef {Frame & {level: string, message: string, fields: Record<string, any>, step: string | null}} Line */
 /**
@@ -49,7 +49,7 @@ export const job = (durable, name, options) => new JobBinding(durable, name, opt
 export const run = (durable, id, options) => new RunBinding(durable, id, options);
 /** @param {Durable} durable @param {string} id of a run @param {{max?: number}} [options] */
 export const logs = (durable, id, options) => new LogsBinding(durable, id, options);
-/** @param {Durable} durable @param {Filter & {pageSize?: number, realtime?: boolean}} [options] */
+/** @param {Durable} durable @param {import("./durable-runs-binding.js").ListOptions} [options] */
 export const runs = (durable, options) => new RunsBinding(durable, options);
 /** @param {Durable} durable */
 export const actions = (durable) => new ActionsBinding(durable);
@@ -175,6 +175,11 @@ class FollowedRun extends Binding {
     void this.#watch(runId, signal);
   }
 
+  /** Reads the run, unless what was read knows of that frame. @param {number} seq */
+  #readBeyond(seq) {
+    if (!this.isHydrated || !this.run || seq > this.run.lastSeq) void this.#read();
+  }
+
   /** Reads the run from the store; calls that come meanwhile share one more reading. */
   #read = async () => {};
 
@@ -253,25 +258,23 @@ class FollowedRun extends Binding {
   }
 
   /**
-   * Takes what is newer than the run that the store gave. Where that is not sure, and where the run has ended (its output
-   * comes with its status), the store is asked again.
+   * Takes what is newer than the run that the store gave, whose number is that of the last frame it knows of. Where a run
+   * is no longer executing, the store is asked again: for what it waits, or the output, which comes with its status.
    *
    * @param {Frame} frame
    */
   #takeState(frame) {
-    const { kind, ts, status, attempt, current, total = null, message = null } = frame;
+    const { kind, seq, ts, status, attempt, current, total = null, message = null } = frame;
     if (kind === "run_status") {
       this.#attempt = attempt;
       if (INTERRUPTIONS.includes(frame.reason)) this.interruptions += 1;
-    } else if (this.run && ts < this.run.updatedAt) return;
-    if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return void this.#read();
+    }
+    if (kind === "run_status" && (status !== "leased" || frame.reason)) this.#readBeyond(seq);
+    if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return;
     const state = kind === "progress" ? { progress: { current, total, message } } : { status, attempt };
-    this.run = { ...this.run, ...state, updatedAt: ts };
+    this.run = { ...this.run, ...state, updatedAt: ts, lastSeq: seq };
   }
 }
-
-/** @param {Run} run @param {Frame} frame */
-const isNews = (run, frame) => frame.ts > run.updatedAt;
 
 /** The run of an id. */
 export class RunBinding extends FollowedRun {
@@ -338,184 +341,6 @@ export class JobBinding extends FollowedRun {
   #hearOfTriggers(frames) {
     for (const { kind, seq, runId } of frames) {
       if (kind === "run_status" && seq === 1 && runId > (this.runId ?? "")) this.show(runId);
-    }
-  }
-}
-
-/**
- * The runs that pass a filter, a page at a time. A page after the first begins where the one before it ended, so new runs
- * move nothing there; they appear on the first.
- */
-export class RunsBinding extends Binding {
-  /** @type {Run[]} */
-  items = [];
-  /** The number of the page that is shown, from 1. */
-  page = 1;
-  hasMore = false;
-  /** Whether the store was asked for the runs that are shown. */
-  isHydrated = false;
-  #filter;
-  #pageSize;
-  /** Of each page up to the one that is shown: after which run it begins. @type {(string | undefined)[]} */
-  #cursors = [undefined];
-  #turning = Promise.resolve();
-
-  /** @param {Durable} durable @param {Filter & {pageSize?: number, realtime?: boolean}} [options] */
-  constructor(durable, { pageSize = 20, realtime = true, ...filter } = {}) {
-    super(durable);
-    this.#filter = filter;
-    this.#pageSize = pageSize;
-    const jobs = typeof filter.job === "string" ? filter.job : null;
-    if (realtime) this.whenClosed(follow(durable, jobs, (frames) => this.#hear(frames)));
-    void this.refresh();
-  }
-
-  get text() {
-    return this.items.map((run) => `${visible(run.job)}  ${sentence(run)}`).join("\n");
-  }
-  get hasPrevious() {
-    return this.page > 1;
-  }
-
-  /** Reads the page that is shown again. */
-  refresh = coalesced(() => this.#read());
-
-  /** Shows the runs after those that are shown. */
-  next() {
-    return this.#turn(async () => {
-      const last = this.items.at(-1);
-      if (!this.hasMore || !last) return;
-      this.#cursors = [...this.#cursors.slice(0, this.page), last.id];
-      this.page += 1;
-      await this.refresh();
-    });
-  }
-
-  /** Shows the runs before those that are shown. */
-  previous() {
-    return this.goToPage(this.page - 1);
-  }
-
-  /** Shows a page, or the last one where there are not so many. @param {number} page from 1 */
-  async goToPage(page) {
-    if (page > this.page) {
-      while (this.page < page && this.hasMore && !this.problem) await this.next();
-      return;
-    }
-    return this.#turn(async () => {
-      this.page = Math.max(1, Math.min(page, this.page));
-      await this.refresh();
-    });
-  }
-
-  /** One page is turned after the other. @param {() => Promise<void>} work */
-  #turn(work) {
-    return (this.#turning = this.#turning.then(work));
-  }
-
-  /** @returns {Promise<void>} */
-  async #read() {
-    const { page } = this;
-    try {
-      const cursor = this.#cursors[page - 1];
-      const found = await this.durable.runs.list({ ...this.#filter, cursor, limit: this.#pageSize + 1 });
-      if (page !== this.page) return;
-      if (!found.length && page > 1) {
-        this.page -= 1; // all that was here is gone
-        return await this.#read();
-      }
-      this.items = found.slice(0, this.#pageSize);
-      [this.hasMore, this.isHydrated, this.problem] = [found.length > this.#pageSize, true, null];
-      this.changed();
-    } catch (error) {
-      this.fail(error);
-    }
-  }
-
-  /** Progress is taken as it comes; whatever else happens may change which runs there are. @param {Frame[]} frames */
-  #hear(frames) {
-    for (const frame of frames) {
-      if (frame.kind === "progress") this.#takeProgress(frame);
-      else void this.#refreshSoon();
-    }
-  }
-
-  /** At most once per animation frame, however many runs there are. */
-  #refreshSoon = coalesced(async () => {
-    await nextFrame();
-    if (!this.isClosed) await this.refresh();
-  });
-
-  /** @param {Frame} frame */
-  #takeProgress({ runId, ts, current, total = null, message = null }) {
-    const index = this.items.findIndex((run) => run.id === runId);
-    if (index < 0 || ts < this.items[index].updatedAt) return;
-    const updated = { ...this.items[index], progress: { current, total, message }, updatedAt: ts };
-    this.items = this.items.with(index, updated);
-    this.changed();
-  }
-}
-
-/** What a person may do with runs: while one is being done `isBusy`, and then `error` says whether it went wrong. */
-export class ActionsBinding extends Binding {
-  /** @type {DurableError | null} */
-  error = null;
-  #underWay = 0;
-
-  get isBusy() {
-    return this.#underWay > 0;
-  }
-  get text() {
-    return this.error ? visible(this.error.message) : "";
-  }
-
-  /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<Run>} */
-  retry(id) {
-    return this.#do(this.durable.runs.retry(id));
-  }
-  /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<Run>} */
-  retryWithInput(id, input) {
-    return this.#do(this.durable.runs.retryWithInput(id, input));
-  }
-  /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<Run>} */
-  retrigger(id) {
-    return this.#do(this.durable.runs.retrigger(id));
-  }
-  /** Makes a new run that has the steps before the one named. @param {string} id @param {string} fromStep @returns {Promise<Run>} */
-  fork(id, fromStep) {
-    return this.#do(this.durable.runs.fork(id, fromStep));
-  }
-  /** @param {string} id @returns {Promise<Run>} */
-  cancel(id) {
-    return this.#do(this.durable.runs.cancel(id));
-  }
-  /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
-  delete(id) {
-    return this.#do(this.durable.runs.delete(id));
-  }
-  /** @param {string} id @returns {Promise<Run>} */
-  get(id) {
-    return this.#do(this.durable.runs.get(id));
-  }
-  /** @param {string} id @returns {Promise<any[]>} */
-  steps(id) {
-    return this.#do(this.durable.runs.steps(id));
-  }
-
-  /** @template Result @param {Promise<Result>} work @returns {Promise<Result>} */
-  async #do(work) {
-    this.#underWay += 1;
-    this.changed();
-    try {
-      const result = await work;
-      this.error = null;
-      return result;
-    } catch (error) {
-      this.error = describe(error);
-      throw error;
-    } finally {
-      this.#underWay -= 1;
-      this.changed();
     }
   }
 }

@@ -210,7 +210,8 @@ export class DurableRuns extends DurableElement {
     };
     const pageSize = Number(this.getAttribute("page-size") ?? 10);
     const given = Object.entries(filter).filter(([, value]) => value !== undefined);
-    const binding = new RunsBinding(client, { ...Object.fromEntries(given), pageSize });
+    const payloads = /^(input|output)\b/.test(this.getAttribute("title-field") ?? "");
+    const binding = new RunsBinding(client, { ...Object.fromEntries(given), pageSize, payloads });
     const view = new RunsView(this, client, binding);
     binding.addEventListener("changed", () => view.render());
     view.render();

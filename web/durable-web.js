@@ -73,8 +73,8 @@ export { DurableError };
 /**
  * @typedef {{status?: string | string[], job?: string | string[], labels?: Record<string, string>, search?: string,
  *   createdAfter?: number, createdBefore?: number, parent?: string, order?: "newest" | "oldest", cursor?: string,
- *   limit?: number}} Filter `parent` is the id of the run that has started them; `cursor` that of the last run of the page
- *   before
+ *   limit?: number, payloads?: boolean}} Filter `parent` is the id of the run that has started them; `cursor` that of the
+ *   last run of the page before; without `payloads`, `input` and `output` are left out: null
  */
 /** @typedef {import("./watch.js").FrameFilter} FrameFilter */
 /** @typedef {import("./engine-connection.js").Start} Start */

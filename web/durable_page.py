@@ -106,9 +106,10 @@ class Durable:
         """The latest ``max`` log lines of a run, live: a ``LogsBinding``."""
         return LogsBinding(bridge.bindLogs(self._client, run_id, json.dumps({"max": max})))
 
-    def runs(self, filters=None, page_size=20, realtime=True):
-        """The runs that pass the filters of ``list_runs``, live, a page at a time: a ``RunsBinding``."""
-        options = {"pageSize": page_size, "realtime": realtime}
+    def runs(self, filters=None, page_size=20, realtime=True, payloads=False):
+        """The runs that pass the filters of ``list_runs``, live, a page at a time: a ``RunsBinding``. They come without
+        their input and output, unless ``payloads`` asks for them."""
+        options = {"pageSize": page_size, "realtime": realtime, "payloads": payloads}
         options.update(_camel_case_keys(filters or {}))
         return RunsBinding(bridge.bindRuns(self._client, json.dumps(options)))
 
@@ -136,7 +137,8 @@ class Durable:
     async def list_runs(self, **filters):
         """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
         ``created_after`` and ``created_before`` (milliseconds), ``parent`` (the id of the run that has started them),
-        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``."""
+        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``.
+        With ``payloads=False`` they come without their input and output."""
         return [Record(run) for run in await self._call("runs.list", _camel_case_keys(filters))]
 
     async def count_runs(self, by="status"):

@@ -24,13 +24,21 @@ class Inspection(EngineParts):
         return self._running_store().runs.get(run_id)
 
     async def list_runs(
-        self, *, order: str = "newest", limit: int = 50, cursor: str | None = None, **filters: Any
+        self,
+        *,
+        order: str = "newest",
+        limit: int = 50,
+        cursor: str | None = None,
+        payloads: bool = True,
+        **filters: Any,
     ) -> list[Run]:
         """A page of runs; the filters are those of :class:`RunFilter`.
 
         :param order: ``"newest"`` or ``"oldest"`` first; the order is stable.
         :param limit: at most so many, from 1 to 1,000.
         :param cursor: the id of the last run of the page before this one.
+        :param payloads: whether the runs come with their ``input`` and ``output``; without, both are ``None``, and a
+            page of runs is small however much they hold.
         :raises ValueError: when a status, the order or the limit is none.
         """
         if not 1 <= limit <= 1000:
@@ -38,7 +46,9 @@ class Inspection(EngineParts):
         if order not in ("newest", "oldest"):
             raise ValueError(f'order is "newest" or "oldest", not {order!r}')
         wanted = RunFilter(**filters)
-        return self._running_store().runs.list(wanted, oldest_first=order == "oldest", after=cursor, limit=limit)
+        oldest_first = order == "oldest"
+        runs = self._running_store().runs
+        return runs.list(wanted, oldest_first=oldest_first, after=cursor, limit=limit, payloads=payloads)
 
     async def count_runs(self, by: str = "status") -> dict[str, int]:
         """How many runs there are for each ``"status"`` or ``"job"``.

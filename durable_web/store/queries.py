@@ -28,6 +28,9 @@ _DERIVED = {
     "completed_steps": """(SELECT COUNT(*)
           FROM durable_steps
          WHERE run_id = durable_runs.id AND status = 'completed')""",
+    "last_seq": """(SELECT MAX(seq)
+          FROM durable_frames
+         WHERE run_id = durable_runs.id)""",
 }
 RUN_COLUMNS = tuple(field.name for field in fields(Run) if field.name != "disposition")  # what a trigger says of it
 
@@ -35,6 +38,7 @@ _SELECT_RUN = f"""
 SELECT {", ".join(_DERIVED.get(name, name) for name in RUN_COLUMNS)}
   FROM durable_runs
 """
+_SELECT_RUN_WITHOUT_PAYLOADS = _SELECT_RUN.replace("input, output", "'null' AS input, NULL AS output", 1)
 
 GET_RUN = f"""{_SELECT_RUN}
  WHERE id = :id
@@ -729,15 +733,18 @@ def claim(saturated: list[str]) -> tuple[str, dict[str, Any]]:
     ), parameters
 
 
-def list_runs(wanted: RunFilter, oldest_first: bool, after: str | None, limit: int) -> tuple[str, dict[str, Any]]:
-    """The statement and the parameters that list runs that pass a filter, by id."""
+def list_runs(
+    wanted: RunFilter, oldest_first: bool, after: str | None, limit: int, payloads: bool = True
+) -> tuple[str, dict[str, Any]]:
+    """The statement and the parameters that list runs that pass a filter, by id; with ``payloads``, all of them."""
     conditions, parameters = _conditions(wanted)
     if after is not None:
         conditions.append("id > :after" if oldest_first else "id < :after")
         parameters["after"] = after
     where = "\n   AND ".join(conditions) or "TRUE"
     order = "id" if oldest_first else "id DESC"
-    return f"{_SELECT_RUN}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
+    select = _SELECT_RUN if payloads else _SELECT_RUN_WITHOUT_PAYLOADS
+    return f"{select}\n WHERE {where}\n ORDER BY {order}\n LIMIT :limit", {**parameters, "limit": limit}
 
 
 def logs(levels: list[str]) -> tuple[str, dict[str, Any]]:

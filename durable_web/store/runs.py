@@ -170,9 +170,11 @@ class Runs:
         row = self._database.row(queries.RUN_STANDING, {"id": run_id})
         return None if row is None else (RunStatus(row[0]), row[1], bool(row[2]))
 
-    def list(self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int) -> list[Run]:
-        """Runs that pass the filter, from the one after the id ``after`` on."""
-        text, parameters = queries.list_runs(wanted, oldest_first, after, limit)
+    def list(
+        self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int, payloads: bool = True
+    ) -> list[Run]:
+        """Runs that pass the filter, from the one after the id ``after`` on; with their payloads, or without."""
+        text, parameters = queries.list_runs(wanted, oldest_first, after, limit, payloads)
         return [_run(row) for row in self._database.rows(text, parameters)]
 
     def count(self, by: str) -> dict[str, int]:

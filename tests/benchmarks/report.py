@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,18 @@ class Report:
         """The report for a terminal."""
         return "\n".join([*_facts(self), *_numbers(self.measurements), *_targets(self), *_failures(self)])
 
+    def to_markdown(self) -> str:
+        """The targets and where the run was made, as the README shows them."""
+        facts = "; ".join(f"{name} {value}" for name, value in self.facts.items())
+        lines = [
+            f"`{self.command}`, {self.started[:10]}. {facts}.",
+            "",
+            "| what | target | measured | |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += (f"| {text} | {bound} | {measured} | {how} |" for text, bound, measured, how in _judged(self))
+        return "\n".join([*lines, ""])
+
 
 def outcome(verdict: Verdict) -> str:
     """In a few words, whether a target was reached, or by how much it was missed."""
@@ -122,13 +134,18 @@ def _targets(report: Report) -> list[str]:
     if not report.verdicts:
         return []
     lines = ["", "Targets (ratios of medians within this run)"]
+    lines += (f"  {text:<66} {bound:<13} {measured:>7}  {how}" for text, bound, measured, how in _judged(report))
+    return lines
+
+
+def _judged(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """Of every target and limit: what it is about, what it asks for, what was measured, and whether that is enough."""
     for verdict in report.verdicts:
         measured = "-" if verdict.measured is None else f"{verdict.measured:.3g}"
-        lines.append(f"  {verdict.target.text:<66} {bound(verdict):<13} {measured:>7}  {outcome(verdict)}")
-    for text, limit, measured in judge_limits(report.measurements):
-        how = "reached" if measured <= limit else f"missed by {measured - limit:.0f} ms"
-        lines.append(f"  {text:<66} {f'under {limit:g} ms':<13} {measured:>7.0f}  {how}")
-    return lines
+        yield verdict.target.text, bound(verdict), measured, outcome(verdict)
+    for text, limit, found in judge_limits(report.measurements):
+        how = "reached" if found <= limit else f"missed by {found - limit:.0f} ms"
+        yield text, f"under {limit:g} ms", f"{found:.0f} ms", how
 
 
 def _failures(report: Report) -> list[str]:

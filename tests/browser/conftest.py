@@ -8,6 +8,7 @@
 One Playwright, one dist/ and one server serve a whole session; profiles, browsers and pages are each test's own.
 """
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -146,5 +147,37 @@ def client_url(write_page: Callable[..., str]) -> Callable[..., str]:
 
     def write(jobs: str, files: Mapping[str, str | bytes] | None = None, **options: object) -> str:
         return write_page(CLIENT_PAGE, {"jobs.py": jobs, **(files or {})}, **options)
+
+    return write
+
+
+INTERPRETERS = {"mpy": "micropython/micropython.mjs", "py": "pyodide/pyodide.mjs"}
+
+PYTHON_PAGE = """<!doctype html><title>python</title><link rel="icon" href="data:,">
+<script type="module" src="../../pyscript.js"></script>
+<p id="line"></p><pre id="lines"></pre><progress id="bar"></progress>
+<script type="{interpreter}" src="./{interpreter}.py" config="./{interpreter}.json"></script>"""
+
+
+@pytest.fixture
+def python_url(write_page: Callable[..., str]) -> Callable[[str, str, str], str]:
+    """Write a PyScript page: python_url("mpy", main, jobs) is the address of one whose MicroPython runs `main`.
+
+    With "py" it is Pyodide. Both have `durable_page`; the pages of a test share their jobs.py, which is the last one.
+    """
+
+    def write(interpreter: str, main: str, jobs: str) -> str:
+        settings = {
+            "interpreter": f"../../vendor/{INTERPRETERS[interpreter]}",
+            "files": {"../../durable_page.py": ""},
+            "js_modules": {"main": {"../../python-bridge.js": "durable_web_bridge"}},
+        }
+        files = {
+            "jobs.py": jobs,
+            f"{interpreter}.html": PYTHON_PAGE.format(interpreter=interpreter),
+            f"{interpreter}.json": json.dumps(settings),
+            f"{interpreter}.py": main,
+        }
+        return write_page("", files).replace("index.html", f"{interpreter}.html")
 
     return write

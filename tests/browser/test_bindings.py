@@ -1,52 +1,7 @@
-"""Bindings: what a page shows of a job is read from one object, from JavaScript and from both Pythons alike."""
-
-import json
+"""Bindings: what a page shows of a job is read from one object."""
 
 import pytest
-
-JOBS = """
-import asyncio
-from durable_web import FatalError, job
-
-@job("count")
-async def count(ctx, input):
-    for number in range(input["to"]):
-        await ctx.step(f"step {number}", lambda: number)
-        ctx.log.info(f"line {number}")
-        ctx.progress(number + 1, input["to"], f"at {number}")
-    return {"counted": input["to"]}
-
-@job("hold")
-async def hold(ctx, name):
-    ctx.log.info(f"holding {name}")
-    ctx.progress(1, 4, "held")
-    await asyncio.Event().wait()
-
-calls = []
-
-@job("fail once")
-async def fail_once(ctx, _):
-    async def call():
-        if not calls:
-            calls.append(1)
-            raise FatalError("not yet")
-        return "now"
-    ctx.log.info("before")
-    return await ctx.step("call", call)
-
-@job("slow")
-async def slow(ctx, steps):
-    for number in range(steps):
-        ctx.log.info(f"line {number}")
-        await ctx.step(f"step {number}", asyncio.sleep, 0.02)
-
-@job("say")
-async def say(ctx, texts):
-    for text in texts:
-        ctx.log.warning(text, seen=text[:50])
-    ctx.progress(1, 2, texts[0])
-    return texts[0]
-"""
+from page_jobs import JOBS, NASTY
 
 LOAD = """async () => {
   Object.assign(globalThis, await import("../../durable-bindings.js"));
@@ -63,15 +18,6 @@ LOAD = """async () => {
     ({ runId, status, output, progress, logs: logs.map(({ message }) => message) });
   return connected(["./jobs.py"]);
 }"""
-
-NASTY = [
-    "<img src=x onerror=alert(1)>",
-    "grüße 🎉 👩\u200d👩\u200d👧",
-    "nul \0, bell \a, escape \x1b[31m",
-    "turned \u202e around",
-    "x" * 1_000_000,
-]
-"""What log lines and names may hold."""
 
 
 @pytest.fixture
@@ -331,6 +277,63 @@ def test_a_list_follows_status_progress_and_deletion_and_without_realtime_only_r
     assert told == {"before": 0, "refreshed": 1}
 
 
+def test_a_list_comes_without_what_its_runs_hold_unless_it_is_asked_for(tab):
+    told = tab().evaluate("""async () => {
+        const texts = ["x".repeat(1_000_000)];
+        await job(durable, "say").triggerAndWait(texts);
+        const [small, whole] = [runs(durable), runs(durable, { payloads: true })];
+        for (const listed of [small, whole]) await until(listed, ({ isHydrated }) => isHydrated);
+        const held = ({ items: [{ input, output, status }] }) => [input?.[0].length, output?.length, status];
+        return [held(small), held(whole)];
+    }""")
+    assert told == [[None, None, "completed"], [1_000_000, 1_000_000, "completed"]]
+
+
+CLOCKS = {"stands still": "1_800_000_000_000", "runs backwards": "1_800_000_000_000 - next(ticks)"}
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_what_is_news_is_told_by_the_order_of_frames_and_not_by_a_clock(chromium, client_url, clock):
+    """In particular where many frames are of the same millisecond."""
+    page = chromium.open(
+        client_url(f"""
+import asyncio, itertools
+from durable_web import job
+from durable_web.clock import SystemClock
+
+ticks = itertools.count()
+SystemClock.now = lambda self: {clock}
+
+@job("climb")
+async def climb(ctx, _):
+    for number in range(1, 6):
+        ctx.progress(number, 5)
+        await ctx.step(f"step {{number}}", asyncio.sleep, 0.12)
+    await asyncio.Event().wait()
+""")
+    )
+    page.evaluate(LOAD)
+    told = page.evaluate("""async () => {
+        let reads = 0;
+        const { get } = durable.runs;
+        durable.runs.get = (id) => (reads += 1, get(id));
+        const climbing = job(durable, "climb");
+        const listed = runs(durable);
+        const [seen, listedSeen] = [[], []];
+        climbing.addEventListener("changed", () => seen.push(climbing.progress?.current ?? 0));
+        listed.addEventListener("changed", () => listedSeen.push(listed.items[0]?.progress?.current ?? 0));
+        await climbing.trigger();
+        await until(climbing, ({ progress, stepCount }) => progress?.current === 5 && stepCount === 5);
+        await until(listed, ({ items }) => items[0]?.progress?.current === 5);
+        return { reads, seen, listedSeen, status: climbing.status, lastSeq: climbing.run.lastSeq };
+    }""")
+    assert told["seen"] == sorted(told["seen"])
+    assert told["listedSeen"] == sorted(told["listedSeen"])
+    assert set(told["seen"]) >= {1, 2, 3, 4, 5}
+    assert told["status"] == "leased"
+    assert told["reads"] <= 2  # all that came later was taken from the frames
+
+
 def test_actions_say_whether_they_are_at_work_and_what_went_wrong(tab):
     told = tab().evaluate("""async () => {
         const acting = actions(durable);
@@ -385,182 +388,3 @@ def test_whatever_a_job_says_is_bound_as_text(tab):
     assert lines[3].startswith("warning: turned [U+202E] around")
     assert lines[4].startswith(f"warning: {NASTY[4]}")
     assert (shown["inside"], shown["position"]) == (0, 1)
-
-
-# --- In Python --------------------------------------------------------------------------------------------------------
-
-INTERPRETERS = {"mpy": "micropython/micropython.mjs", "py": "pyodide/pyodide.mjs"}
-
-PYTHON_PAGE = """<!doctype html><title>python</title><link rel="icon" href="data:,">
-<script type="module" src="../../pyscript.js"></script>
-<p id="line"></p><pre id="lines"></pre><progress id="bar"></progress>
-<script type="{type}" src="./main.py" config="./pyscript.json"></script>"""
-
-TELL = """
-import asyncio
-import json
-
-from durable_page import DurableError, connect
-from pyscript import document, when
-
-async def until(binding, holds):
-    while not holds(binding):
-        news = asyncio.Event()
-        listener = lambda changed: news.set()
-        binding.changed.add_listener(listener)
-        if not holds(binding):
-            await news.wait()
-        binding.changed.remove_listener(listener)
-
-def tell(**told):
-    document.title = json.dumps(told)
-"""
-
-
-@pytest.fixture(params=INTERPRETERS)
-def python(request, chromium, write_page):
-    """Run a main.py on a page, under either interpreter, and return what it tells."""
-    settings = {
-        "interpreter": f"../../vendor/{INTERPRETERS[request.param]}",
-        "files": {"../../durable_page.py": ""},
-        "js_modules": {"main": {"../../python-bridge.js": "durable_web_bridge"}},
-    }
-
-    def run(source):
-        files = {"jobs.py": JOBS, "main.py": TELL + source, "pyscript.json": json.dumps(settings)}
-        page = chromium.open(write_page(PYTHON_PAGE.format(type=request.param), files))
-        page.wait_for_function("() => document.title !== 'python' || document.querySelector('.py-error, .mpy-error')")
-        told = page.title()
-        assert told.startswith("{"), page.inner_text("body")
-        return page, json.loads(told)
-
-    return run
-
-
-def test_in_python_a_job_is_triggered_and_tells_when_it_has_changed(python):
-    _, told = python("""
-durable = await connect("test", ["./jobs.py"])
-count = durable.job("count")
-statuses, ids = [], []
-before = [count.run_id, count.status, count.output, count.progress, count.error, count.logs, count.is_active]
-
-@when(count.changed)
-def note():
-    statuses.append(count.status)
-
-@when(count.changed)
-async def note_run(binding):
-    ids.append(binding.run_id)
-
-run = await count.trigger({"to": 20})
-await until(count, lambda count: count.is_completed and len(count.logs) == 20)
-waited = await count.trigger_and_wait({"to": 2}, labels={"snake_case": "kept"})
-await until(count, lambda count: [line.run_id for line in count.logs] == [waited.id] * 2)
-await until(count, lambda count: statuses[-1] == "completed" and ids[-1] == waited.id)
-tell(before=before, last=statuses[-1], output=count.output, labels=waited.labels, status=waited.status,
-     logs=[line.message for line in count.logs], progress=[count.progress.current, count.percentage],
-     ids=run.id in ids and waited.id in ids, job=count.run.job,
-     steps=[step.name for step in count.steps] * count.step_count)
-""")
-    assert told["before"] == [None, None, None, None, None, [], False]
-    assert told["last"] == told["status"] == "completed"
-    assert told["labels"] == {"snake_case": "kept"}
-    assert (told["output"], told["job"], told["steps"]) == ({"counted": 2}, "count", ["step 0", "step 1"] * 2)
-    assert told["logs"] == ["line 0", "line 1"]
-    assert told["progress"] == [2, 100]
-    assert told["ids"]
-
-
-def test_in_python_runs_are_live_paged_and_acted_upon(python):
-    _, told = python("""
-durable = await connect("test", ["./jobs.py"])
-for number in range(12):
-    await durable.trigger("count", {"to": 1})
-listed = durable.runs({"job": "count"}, page_size=5)
-await until(listed, lambda listed: len(listed.items) == 5 and all([run.status == "completed" for run in listed.items]))
-pages = [[listed.page, listed.has_more, listed.has_previous]]
-await listed.next()
-await listed.go_to_page(3)
-pages.append([listed.page, len(listed.items), listed.has_more, listed.has_previous])
-await listed.previous()
-await listed.go_to_page(1)
-
-held = durable.job("hold", follow_latest=False)
-run = await held.trigger("on")
-await until(held, lambda held: held.is_leased)
-cancelled = await durable.actions.cancel(run.id)
-await until(held, lambda held: held.is_cancelled)
-try:
-    await durable.actions.cancel(run.id)
-    refused = None
-except DurableError as error:
-    refused = error.code
-problem = durable.actions.error.code
-await durable.actions.delete(run.id)
-await until(held, lambda held: held.problem is not None)
-gone = [held.problem.code, held.status]
-held.reset()
-tell(pages=pages, page=listed.page, cancelled=cancelled.status, refused=refused, problem=problem, gone=gone,
-     after=[held.run_id, held.problem], busy=durable.actions.is_busy)
-""")
-    assert told["pages"] == [[1, True, False], [3, 2, False, True]]
-    assert (told["page"], told["cancelled"], told["busy"]) == (1, "cancelled", False)
-    assert told["refused"] == told["problem"] == "RunNotActive"
-    assert told["gone"] == ["RunNotFound", None]
-    assert told["after"] == [None, None]
-
-
-def test_in_python_lines_are_bound_as_text_and_the_latest_are_kept(python):
-    page, told = python(f"""
-import js
-texts = {NASTY[:3]!r}
-durable = await connect("test", ["./jobs.py"])
-said = durable.job("say")
-said.bind(document.getElementById("line"))
-said.bind(document.getElementById("bar"))
-run = await said.trigger_and_wait(texts)
-log = durable.logs(run.id, max=2)
-log.bind(document.getElementById("lines"))
-await until(said, lambda said: document.getElementById("line").textContent.startswith("Done"))
-await until(log, lambda log: len(log.logs) + log.dropped_logs == 3 and document.getElementById("lines").textContent)
-tell(kept=[line.message for line in log.logs] == texts[1:], dropped=log.dropped_logs, text=said.text)
-""")
-    assert told == {"kept": True, "dropped": 1, "text": f"Done: {NASTY[0]}"}
-    assert page.inner_text("#line") == f"Done: {NASTY[0]}"
-    assert "nul ␀, bell ␇, escape ␛[31m" in page.inner_text("#lines")
-    assert page.locator("#line *, #lines *").count() == 0
-    assert page.evaluate("() => document.getElementById('bar').position") == 1
-
-
-def test_in_python_the_client_does_with_runs_what_the_engine_can(python):
-    _, told = python("""
-durable = await connect("test", ["./jobs.py"])
-following = durable.watch_all("now", jobs=["count"], kinds=["run_status"])
-run = await durable.trigger("count", {"to": 3})
-seen = []
-async for frame in following:
-    seen.append([frame.run_id == run.id, frame.kind, frame.status])
-    if frame.status == "completed":
-        break
-following.close()
-lines = await durable.get_logs(run.id, limit=2)
-rest = await durable.get_logs(run.id, from_seq=lines[-1].seq, level="info")
-fork = await durable.fork(run.id, "step 1")
-async for _ in durable.watch(fork.id):
-    pass
-other = await durable.trigger("fail once")
-async for _ in durable.watch(other.id):
-    pass
-again = await durable.retry_with_input(other.id, None)
-async for _ in durable.watch(other.id):
-    pass
-tell(seen=seen, lines=[line.message for line in lines + rest], counts=await durable.count_runs(),
-     steps=[step.name for step in await durable.get_steps(fork.id)], event=await durable.get_event(run.id, "none"),
-     again=[again.id == other.id, (await durable.get_run(other.id)).output])
-""")
-    assert [status for _, _, status in told["seen"]] == ["pending", "leased", "completed"]
-    assert all(of_run and kind == "run_status" for of_run, kind, _ in told["seen"])
-    assert told["lines"] == ["line 0", "line 1", "line 2"]
-    assert (told["counts"], told["event"]) == ({"completed": 3}, None)
-    assert told["steps"] == ["step 0", "step 1", "step 2"]
-    assert told["again"] == [True, "now"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -340,3 +341,27 @@ async def test_a_fork_that_flow_control_does_not_allow_writes_into_no_other_run(
             await engine.fork(old.id, "second")
         await engine.signal(active.id, "go")
         assert (await finish(engine, active)).output == "new"
+
+
+async def test_a_list_can_leave_out_what_its_runs_hold(running):
+    @job("echo")
+    async def echo(ctx: Context, text: str) -> str:
+        return text
+
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo", "hello", labels={"of": "echo"}))
+        assert await engine.list_runs() == [run]
+        (listed,) = await engine.list_runs(payloads=False, labels={"of": "echo"}, search="hello")
+    assert (listed.input, listed.output) == (None, None)
+    assert dataclasses.replace(listed, input="hello", output="hello") == run
+
+
+async def test_a_run_tells_up_to_which_frame_it_is_known(running):
+    three, _, _ = breakable()
+    async with running(three) as engine:
+        run = await engine.trigger("three", 10)
+        assert run.last_seq == 1
+        run = await finish(engine, run)
+        assert run.last_seq == (await timeline(engine, run))[-1].seq
+        (listed,) = await engine.list_runs()
+        assert listed.last_seq == run.last_seq

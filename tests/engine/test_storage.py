@@ -338,7 +338,7 @@ PLANS = {
     "RUN_EXISTS": {RUN},
     "RUN_IDENTITY": {RUN},
     "RUN_STANDING": {RUN},
-    "GET_RUN": {RUN, STEP, RUNNING},
+    "GET_RUN": {RUN, STEP, RUNNING, FRAME},
     "STEPS": {STEP},
     "RUNNING_STEPS": {RUNNING},
     "CANCEL_STEPS": {STEP},
@@ -482,7 +482,7 @@ async def test_a_page_of_runs_is_read_in_the_order_of_an_index(running, filters,
     text, _ = queries.list_runs(RunFilter(**filters), False, "01", 50)
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, text)
-    assert reads == {f"durable_runs by {index}", STEP, RUNNING}
+    assert reads == {f"durable_runs by {index}", STEP, RUNNING, FRAME}
     assert others == []
 
 
