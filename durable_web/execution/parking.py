@@ -26,7 +26,7 @@ LONGEST_TIMER_SECONDS = 24 * 24 * 60 * 60.0  # beyond 24.8 days a browser's time
 NAMED_REASONS = 3
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Wait:
     reason: str
     until: int | None  # milliseconds; None for a wait that no time ends
