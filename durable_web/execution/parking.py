@@ -2,7 +2,7 @@
 
 A branch waits for a time (the next attempt at a step), or for somebody to end a durable wait. When no branch is doing
 anything else, the run is parked: its slot, its lease and its concurrency key are free. It goes on under a new claim,
-in memory if it is still there, else by replaying.
+in memory if it is still there, else by replaying. What asyncio itself would have waked it for, does so too.
 """
 
 from __future__ import annotations

@@ -371,6 +371,35 @@ async def test_of_nested_timeouts_that_are_all_overdue_the_one_that_was_due_firs
         assert (await ended(e, run)).output == ["inner", "outer"]
 
 
+async def test_an_overdue_timeout_fires_only_when_the_body_is_where_it_was(clock):
+    @job("replayed")
+    async def replayed(ctx: Context, _: None) -> list[str]:
+        came = []
+        try:
+            async with asyncio.timeout(HOUR):
+                for stage in ("first", "second"):
+                    came.append(await ctx.wait_for_signal(stage))
+                    await settle()  # a body may do other things than those of its context
+                    came.append(await ctx.step(f"after {stage}", str, f"after {stage}"))
+                await ctx.wait_for_signal("third")
+        except TimeoutError:
+            came.append(await ctx.step("too late", str, "too late"))
+        return came
+
+    async with an_engine(replayed, clock=clock) as e:
+        run = await parked(e, await e.trigger(replayed))
+        for stage in ("first", "second"):
+            await e.signal(run.id, stage, stage)
+            await settle()
+            await parked(e, run)
+        await crash(e)
+        await clock.advance(2 * HOUR)
+        await restart(e)
+        await settle()
+        await settle()
+        assert (await ended(e, run)).output == ["first", "after first", "second", "after second", "too late"]
+
+
 @pytest.mark.parametrize("life", LIVES)
 async def test_branches_have_timeouts_of_their_own(clock, life):
     @job("branches")
@@ -690,6 +719,31 @@ async def test_what_was_done_after_a_timeout_is_undone_as_well(clock, life):
         await e.cancel(run.id, compensate=True)
         assert (await ended(e, run)).status == "cancelled"
         assert undone == ["after", "before"]
+
+
+async def test_a_wait_that_has_ended_stays_ended_when_it_is_called_off_in_a_later_execution(clock):
+    @job("stopped")
+    async def stopped(ctx: Context, _: None) -> str:
+        branch = asyncio.ensure_future(by_timeout(ctx.wait_for_signal("go")))
+        await asyncio.sleep(0)
+        await ctx.wait_for_signal("stop")
+        branch.cancel()
+        await asyncio.wait([branch])
+        return await ctx.wait_for_signal("end")
+
+    async with an_engine(stopped, clock=clock) as e:
+        run = await parked(e, await e.trigger(stopped))
+        for name in ("go", "stop"):
+            await e.signal(run.id, name)
+            await parked(e, run)
+        await restart(e)
+        await e.signal(run.id, "end")
+        run = await ended(e, run)
+        assert [(step.name, step.status) for step in await e.get_steps(run.id)] == [
+            ("go", "completed"),
+            ("stop", "completed"),
+            ("end", "completed"),
+        ]
 
 
 async def test_a_child_that_a_timeout_has_called_off_is_started_by_nobody_again(clock):
