@@ -87,8 +87,11 @@ class Context:
     ...         ctx.progress(number + 1, len(paths))
     ...     return len(paths)
 
-    Waits take a ``timeout`` that counts across restarts. ``asyncio.timeout`` around them works too, but counts only
-    while the run is in memory, and anew in every execution.
+    Waits take a ``timeout`` that counts across restarts. So do the timers of asyncio around them, once the run was
+    parked inside of them: ``asyncio.timeout``, ``asyncio.wait_for``, ``asyncio.wait(timeout=...)``, and
+    ``asyncio.sleep`` in the same task or beside it. Other timers, such as that of ``asyncio.as_completed``, begin anew
+    in every execution. Inside Pyodide ``asyncio.sleep`` and ``asyncio.wait`` do not tell when they have begun: there
+    their time counts from when the run was first parked.
     """
 
     def __init__(self, execution: Execution, files: Files) -> None:

@@ -2,7 +2,7 @@
 
 A branch waits for a time (the next attempt at a step), or for somebody to end a durable wait. When no branch is doing
 anything else, the run is parked: its slot, its lease and its concurrency key are free. It goes on under a new claim,
-in memory if it is still there, else by replaying.
+in memory if it is still there, else by replaying. What asyncio itself would have waked it for, does so too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_TIMER_SECONDS = 24 * 24 * 60 * 60.0  # beyond 24.8 days a browser's time
 NAMED_REASONS = 3
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Wait:
     reason: str
     until: int | None  # milliseconds; None for a wait that no time ends

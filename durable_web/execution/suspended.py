@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, MethodType
 from typing import Any, Protocol
 
+_OWN_CODE = str(Path(__file__).parent)  # sets no timer in a frame
 _COLLECTIONS = (list, tuple, set, frozenset)
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None), CodeType, FunctionType, CoroutineType, type})
 
@@ -116,9 +118,12 @@ class Surroundings:
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
 
-def look_around(task: asyncio.Task[Any]) -> Surroundings:
-    """What a suspended task is inside of; of one that is executing, nothing is seen."""
-    return _Looking(task).found
+def look_around(task: asyncio.Task[Any], besides: Container[int] = ()) -> Surroundings:
+    """What a suspended task is inside of; of one that is executing, nothing is seen.
+
+    :param besides: the ``id`` of tasks that are not looked for.
+    """
+    return _Looking(task, besides).found
 
 
 def by_age(name: str) -> tuple[int, str]:
@@ -127,13 +132,14 @@ def by_age(name: str) -> tuple[int, str]:
 
 
 class _Looking:
-    def __init__(self, task: asyncio.Task[Any]) -> None:
+    def __init__(self, task: asyncio.Task[Any], besides: Container[int]) -> None:
         self.found = Surroundings()
+        self._besides = besides
         self._seen: set[int] = {id(task)}
         for awaiting in _awaited(task.get_coro()):
             if isinstance(awaiting, asyncio.Future):
                 self._look_at(awaiting)
-            else:
+            elif not (isinstance(awaiting, CoroutineType) and awaiting.cr_code.co_filename.startswith(_OWN_CODE)):
                 self._look_into(awaiting)
         self.found.tasks.sort(key=lambda held: by_age(held.get_name()))
 
@@ -164,11 +170,11 @@ class _Looking:
             self._look_into_context_manager(part)
 
     def _look_at_all(self, parts: Iterable[Any]) -> None:
-        for part in list(parts):
+        for part in [part for part in parts if id(part) not in self._besides]:
             self._look_at(part)
 
     def _look_at_future(self, future: asyncio.Future[Any]) -> None:
-        if future.done() or not self._is_new(future):
+        if id(future) in self._besides or future.done() or not self._is_new(future):
             return
         if isinstance(future, asyncio.Task):
             self.found.tasks.append(future)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -57,9 +57,28 @@ class _Due:
 
 @dataclass(slots=True)
 class _Survey:
+    standings: dict[asyncio.Task[Any] | None, Standing]
+    besides: Container[int]  # the ids of tasks that are not looked at
     around: dict[asyncio.Task[Any], list[Timer]] = field(default_factory=dict)  # of each task, the outermost first
     own: dict[asyncio.Task[Any], list[Timer]] = field(default_factory=dict)
     parents: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = field(default_factory=dict)
+
+    def visit(self, task: asyncio.Task[Any], parent: asyncio.Task[Any] | None) -> None:
+        """Look at a task, and at those that it holds or awaits."""
+        if task in self.own or id(task) in self.besides or task.done():
+            return
+        standing = self.standings.get(task)
+        surroundings = None if standing is None else standing.surroundings
+        if surroundings is None:
+            surroundings = look_around(task, self.besides)
+            if standing is not None and not surroundings.tasks:
+                standing.surroundings = surroundings
+        self.parents[task] = parent
+        self.own[task] = surroundings.timers
+        outer = [] if parent is None else self.around.get(parent, [])
+        self.around[task] = outer + surroundings.timers if surroundings.timers else outer
+        for held in surroundings.tasks:
+            self.visit(held, task)
 
     def beside(self, waiting: Iterable[asyncio.Task[Any] | None]) -> dict[str, list[Timer]]:
         """The timers of each task, by its name, that neither waits nor awaits one that does."""
@@ -83,6 +102,7 @@ class Timeouts:
         self._beside: dict[str, Dues] = {}  # of tasks that are beside the waits, or were while the first of these is
         self._beside_which: str | None = None
         self._arrivals: list[tuple[Standing, asyncio.Future[None]]] = []
+        self._has_notes = any(record.timeouts is not None for record in execution.records.values())
 
     # --- a later execution -------------------------------------------------------------------------------------------
 
@@ -136,6 +156,8 @@ class Timeouts:
 
     def at_rest(self, waiting: Sequence[Standing]) -> Outlook:
         """See when the timers are due around the waits of a run, all of whose branches are suspended in one."""
+        if not self._has_notes and not self._has_timers(waiting):
+            return Outlook()
         survey = self._survey(waiting)
         first = min(waiting, key=self._position)
         for standing in waiting:
@@ -153,6 +175,12 @@ class Timeouts:
         self.bring_forward()
         return Outlook(due=due, notes=self._notes(waiting, first, survey))
 
+    def _has_timers(self, waiting: Sequence[Standing]) -> bool:
+        """Whether there are any: what has been seen to be without is not looked at once more."""
+        seen = (standing for standing in waiting if standing.surroundings is not None)
+        without = {id(standing.task) for standing in seen if not standing.surroundings.timers}
+        return any(self._survey(waiting, without).own.values())
+
     def _look_beside(self, first: Standing, beside: dict[str, list[Timer]]) -> None:
         """Hold what is beside the waits against what is written down with the first of them."""
         names = sorted(beside, key=by_age)
@@ -166,6 +194,7 @@ class Timeouts:
             self._beside[name] = [self._due(timer) for timer in beside[name]]
 
     def _notes(self, waiting: Sequence[Standing], first: Standing, survey: _Survey) -> dict[str, str]:
+        """What is to be written down: what has changed since it was."""
         notes = {}
         for standing in waiting:
             record = self._execution.records.get(standing.name or "")
@@ -181,6 +210,7 @@ class Timeouts:
                 calls = _calls(record.timeouts)[: standing.call]
                 calls += [{}] * (standing.call - len(calls))
                 notes[record.name] = json.dumps([*calls, note])
+        self._has_notes = self._has_notes or bool(notes)
         return notes
 
     def _position(self, standing: Standing) -> int:
@@ -189,38 +219,16 @@ class Timeouts:
 
     # --- what they share ---------------------------------------------------------------------------------------------
 
-    def _survey(self, waiting: Iterable[Standing]) -> _Survey:
+    def _survey(self, waiting: Iterable[Standing], besides: Container[int] = ()) -> _Survey:
         """Look at every task of the body that can be found; one that nobody awaits counts as awaited by the body."""
-        survey = _Survey()
-        standings = {standing.task: standing for standing in waiting}
+        survey = _Survey({standing.task: standing for standing in waiting}, besides)
         body = self._execution.task
         if body is not None:
-            self._visit(body, None, standings, survey)
+            survey.visit(body, None)
         for task in self._execution.tasks:
-            self._visit(task, body, standings, survey)
+            if id(task) not in besides:
+                survey.visit(task, body)
         return survey
-
-    def _visit(
-        self,
-        task: asyncio.Task[Any],
-        parent: asyncio.Task[Any] | None,
-        standings: dict[asyncio.Task[Any] | None, Standing],
-        survey: _Survey,
-    ) -> None:
-        if task in survey.own or task.done():
-            return
-        standing = standings.get(task)
-        surroundings = None if standing is None else standing.surroundings
-        if surroundings is None:
-            surroundings = look_around(task)
-            if standing is not None and not surroundings.tasks:
-                standing.surroundings = surroundings
-        survey.parents[task] = parent
-        survey.own[task] = surroundings.timers
-        outer = [] if parent is None else survey.around[parent]
-        survey.around[task] = outer + surroundings.timers if surroundings.timers else outer
-        for held in surroundings.tasks:
-            self._visit(held, task, standings, survey)
 
     def _around(self, standing: Standing, survey: _Survey) -> list[Timer]:
         timers = survey.around.get(standing.task, ()) if standing.task is not None else ()

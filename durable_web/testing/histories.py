@@ -86,8 +86,8 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
 
     :param history: what ``record_history`` gave.
     :param others: the jobs that it starts runs of.
-    :param patience: seconds to wait for job code that does other things than those of its context, such as an
-        ``asyncio.timeout`` that ended a wait.
+    :param patience: seconds to wait for job code that does other things than those of its context. An
+        ``asyncio.timeout`` that has ended a wait ends it at once, where the run was parked inside of it.
     :raises AssertionError: which names the first operation that differs: one that is recorded as another kind, or a
         new one that comes before what is recorded is at its end; or says that a run which completed now fails.
     :raises ValueError: when it is the history of another job.

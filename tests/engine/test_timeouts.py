@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from crashing import survive_every_death
+from watching import finish, reach
 
-from durable_web import ChildFailed, Context, Engine, Retry, Run, RunStatus, job
+from durable_web import ChildFailed, Context, Engine, Job, Retry, Run, RunStatus, job
 from durable_web.testing import MockClock, crash, engine, restart, settle
 
 HOUR = 3600
+SELDOM = {"lease": 1e9}
 LIVES = ("goes on", "restarted", "evicted")
 
 
@@ -30,8 +32,9 @@ async def stay(e: Engine, life: str) -> None:
     await settle()
 
 
-def memory(life: str) -> dict[str, Any]:
-    return {"max_parked": 0} if life == "evicted" else {}
+def an_engine(*jobs: Job, clock: MockClock, life: str = "goes on") -> Any:
+    """An engine that keeps what is parked in memory, or not; its heart beats seldom, for hours go by."""
+    return engine(*jobs, clock=clock, max_parked=0 if life == "evicted" else 100, **SELDOM)
 
 
 async def parked(e: Engine, run: Run) -> Run:
@@ -94,7 +97,7 @@ async def limited(ctx: Context, kind: str) -> str:
 @pytest.mark.parametrize("life", LIVES)
 @pytest.mark.parametrize("kind", WAITS)
 async def test_a_timeout_around_a_wait_is_due_when_it_first_was(clock, kind, life):
-    async with engine(limited, child, clock=clock, **memory(life)) as e:
+    async with an_engine(limited, child, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(limited, kind))
         for _ in range(3):
             await clock.advance(0.3 * HOUR)
@@ -109,7 +112,7 @@ async def test_a_timeout_around_a_wait_is_due_when_it_first_was(clock, kind, lif
 
 @pytest.mark.parametrize("kind", WAITS)
 async def test_a_timeout_that_was_due_while_no_engine_was_there_fires_at_once(clock, kind):
-    async with engine(limited, child, clock=clock) as e:
+    async with an_engine(limited, child, clock=clock) as e:
         run = await parked(e, await e.trigger(limited, kind))
         await crash(e)
         await clock.advance(2 * HOUR)
@@ -119,7 +122,7 @@ async def test_a_timeout_that_was_due_while_no_engine_was_there_fires_at_once(cl
 
 @pytest.mark.parametrize("life", LIVES)
 async def test_what_comes_in_time_comes_in_time(clock, life):
-    async with engine(limited, clock=clock, **memory(life)) as e:
+    async with an_engine(limited, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(limited, "signal"))
         await clock.advance(0.9 * HOUR)
         await stay(e, life)
@@ -128,7 +131,7 @@ async def test_what_comes_in_time_comes_in_time(clock, life):
 
 
 async def test_what_came_in_time_counts_though_the_run_goes_on_only_when_that_is_over(clock):
-    async with engine(limited, clock=clock) as e:
+    async with an_engine(limited, clock=clock) as e:
         run = await parked(e, await e.trigger(limited, "signal"))
         await e.pause(run.id)
         await e.signal(run.id, "go")
@@ -156,7 +159,7 @@ async def test_a_timeout_survives_death_at_any_moment(running, kind):
         waiting = next(frame.ts for frame in statuses if frame.status == "waiting")
         assert abs(run.completed_at - waiting - timedelta(hours=1)) < timedelta(seconds=1)
 
-    await survive_every_death(running, [limited, child], play, check, clock=clock)
+    await survive_every_death(running, [limited, child], play, check, clock=clock, **SELDOM)
 
 
 # --- every timer -----------------------------------------------------------------------------------------------------
@@ -299,7 +302,7 @@ async def test_every_timer_of_asyncio_is_due_when_it_first_was(clock, limit, lif
     async def timed(ctx: Context, _: None) -> str:
         return await limit(ctx.wait_for_signal("go"))
 
-    async with engine(timed, clock=clock, **memory(life)) as e:
+    async with an_engine(timed, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(timed))
         for _ in range(3):
             await clock.advance(0.3 * HOUR)
@@ -331,7 +334,7 @@ async def test_of_nested_timeouts_each_is_due_when_it_first_was(clock, life):
             seen.append(await ctx.step("outer", lambda: "outer"))
         return seen
 
-    async with engine(nested, clock=clock, **memory(life)) as e:
+    async with an_engine(nested, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(nested))
         for hours in (0.5, 0.5, 1):
             await clock.advance(hours * HOUR)
@@ -360,12 +363,41 @@ async def test_of_nested_timeouts_that_are_all_overdue_the_one_that_was_due_firs
             seen.append("outer")
         return seen
 
-    async with engine(nested, clock=clock) as e:
+    async with an_engine(nested, clock=clock) as e:
         run = await parked(e, await e.trigger(nested))
         await crash(e)
         await clock.advance(4 * HOUR)
         await restart(e)
         assert (await ended(e, run)).output == ["inner", "outer"]
+
+
+async def test_an_overdue_timeout_fires_only_when_the_body_is_where_it_was(clock):
+    @job("replayed")
+    async def replayed(ctx: Context, _: None) -> list[str]:
+        came = []
+        try:
+            async with asyncio.timeout(HOUR):
+                for stage in ("first", "second"):
+                    came.append(await ctx.wait_for_signal(stage))
+                    await settle()  # a body may do other things than those of its context
+                    came.append(await ctx.step(f"after {stage}", str, f"after {stage}"))
+                await ctx.wait_for_signal("third")
+        except TimeoutError:
+            came.append(await ctx.step("too late", str, "too late"))
+        return came
+
+    async with an_engine(replayed, clock=clock) as e:
+        run = await parked(e, await e.trigger(replayed))
+        for stage in ("first", "second"):
+            await e.signal(run.id, stage, stage)
+            await settle()
+            await parked(e, run)
+        await crash(e)
+        await clock.advance(2 * HOUR)
+        await restart(e)
+        await settle()
+        await settle()
+        assert (await ended(e, run)).output == ["first", "after first", "second", "after second", "too late"]
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -382,7 +414,7 @@ async def test_branches_have_timeouts_of_their_own(clock, life):
 
         return await asyncio.gather(branch(3), branch(1), branch(2))
 
-    async with engine(branches, clock=clock, **memory(life)) as e:
+    async with an_engine(branches, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(branches))
         await clock.advance(0.9 * HOUR)
         await stay(e, life)
@@ -409,7 +441,7 @@ async def test_of_several_plain_sleeps_beside_a_wait_each_is_over_when_it_first_
         for task in sleeping:
             task.cancel()
 
-    async with engine(sleeps, clock=clock, **memory(life)) as e:
+    async with an_engine(sleeps, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(sleeps))
         begin = clock.now()
         await clock.advance(0.5 * HOUR)
@@ -439,7 +471,7 @@ async def test_one_timeout_goes_on_from_wait_to_wait(clock, life):
             return f"in stage {number}"
         return "never"
 
-    async with engine(stages, clock=clock, **memory(life)) as e:
+    async with an_engine(stages, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(stages))
         for _ in range(2):
             await clock.advance(0.45 * HOUR)
@@ -466,7 +498,7 @@ async def test_a_step_after_a_wait_has_no_more_time_after_a_restart(clock):
             return "too late"
         return "never"
 
-    async with engine(both, clock=clock) as e:
+    async with an_engine(both, clock=clock) as e:
         run = await parked(e, await e.trigger(both))
         await e.signal(run.id, "go")
         await settle()
@@ -490,7 +522,7 @@ async def test_a_timeout_that_the_body_has_moved_is_due_when_it_was_moved_to(clo
             return "too late"
         return "never"
 
-    async with engine(extended, clock=clock, **memory(life)) as e:
+    async with an_engine(extended, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(extended))
         await clock.advance(0.5 * HOUR)
         await stay(e, life)
@@ -513,7 +545,7 @@ async def test_a_timeout_that_is_behind_the_body_no_longer_counts(clock, life):
         await ctx.wait_for_signal("second")
         return "expired" if limit.expired() else "in time"
 
-    async with engine(passed, clock=clock, **memory(life)) as e:
+    async with an_engine(passed, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(passed))
         await e.signal(run.id, "first")
         assert (await parked(e, run)).wake_at is None
@@ -538,7 +570,7 @@ async def test_a_timeout_that_has_fired_is_not_waited_for_again(clock, life):
         seen.append(await ctx.wait_for_signal("go"))
         return seen
 
-    async with engine(fired, clock=clock, **memory(life)) as e:
+    async with an_engine(fired, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(fired))
         for _ in range(3):
             await clock.advance(HOUR)
@@ -562,7 +594,7 @@ async def test_a_webhook_may_be_waited_for_in_one_timeout_after_the_other(clock,
                 seen.append(await ctx.step(f"remind {number}", clock.now))
         return seen
 
-    async with engine(patient, clock=clock, **memory(life)) as e:
+    async with an_engine(patient, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(patient))
         begin = clock.now()
         for _ in range(5):
@@ -585,18 +617,52 @@ async def test_of_two_durable_sleeps_the_first_one_wakes_the_run_inside_a_timeou
                 other.cancel()
         return "short" if short in done else "long"
 
-    async with engine(race, clock=clock, **memory(life)) as e:
+    async with an_engine(race, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(race))
         await stay(e, life)
         await clock.advance(10)
         assert (await ended(e, run)).output == "short"
 
 
+async def test_the_time_is_that_of_the_wall(running):
+    """No clock is moved here: the timers are those of the event loop."""
+
+    @job("real")
+    async def real(ctx: Context, _: None) -> str:
+        try:
+            async with asyncio.timeout(0.2):
+                await ctx.wait_for_signal("go")
+        except TimeoutError:
+            return "too late"
+        return "never"
+
+    async with running(real) as e:
+        run = await reach(e, (await e.trigger(real)).id, RunStatus.WAITING)
+        await crash(e)
+        await asyncio.sleep(0.3)
+        await restart(e)
+        assert (await finish(e, run)).output == "too late"
+
+
+async def test_a_timeout_fires_by_itself_while_the_run_is_in_memory(running):
+    @job("real")
+    async def real(ctx: Context, _: None) -> str:
+        try:
+            async with asyncio.timeout(0.05):
+                await ctx.wait_for_signal("go")
+        except TimeoutError:
+            return "too late"
+        return "never"
+
+    async with running(real) as e:
+        assert (await e.trigger_and_wait(real)).output == "too late"
+
+
 # --- what it means for runs ------------------------------------------------------------------------------------------
 
 
 async def test_a_run_is_woken_when_a_timeout_is_due(clock):
-    async with engine(limited, clock=clock) as e:
+    async with an_engine(limited, clock=clock) as e:
         run = await parked(e, await e.trigger(limited, "signal"))
         assert abs(run.wake_at - run.created_at - timedelta(hours=1)) < timedelta(seconds=1)
 
@@ -606,7 +672,7 @@ async def test_nothing_is_written_for_a_run_that_waits_without_a_timer(clock):
     async def plain(ctx: Context, _: None) -> None:
         await ctx.wait_for_signal("go")
 
-    async with engine(plain, limited, clock=clock) as e:
+    async with an_engine(plain, limited, clock=clock) as e:
         run = await parked(e, await e.trigger(plain))
         assert run.wake_at is None
         assert [record.timeouts for record in e._store.steps.load(run.id).values()] == [None]
@@ -619,7 +685,7 @@ async def test_a_retried_run_has_its_time_again(clock):
             await ctx.wait_for_signal("first")
             return await ctx.wait_for_signal("second")
 
-    async with engine(strict, clock=clock) as e:
+    async with an_engine(strict, clock=clock) as e:
         run = await parked(e, await e.trigger(strict))
         await e.signal(run.id, "first")
         await clock.advance(HOUR)
@@ -645,7 +711,7 @@ async def test_what_was_done_after_a_timeout_is_undone_as_well(clock, life):
             await ctx.step("after", lambda: "after", compensate=undone.append)
         await ctx.wait_for_signal("second")
 
-    async with engine(saga, clock=clock, **memory(life)) as e:
+    async with an_engine(saga, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(saga))
         await clock.advance(2 * HOUR)
         await stay(e, life)
@@ -653,6 +719,31 @@ async def test_what_was_done_after_a_timeout_is_undone_as_well(clock, life):
         await e.cancel(run.id, compensate=True)
         assert (await ended(e, run)).status == "cancelled"
         assert undone == ["after", "before"]
+
+
+async def test_a_wait_that_has_ended_stays_ended_when_it_is_called_off_in_a_later_execution(clock):
+    @job("stopped")
+    async def stopped(ctx: Context, _: None) -> str:
+        branch = asyncio.ensure_future(by_timeout(ctx.wait_for_signal("go")))
+        await asyncio.sleep(0)
+        await ctx.wait_for_signal("stop")
+        branch.cancel()
+        await asyncio.wait([branch])
+        return await ctx.wait_for_signal("end")
+
+    async with an_engine(stopped, clock=clock) as e:
+        run = await parked(e, await e.trigger(stopped))
+        for name in ("go", "stop"):
+            await e.signal(run.id, name)
+            await parked(e, run)
+        await restart(e)
+        await e.signal(run.id, "end")
+        run = await ended(e, run)
+        assert [(step.name, step.status) for step in await e.get_steps(run.id)] == [
+            ("go", "completed"),
+            ("stop", "completed"),
+            ("end", "completed"),
+        ]
 
 
 async def test_a_child_that_a_timeout_has_called_off_is_started_by_nobody_again(clock):
@@ -666,7 +757,7 @@ async def test_a_child_that_a_timeout_has_called_off_is_started_by_nobody_again(
             return type(error).__name__
         return "never"
 
-    async with engine(parent, child, clock=clock) as e:
+    async with an_engine(parent, child, clock=clock) as e:
         run = await parked(e, await e.trigger(parent))
         await clock.advance(HOUR)
         await restart(e)
@@ -719,7 +810,7 @@ ENDS: dict[str, Callable[[Engine, Run], Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("kind", ENDS)
 async def test_a_wait_that_the_code_no_longer_calls_off_is_waited_for_anew(clock, kind):
-    async with engine(impatient, child, clock=clock, lease=1e9) as e:
+    async with an_engine(impatient, child, clock=clock) as e:
         run = await parked(e, await e.trigger(impatient, kind))
         await clock.advance(HOUR)
         assert (await parked(e, run)).waiting_reason == "it waits for signal 'then'"
