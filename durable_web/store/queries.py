@@ -457,6 +457,12 @@ SELECT id, attempt, recoveries
  ORDER BY id
 """
 
+IS_LEASED = """
+SELECT 1
+  FROM durable_runs
+ WHERE id = :id AND status IN ('leased', 'cancelling') AND lease_expires_at IS NOT NULL
+"""
+
 TAKE_BACK = """
 UPDATE durable_runs
    SET status = CASE status WHEN 'leased' THEN 'pending' ELSE status END,

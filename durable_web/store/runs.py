@@ -449,6 +449,8 @@ class Runs:
         orphans = self._database.rows(queries.ORPHANS, {"expired_before": expired_before})
         dead = []
         for run_id, attempt, recoveries in orphans:
+            if self._value(queries.IS_LEASED, {"id": run_id}) is None:
+                continue  # its parent is dead, and took it along
             if recoveries < max_recoveries:
                 (status,) = self._database.row(queries.TAKE_BACK, {"id": run_id, "now": now})
                 self._journal.append_status(
