@@ -220,8 +220,8 @@ class World:
 
     async def retry_run(self, run_id: str) -> None:
         try:
-            await self.engine.retry(run_id)
             self.runs[run_id].was_retried_by_hand = True
+            await self.engine.retry(run_id)
         except ConflictError as conflict:
             other, own = await self.engine.get_run(conflict.run_id), await self.engine.get_run(run_id)
             assert (other.status, other.concurrency_key) == (RunStatus.PENDING, own.concurrency_key)
@@ -426,6 +426,8 @@ class World:
             expected = {"failed"} if run.broken or run.deadline else {"completed"}
             if run.was_undone:
                 expected = {"failed", "cancelled"}
+            if run.parent is not None and self.runs[run.parent].status in TERMINAL:
+                expected |= {"cancelled"}
             assert run.status in expected | ({"completed"} if run.deadline else set()), run
         self.check_everything()
         for task in self.updates:
@@ -472,7 +474,9 @@ class World:
             assert self.runs[run.continued_as].script == known.script[len(script) + 1 :]
         else:
             names = [str(number) for number in range(len(script))]
-            assert run.output == [self.scripts.output(known, word, name) for word, name in zip(script, names, strict=True)]
+            assert run.output == [
+                self.scripts.output(known, word, name) for word, name in zip(script, names, strict=True)
+            ]
         assert len(messages) == len(script) + (run.continued_as is not None)
         self.check_signals(known)
         assert await self.engine.get_event(run.id, "state") == self.scripts.last_published(script)
@@ -480,8 +484,12 @@ class World:
 
     def check_signals(self, known: KnownRun) -> None:
         """Each was taken once, in the order of sending, or is still there."""
-        waits = [known.waited.get(str(number)) for number, word in enumerate(known.script) if word in self.scripts.SIGNALLED]
+        waits = [
+            known.waited.get(str(number)) for number, word in enumerate(known.script) if word in self.scripts.SIGNALLED
+        ]
         taken = [value for value in waits if value is not None]
         assert taken == known.sent[: len(taken)]
-        query = "SELECT message_id FROM durable_messages WHERE run_id = ? AND topic = 'signal:go' AND status = 'pending'"
+        query = (
+            "SELECT message_id FROM durable_messages WHERE run_id = ? AND topic = 'signal:go' AND status = 'pending'"
+        )
         assert sorted(row[0] for row in self.query(query, known.id)) == sorted(known.sent[len(taken) :])

@@ -790,6 +790,26 @@ async def test_what_becomes_of_a_child_later_does_not_disturb_a_parent_that_has_
         await engine.cancel(run.id)
 
 
+async def test_a_child_that_was_retried_by_hand_is_not_cancelled_when_its_parent_ends(running):
+    @job("asks")
+    async def asks(ctx: Context, _: None) -> str:
+        with suppress(ChildFailed):
+            await ctx.run_job("wait", endless)
+        await ctx.breakpoint("afterwards")
+        return "went on without it"
+
+    async with running(asks, endless) as engine:
+        run = await engine.trigger(asks)
+        await settle()
+        child = await child_of(engine, run)
+        await engine.cancel(child.id)
+        await engine.retry(child.id)
+        await settle()
+        await engine.resume(run.id)
+        assert (await finish(engine, run)).output == "went on without it"
+        assert (await child_of(engine, run)).status == RunStatus.WAITING
+
+
 async def test_a_run_that_is_started_outlives_its_starter(running):
     @job("starts")
     async def starts(ctx: Context, _: None) -> str:

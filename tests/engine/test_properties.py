@@ -1,7 +1,7 @@
 """Random histories: whatever is triggered, fails, is cancelled, undone, crashes or is retried, the promises hold.
 
-Hypothesis draws a list of operations; after each the event loop turns as often as was drawn. ``scripted_world`` performs
-them, ``scripts`` is the job, and ``known_runs`` knows what may follow on what: so a history can be replayed.
+Hypothesis draws a list of operations; after each the event loop turns as often as was drawn. ``scripted_world``
+performs them, ``scripts`` is the job, and ``known_runs`` knows what may follow on what.
 """
 
 from __future__ import annotations
