@@ -58,7 +58,7 @@ class Family:
 
     def cancel_awaited(self, run_id: str, now: int) -> None:
         """Cancel the active runs for whose end a run waits."""
-        for child_id in self._runs.active_children(run_id, awaited=True):
+        for child_id in self._runs.awaited_children(run_id):
             self.cancel(child_id, now, compensate=True)
 
     def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:

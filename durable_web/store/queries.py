@@ -311,6 +311,16 @@ SELECT id, parent_step
  ORDER BY id
 """
 
+AWAITED_CHILDREN = """
+SELECT id
+  FROM durable_runs AS child INDEXED BY durable_runs_by_parent
+ WHERE parent_run_id = :id AND parent_step IS NOT NULL AND status IN ('pending', 'leased', 'waiting')
+   AND NOT EXISTS (SELECT 1
+                     FROM durable_steps
+                    WHERE run_id = :id AND name = child.parent_step AND status IN ('completed', 'failed'))
+ ORDER BY id
+"""
+
 ADOPT_CHILDREN = """
 UPDATE durable_runs INDEXED BY durable_runs_by_parent
    SET parent_run_id = :successor_id
@@ -433,6 +443,12 @@ SELECT id, attempt, recoveries
   FROM durable_runs
  WHERE status IN ('leased', 'cancelling') AND lease_expires_at <= :expired_before
  ORDER BY id
+"""
+
+IS_LEASED = """
+SELECT 1
+  FROM durable_runs
+ WHERE id = :id AND status IN ('leased', 'cancelling') AND lease_expires_at IS NOT NULL
 """
 
 TAKE_BACK = """

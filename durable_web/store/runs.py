@@ -434,6 +434,8 @@ class Runs:
         orphans = self._database.rows(queries.ORPHANS, {"expired_before": expired_before})
         dead = []
         for run_id, attempt, recoveries in orphans:
+            if self._value(queries.IS_LEASED, {"id": run_id}) is None:
+                continue  # its parent is dead, and took it along
             if recoveries < max_recoveries:
                 (status,) = self._database.row(queries.TAKE_BACK, {"id": run_id, "now": now})
                 self._journal.append_status(
@@ -475,13 +477,16 @@ class Runs:
         self._journal.tell("run:cancel", run_id, now)
         self.on_end(Ended(run_id, row[1], row[2], RunStatus.CANCELLED), now)
 
-    def active_children(self, run_id: str, *, awaited: bool = False) -> list[str]:
-        """The ids of the runs that a run has started and that are neither ended nor about to, the oldest first.
+    def active_children(self, run_id: str) -> list[str]:
+        """The ids of the runs that a run has started and that are neither ended nor about to, the oldest first."""
+        return [row[0] for row in self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})]
 
-        :param awaited: only of those whose end the run waits for.
+    def awaited_children(self, run_id: str) -> list[str]:
+        """Those of them that the run waits for, or was waiting for when it ended.
+
+        Not one that has given its answer, and was retried by hand since.
         """
-        rows = self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})
-        return [child_id for child_id, step in rows if step is not None or not awaited]
+        return [row[0] for row in self._database.rows(queries.AWAITED_CHILDREN, {"id": run_id})]
 
     def active_child(self, run_id: str, step: str) -> str | None:
         """The id of the run that a run waits for under a step's name, unless that has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -203,6 +204,31 @@ async def test_a_child_that_is_dead_ends_the_wait(running):
                 run = await engine.wait_for_run(run.id, timeout=0.1)
             await crash(engine)
     assert run.output == "CrashLoop"
+
+
+@pytest.mark.parametrize("comes_later", [True, False])
+async def test_a_child_that_goes_with_its_dead_parent_is_cancelled_and_not_dead_itself(running, comes_later):
+    """Both were executing when their engine died; which of the two is taken back first depends on their ids."""
+
+    @job("hangs")
+    async def hangs(ctx: Context, _: None) -> None:
+        await asyncio.Event().wait()
+
+    @job("waits")
+    async def waits(ctx: Context, _: None) -> None:
+        names = (str(number) for number in itertools.count())
+        name = next(name for name in names if (derive(ctx.run_id, name) > ctx.run_id) == comes_later)
+        await asyncio.gather(ctx.run_job(name, hangs), ctx.step("hang", asyncio.Event().wait))
+
+    async with running(waits, hangs, max_recoveries=0) as engine:
+        run = await engine.trigger(waits)
+        await settle()
+        await crash(engine)
+    async with running(waits, hangs, max_recoveries=0) as engine:
+        (child,) = await engine.list_runs(job="hangs")
+        ended = [frame.status for frame in await timeline(engine, child) if frame.kind == "run_status"][2:]
+        assert (await engine.get_run(run.id)).status == RunStatus.DEAD
+    assert ended == ([RunStatus.CANCELLED] if comes_later else [RunStatus.DEAD])
 
 
 async def test_an_input_that_does_not_fit_is_the_parents_error_and_starts_nothing(running):
@@ -762,6 +788,26 @@ async def test_what_becomes_of_a_child_later_does_not_disturb_a_parent_that_has_
         (wait, _) = await engine.get_steps(run.id)
         assert wait.status == StepStatus.FAILED
         await engine.cancel(run.id)
+
+
+async def test_a_child_that_was_retried_by_hand_is_not_cancelled_when_its_parent_ends(running):
+    @job("asks")
+    async def asks(ctx: Context, _: None) -> str:
+        with suppress(ChildFailed):
+            await ctx.run_job("wait", endless)
+        await ctx.breakpoint("afterwards")
+        return "went on without it"
+
+    async with running(asks, endless) as engine:
+        run = await engine.trigger(asks)
+        await settle()
+        child = await child_of(engine, run)
+        await engine.cancel(child.id)
+        await engine.retry(child.id)
+        await settle()
+        await engine.resume(run.id)
+        assert (await finish(engine, run)).output == "went on without it"
+        assert (await child_of(engine, run)).status == RunStatus.WAITING
 
 
 async def test_a_run_that_is_started_outlives_its_starter(running):

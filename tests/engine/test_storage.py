@@ -357,6 +357,7 @@ PLANS = {
     "STEP": {STEP},
     "RUN_OUTCOME": {RUN},
     "ACTIVE_CHILDREN": {"durable_runs by durable_runs_by_parent"},
+    "AWAITED_CHILDREN": {"child by durable_runs_by_parent", STEP},
     "ADOPT_CHILDREN": {"durable_runs by durable_runs_by_parent"},
     "BLOCK": {RUN},
     "UNBLOCK": {RUN, "durable_runs by durable_runs_blocked"},
@@ -365,6 +366,7 @@ PLANS = {
     "TO_COMPENSATE": {STEP},
     "EXPIRE": {RUN},
     "BURY": {RUN},
+    "IS_LEASED": {RUN},
     "REOPEN": {RUN},
     "LINK_DEAD_LETTER": {RUN},
     "SERVES_DEAD_LETTER": {RUN, "later by id", "earlier by id"},
@@ -374,7 +376,7 @@ PLANS = {
 }
 # An index for the order would cost every step a write; and of runs that are leased, blocked or the children of one
 # there are only few.
-SORTED_FEW = {"STEPS", "ORPHANS", "ACTIVE_CHILDREN", "UNBLOCK", "TO_COMPENSATE"}
+SORTED_FEW = {"STEPS", "ORPHANS", "ACTIVE_CHILDREN", "AWAITED_CHILDREN", "UNBLOCK", "TO_COMPENSATE"}
 
 
 def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[str]]:
