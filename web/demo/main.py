@@ -11,8 +11,9 @@ import sys
 import js
 import notices
 from choose_view import ChooseView
+from connection import Connection
 from downloads import TEMPORARY, Downloads
-from durable_page import TERMINAL, DurableError, connect
+from durable_page import TERMINAL, DurableError
 from elements import find, listen, make, show, write
 from notices import start
 from pyscript import document
@@ -34,7 +35,7 @@ class Demo:
     """The page as a whole: its connection to the engine, and which of the two views it shows."""
 
     def __init__(self):
-        self._durable = None
+        self._connection = Connection(self._hear_status)
         self._imports = None  # the latest, live
         self._statuses = []
         self._shown = None
@@ -42,7 +43,6 @@ class Demo:
         self._choose = ChooseView(self._begin, self._begin_saved, self._forget_file)
         self._downloads = Downloads()
         self._visit = 0
-        listen(find("reload"), "click", lambda event: window.location.reload())
         listen(find("chart-column"), "change", lambda event: self._result.draw_chart())
         listen(find("history-list"), "durable-action", self._on_action)
         listen(window, "resize", lambda event: self._result and not find("result").hidden and self._result.draw_chart())
@@ -51,12 +51,8 @@ class Demo:
     async def run(self):
         """Connect, and show what there is."""
         opened = js.Date.now()
-        try:
-            self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
-        except DurableError as error:
-            notices.tell_start_failed(error)
+        if not await self._connection.open(DATABASE, JOBS, "What was imported before is unharmed."):
             return
-        self._hear_status("ready", "", None)
         self._imports = self._durable.runs({"job": "import-csv"}, page_size=RECENT, payloads=True)
         await self._imports.hydrated()
         under_way = [run.id for run in self._imports.items if run.status in ACTIVE or (run.completed_at or 0) > opened]
@@ -67,25 +63,24 @@ class Demo:
         await self._clear_away()
         self._imports.changed.add_listener(self._hear_of_imports)
 
+    @property
+    def _durable(self):
+        return self._connection.durable
+
     # --- the engine ---------------------------------------------------------------------------------------------------
 
-    def _hear_status(self, status, message, phase):
-        """Show how the engine is; called with every change."""
-        texts = {"ready": "Ready", "failed": "Failed", "closed": "Stopped"}
-        is_ready = status == "ready" and self._durable is not None
-        find("engine").setAttribute("data-status", status)
-        write("engine-text", texts.get(status, f"Starting: {message}"))
+    def _hear_status(self, status, phase):
+        """Let files be chosen when the engine is ready, and say how far it is."""
         if status == "starting":
             if phase in PHASES:
                 find("boot-progress").value = PHASES.index(phase) + 1
             write("chooser-note", "The engine is starting. You can choose a file in a moment.")
             show("boot-progress")
-        elif status != "ready" or is_ready:
-            self._choose.enable(is_ready, "" if is_ready else "There is no engine to import with.")
-        if status == "ready":
-            write("announcement", texts[status])
-        if status == "failed" and self._durable is not None:
-            notices.tell_start_failed(DurableError("Failed", message))
+            return
+        is_ready = status == "ready"
+        self._choose.enable(is_ready, "" if is_ready else "There is no engine to import with.")
+        if is_ready:
+            write("announcement", "Ready")
 
     async def _clear_away(self):
         """Delete what tabs that died have left: half-made downloads, files that were imported but not deleted, and

@@ -5,7 +5,8 @@ database, most of it by the elements of `durable-elements.js` alone; so it is th
 """
 
 import notices
-from durable_page import TERMINAL, DurableError, connect
+from connection import Connection
+from durable_page import TERMINAL, DurableError
 from elements import find, listen, show, write
 from notices import start
 from pyscript import document
@@ -36,11 +37,10 @@ class OrdersPage:
     """The page as a whole: its connection to the engine, and the order that is shown."""
 
     def __init__(self):
-        self._durable = None
+        self._connection = Connection(self._hear_status)
         self._orders = None
         self._shown = None
         self._is_placed = False
-        listen(find("reload"), "click", lambda event: window.location.reload())
         listen(find("order-form"), "submit", self._on_submit)
         _on_press("approve", lambda: self._decide(True))
         _on_press("reject", lambda: self._decide(False))
@@ -50,23 +50,18 @@ class OrdersPage:
 
     async def run(self):
         """Connect, and show the order that the address names, or the latest."""
-        try:
-            self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
-        except DurableError as error:
-            notices.tell_start_failed(error)
+        if not await self._connection.open(DATABASE, JOBS, "No order is lost."):
             return
-        self._hear_status("ready", "", None)
         self._orders = self._durable.runs({"job": "order"}, page_size=1)
         await self._route()
 
-    def _hear_status(self, status, message, phase):
-        """Show how the engine is; called with every change."""
-        texts = {"ready": "Ready", "failed": "Failed", "closed": "Stopped"}
-        find("engine").setAttribute("data-status", status)
-        write("engine-text", texts.get(status, f"Starting: {message}"))
-        find("controls").disabled = status != "ready" or self._durable is None
-        if status == "failed" and self._durable is not None:
-            notices.tell_start_failed(DurableError("Failed", message))
+    @property
+    def _durable(self):
+        return self._connection.durable
+
+    def _hear_status(self, status, phase):
+        """Orders can be placed while there is an engine."""
+        find("controls").disabled = status != "ready"
 
     # --- the order that is shown --------------------------------------------------------------------------------------
 
