@@ -19,6 +19,8 @@ export const isNews = (run, frame) => frame.seq > run.lastSeq;
 /** What all bindings have in common: the event "changed", `bind`, and the end. */
 export class Binding extends EventTarget {
   isClosed = false;
+  /** Whether the store was asked for all that it shows. */
+  isHydrated = false;
   /** Why it cannot show what it should: such as that there is no such run. @type {DurableError | null} */
   problem = null;
   #isDue = false;
@@ -34,6 +36,16 @@ export class Binding extends EventTarget {
   /** What `bind` writes into an element. */
   get text() {
     return "";
+  }
+
+  /** Resolves when it shows what is in the store, or says why it cannot. @returns {Promise<void>} */
+  async hydrated() {
+    while (!this.isHydrated && !this.problem && !this.isClosed) {
+      await new Promise((resolve) => {
+        this.addEventListener("changed", resolve, { once: true });
+        this.whenClosed(() => resolve(undefined));
+      });
+    }
   }
 
   /**

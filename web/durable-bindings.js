@@ -60,14 +60,14 @@ class FollowedRun extends Binding {
   runId = null;
   /** As the store knows it, with what happened since. @type {Run | null} */
   run = null;
-  /** Whether the store was asked for all there is. */
-  isHydrated = false;
   #kept;
   #steps;
   /** How many steps have ended. */
   stepCount = 0;
   /** How often it was executing when its engine went away. */
   interruptions = 0;
+  /** @type {Map<string, any>} */
+  #published = new Map();
   /** The number of the last frame that was taken, and of the last that is known to be there. */
   #seq = 0;
   #known = 0;
@@ -112,6 +112,10 @@ class FollowedRun extends Binding {
   /** The latest ends of steps, oldest first. @type {readonly StepEnd[]} */
   get steps() {
     return /** @type {StepEnd[]} */ (this.#steps.items);
+  }
+  /** What the run has published last under each key. @returns {Record<string, any>} */
+  get published() {
+    return Object.fromEntries(this.#published);
   }
   get isPending() {
     return this.status === "pending";
@@ -167,6 +171,7 @@ class FollowedRun extends Binding {
     [this.runId, this.run, this.problem, this.isHydrated] = [runId, run, null, false];
     [this.stepCount, this.interruptions, this.#seq, this.#known, this.#attempt] = [0, 0, 0, 0, 1];
     this.#kept.clear();
+    this.#published.clear();
     this.#steps.clear();
     this.changed();
     if (runId === null) return;
@@ -239,6 +244,7 @@ class FollowedRun extends Binding {
       this.#seq = frame.seq;
       if (frame.kind === "log") this.#kept.push(frame, frame.message.length);
       else if (frame.kind === "step_status") this.#takeStep(frame);
+      else if (frame.kind === "event") this.#published.set(frame.key, frame.value);
       else if (frame.kind === "run_status" || frame.kind === "progress") this.#takeState(frame);
       else if (frame.kind === "run_deleted") void this.#read();
     }
@@ -306,6 +312,12 @@ export class JobBinding extends FollowedRun {
     this.name = name;
     if (followLatest) this.whenClosed(follow(durable, name, (frames) => this.#hearOfTriggers(frames)));
     this.resumed = autoResume ? this.#resume() : Promise.resolve();
+  }
+
+  /** The same of its run, once it is known whether there is one. @returns {Promise<void>} */
+  async hydrated() {
+    await this.resumed;
+    if (this.runId !== null) await super.hydrated();
   }
 
   /** Makes a run, and shows it. @param {unknown} [input] @param {TriggerOptions} [options] @returns {Promise<Run>} */

@@ -50,7 +50,7 @@ export class RunView {
   #problem = make("p", { class: "problem text", part: "problem", role: "alert" });
   #buttons = make("div", { class: "buttons", part: "actions" });
   #announcement = make("p", { class: "visually-hidden", role: "status" });
-  #whileActive = make("slot", { name: "active" });
+  #whileActive = /** @type {HTMLSlotElement} */ (make("slot", { name: "active" }));
   #foot = make("div", { class: "spread foot" });
   #card = make("section", { class: "card", part: "card", tabindex: "-1" });
   #announced = { status: "", milestone: 0 };
@@ -93,7 +93,7 @@ export class RunView {
     this.#renderOutput(run);
     this.#steps.render(binding);
     this.#renderButtons(binding);
-    this.#whileActive.hidden = !binding.isActive;
+    this.#whileActive.hidden = !binding.isActive || !this.#whileActive.assignedNodes().length;
     this.#foot.hidden = this.#whileActive.hidden && this.#buttons.hidden;
     if (binding.problem) this.#tell(binding.problem);
     this.#announce(binding);

@@ -21,8 +21,6 @@ export class RunsBinding extends Binding {
   /** The number of the page that is shown, from 1. */
   page = 1;
   hasMore = false;
-  /** Whether the store was asked for the runs that are shown. */
-  isHydrated = false;
   #filter;
   #pageSize;
   /** Of each page up to the one that is shown: after which run it begins. @type {(string | undefined)[]} */
@@ -155,9 +153,21 @@ export class ActionsBinding extends Binding {
   fork(id, fromStep) {
     return this.#do(this.durable.runs.fork(id, fromStep));
   }
-  /** @param {string} id @returns {Promise<Run>} */
-  cancel(id) {
-    return this.#do(this.durable.runs.cancel(id));
+  /** With `compensate`, its completed steps are undone first. @param {string} id @param {{compensate?: boolean}} [options] @returns {Promise<Run>} */
+  cancel(id, options) {
+    return this.#do(this.durable.runs.cancel(id, options));
+  }
+  /** Lets a run start no further step until it is resumed. @param {string} id @returns {Promise<Run>} */
+  pause(id) {
+    return this.#do(this.durable.runs.pause(id));
+  }
+  /** Lets a run go on that is paused, or stands at a breakpoint. @param {string} id @returns {Promise<Run>} */
+  resume(id) {
+    return this.#do(this.durable.runs.resume(id));
+  }
+  /** Sends a signal; false when one of that id was delivered before. @param {string} id @param {string} name @param {unknown} [payload] @param {{signalId?: string}} [options] @returns {Promise<boolean>} */
+  signal(id, name, payload, options) {
+    return this.#do(this.durable.runs.signal(id, name, payload, options));
   }
   /** Deletes a run that has ended, and everything of it. @param {string} id @returns {Promise<void>} */
   delete(id) {

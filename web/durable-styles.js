@@ -56,6 +56,7 @@ ol { list-style: none; }
 .bar { height: var(--durable-bar-height, 0.625rem); border-radius: 99px; overflow: hidden; background: var(--_sunken); box-shadow: inset 0 0 0 1px var(--_border); }
 .fill { height: 100%; border-radius: inherit; background: var(--_bar); transition: inline-size 0.2s linear; }
 .bar.is-endless .fill { inline-size: 30% !important; animation: wander 2.4s ease-in-out infinite alternate; }
+.bar.is-endless:is([data-status="pending"], [data-status="waiting"]) .fill { inline-size: 100% !important; opacity: 0.25; animation: none; }
 .bar:is([data-status="failed"], [data-status="dead"]) .fill { background: var(--_error); }
 .bar[data-status="cancelled"] .fill { background: var(--_muted); }
 .percent { flex: none; font-weight: 640; }

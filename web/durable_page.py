@@ -353,6 +353,15 @@ class _Binding:
         """What ``bind`` writes into an element."""
         return self._binding.text
 
+    @property
+    def is_hydrated(self):
+        """Whether the database was asked for all that it shows."""
+        return self._get("isHydrated")
+
+    async def hydrated(self):
+        """Wait until it shows what is in the database, or has a ``problem``."""
+        await self._do("hydrated")
+
     def bind(self, element):
         """Render it into an element, now and whenever it changes: as text, never as HTML. A ``<progress>`` shows how
         far the run has come."""
@@ -427,11 +436,6 @@ class RunBinding(_Binding):
         return self._get("percentage")
 
     @property
-    def is_hydrated(self):
-        """Whether the database was asked for all there is."""
-        return self._get("isHydrated")
-
-    @property
     def step_count(self):
         """How many steps have ended."""
         return self._get("stepCount")
@@ -446,6 +450,11 @@ class RunBinding(_Binding):
         """The latest ends of steps, oldest first: records with ``name``, ``status``, ``attempt``, ``duration`` in
         seconds, and ``interruptions``: how often the run had been interrupted before."""
         return [Record(step) for step in json.loads(bridge.stepsOf(self._binding))]
+
+    @property
+    def published(self):
+        """What the run has published last under each key, as a dict."""
+        return json.loads(bridge.publishedOf(self._binding))
 
     @property
     def dropped_logs(self):
@@ -547,11 +556,6 @@ class RunsBinding(_Binding):
         """Whether there is a page before the one that is shown."""
         return self._get("hasPrevious")
 
-    @property
-    def is_hydrated(self):
-        """Whether the database was asked for the runs."""
-        return self._get("isHydrated")
-
     async def next(self):
         """Show the runs after those that are shown."""
         await self._do("next")
@@ -597,9 +601,21 @@ class ActionsBinding(_Binding):
         """Make a new run that has the steps before the one named, and return it."""
         return Record(await self._do("fork", run_id, from_step))
 
-    async def cancel(self, run_id):
-        """Cancel an active run, and return it."""
-        return Record(await self._do("cancel", run_id))
+    async def cancel(self, run_id, compensate=False):
+        """Cancel an active run, and return it; with ``compensate``, its completed steps are undone first."""
+        return Record(await self._do("cancel", run_id, {"compensate": compensate}))
+
+    async def pause(self, run_id):
+        """Let a run start no further step until it is resumed, and return it."""
+        return Record(await self._do("pause", run_id))
+
+    async def resume(self, run_id):
+        """Let a run go on that is paused or stands at a breakpoint, and return it."""
+        return Record(await self._do("resume", run_id))
+
+    async def signal(self, run_id, name, payload=None, signal_id=None):
+        """Send a signal to a run; False when one of that ``signal_id`` was delivered before."""
+        return await self._do("signal", run_id, name, payload, {"signalId": signal_id})
 
     async def delete(self, run_id):
         """Delete a run that has ended, and everything of it."""

@@ -133,6 +133,9 @@ export function linesOf({ runId, logs }, known) {
 /** @param {{steps: readonly object[]}} binding @returns {string} JSON */
 export const stepsOf = ({ steps }) => JSON.stringify(steps);
 
+/** @param {{published: object}} binding @returns {string} JSON */
+export const publishedOf = ({ published }) => JSON.stringify(published);
+
 /** Lets the person save a file. @param {Blob} blob @param {string} name */
 export function download(blob, name) {
   const link = document.createElement("a");

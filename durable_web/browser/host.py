@@ -10,6 +10,7 @@ A message is worked on in the turn of the event loop in which it arrives, as far
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine
@@ -88,6 +89,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     )
     host.attach(engine)
     await engine.start()
+    gc.freeze()  # the modules stay as long as the worker: looking for garbage among them would only take time
     return host
 
 

@@ -65,9 +65,9 @@ class FrameSender:
             self._post(text, last)
 
     def _post(self, text: str, last: StoredFrame) -> None:
+        self.has_ended = self._is_end(last)
         self._credit -= len(text)
         self._last_sent = time.perf_counter()
-        self.has_ended = self._is_end(last)
         end = ',"end":true' if self.has_ended else ""
         self._send(f'{self._head}{len(text)}{end},"frames":[{text}]}}')
 

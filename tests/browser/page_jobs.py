@@ -36,6 +36,14 @@ async def slow(ctx, steps):
         ctx.log.info(f"line {number}")
         await ctx.step(f"step {number}", asyncio.sleep, 0.02)
 
+@job("ask")
+async def ask(ctx, question):
+    await ctx.set_event("question", {"text": question})
+    await ctx.set_event("__proto__", "a key like any other")
+    answer = await ctx.wait_for_signal("answer")
+    await ctx.set_event("question", None)
+    return answer
+
 @job("say")
 async def say(ctx, texts):
     for text in texts:

@@ -360,6 +360,41 @@ def test_actions_say_whether_they_are_at_work_and_what_went_wrong(tab):
     }
 
 
+def test_what_a_run_publishes_is_there_and_it_is_answered_paused_and_resumed(tab):
+    told = tab().evaluate("""async () => {
+        const [asked, acting] = [job(durable, "ask"), actions(durable)];
+        const { id } = await asked.trigger("why?");
+        await until(asked, ({ published, isWaiting }) => isWaiting && published.question);
+        const before = Object.entries(asked.published);
+        const paused = (await acting.pause(id)).paused;
+        await until(asked, ({ run }) => run.paused);
+        const answered = [
+            await acting.signal(id, "answer", "because", { signalId: "first" }),
+            await acting.signal(id, "answer", "again", { signalId: "first" }),
+        ];
+        await acting.resume(id);
+        await until(asked, ({ isCompleted, published }) => isCompleted && published.question === null);
+        const late = run(durable, id);
+        await late.hydrated();
+        await until(late, ({ published }) => published.question === null);
+        return { before, paused, answered, output: late.output };
+    }""")
+    assert told["before"] == [["question", {"text": "why?"}], ["__proto__", "a key like any other"]]
+    assert (told["paused"], told["answered"], told["output"]) == (True, [True, False], "because")
+
+
+def test_one_can_wait_until_a_binding_shows_what_is_in_the_store(tab):
+    told = tab().evaluate("""async () => {
+        const { id } = await job(durable, "count").triggerAndWait({ to: 1 });
+        const [known, unknown, listed] = [run(durable, id), run(durable, "nobody"), runs(durable)];
+        const [none, closed] = [job(durable, "say"), run(durable, "nobody else")];
+        closed.close();
+        await Promise.all([known, unknown, listed, none, closed].map((binding) => binding.hydrated()));
+        return [known.status, unknown.problem.code, listed.items.length, none.runId];
+    }""")
+    assert told == ["completed", "RunNotFound", 1, None]
+
+
 def test_whatever_a_job_says_is_bound_as_text(tab):
     page = tab()
     shown = page.evaluate(

@@ -283,7 +283,7 @@ def test_an_engine_that_cannot_start_is_explained_with_its_traceback(browser, se
     demo = Demo(chromium, server.url + PAGES["micropython"])
     demo.wait_for("#failed-message", "a_package_that_is_not_there")
     demo.page.click("#failed summary")
-    assert 'File "/durable-jobs/jobs.py", line 1' in demo.text("#failed-traceback")
+    assert 'File "/durable-jobs/jobs.py", line 1' in demo.text("#failed pre")
     assert demo.page.locator("#choose").is_disabled()
 
 

@@ -118,6 +118,34 @@ tell(pages=pages, page=listed.page, cancelled=cancelled.status, refused=refused,
     assert told["after"] == [None, None]
 
 
+def test_in_python_what_a_run_publishes_is_there_and_it_is_answered(python):
+    _, told = python("""
+durable = await connect("test", ["./jobs.py"])
+asked = durable.job("ask")
+run = await asked.trigger("why?")
+await until(asked, lambda asked: asked.is_waiting and "question" in asked.published)
+question = asked.published["question"]
+await durable.actions.pause(run.id)
+await until(asked, lambda asked: asked.run.paused)
+first = await durable.actions.signal(run.id, "answer", "because", signal_id="first")
+second = await durable.actions.signal(run.id, "answer", "again", signal_id="first")
+await durable.actions.resume(run.id)
+await until(asked, lambda asked: asked.is_completed)
+listed = durable.runs({"job": "ask"}, payloads=True)
+await listed.hydrated()
+small = await durable.list_runs(payloads=False)
+tell(question=question, answered=[first, second], outputs=[run.output for run in listed.items],
+     small=[run.output for run in small], seq=asked.run.last_seq > 5)
+""")
+    assert told == {
+        "question": {"text": "why?"},
+        "answered": [True, False],
+        "outputs": ["because"],
+        "small": [None],
+        "seq": True,
+    }
+
+
 def test_in_python_lines_are_bound_as_text_and_the_latest_are_kept(python):
     page, told = python(f"""
 import js

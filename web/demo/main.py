@@ -11,8 +11,9 @@ import sys
 import js
 import notices
 from choose_view import ChooseView
+from connection import Connection
 from downloads import TEMPORARY, Downloads
-from durable_page import TERMINAL, DurableError, connect
+from durable_page import TERMINAL, DurableError
 from elements import find, listen, make, show, write
 from notices import start
 from pyscript import document
@@ -26,6 +27,7 @@ JOBS = ["./csv_records.py", "./csv_import.py", "./jobs.py"]
 TITLE = document.title
 ACTIVE = ["pending", "leased", "waiting", "cancelling"]
 RECENT = 10
+MOST_RUNS = 50
 PHASES = ("page", "storage", "pyodide", "packages", "jobs", "ready")
 
 
@@ -33,15 +35,14 @@ class Demo:
     """The page as a whole: its connection to the engine, and which of the two views it shows."""
 
     def __init__(self):
-        self._durable = None
-        self._imports = None
+        self._connection = Connection(self._hear_status)
+        self._imports = None  # the latest, live
         self._statuses = []
         self._shown = None
         self._result = None
         self._choose = ChooseView(self._begin, self._begin_saved, self._forget_file)
         self._downloads = Downloads()
         self._visit = 0
-        listen(find("reload"), "click", lambda event: window.location.reload())
         listen(find("chart-column"), "change", lambda event: self._result.draw_chart())
         listen(find("history-list"), "durable-action", self._on_action)
         listen(window, "resize", lambda event: self._result and not find("result").hidden and self._result.draw_chart())
@@ -50,56 +51,59 @@ class Demo:
     async def run(self):
         """Connect, and show what there is."""
         opened = js.Date.now()
-        try:
-            self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
-        except DurableError as error:
-            notices.tell_start_failed(error)
+        if not await self._connection.open(DATABASE, JOBS, "What was imported before is unharmed."):
             return
-        self._hear_status("ready", "", None)
-        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
-        under_way = [run.id for run in runs if run.status in ACTIVE or (run.completed_at or 0) > opened]
+        self._imports = self._durable.runs({"job": "import-csv"}, page_size=RECENT, payloads=True)
+        await self._imports.hydrated()
+        under_way = [run.id for run in self._imports.items if run.status in ACTIVE or (run.completed_at or 0) > opened]
         if under_way and not _run_in_address():
             window.location.hash = f"#run={under_way[0]}"  # and on with the event of that
         else:
             start(self._route())
         await self._clear_away()
-        self._imports = self._durable.runs({"job": "import-csv"}, page_size=RECENT)
         self._imports.changed.add_listener(self._hear_of_imports)
+
+    @property
+    def _durable(self):
+        return self._connection.durable
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
-    def _hear_status(self, status, message, phase):
-        """Show how the engine is; called with every change."""
-        texts = {"ready": "Ready", "failed": "Failed", "closed": "Stopped"}
-        is_ready = status == "ready" and self._durable is not None
-        find("engine").setAttribute("data-status", status)
-        write("engine-text", texts.get(status, f"Starting: {message}"))
+    def _hear_status(self, status, phase):
+        """Let files be chosen when the engine is ready, and say how far it is."""
         if status == "starting":
             if phase in PHASES:
                 find("boot-progress").value = PHASES.index(phase) + 1
             write("chooser-note", "The engine is starting. You can choose a file in a moment.")
             show("boot-progress")
-        elif status != "ready" or is_ready:
-            self._choose.enable(is_ready, "" if is_ready else "There is no engine to import with.")
-        if status == "ready":
-            write("announcement", texts[status])
-        if status == "failed" and self._durable is not None:
-            notices.tell_start_failed(DurableError("Failed", message))
+            return
+        is_ready = status == "ready"
+        self._choose.enable(is_ready, "" if is_ready else "There is no engine to import with.")
+        if is_ready:
+            write("announcement", "Ready")
 
     async def _clear_away(self):
         """Delete what tabs that died have left: half-made downloads, files that were imported but not deleted, and
         imports of which only the tables are gone. Where another tab leads, it may be about to use them."""
         if self._durable.role == "follower":
             return
-        for run in await self._durable.list_runs(job="export-csv", status=ACTIVE):
-            await self._durable.cancel(run.id)
-        for run in await self._durable.list_runs(job="forget-import", status="completed"):
+        for run in await self._read_runs({"job": "export-csv", "status": ACTIVE}):
+            await self._durable.actions.cancel(run.id)
+        for run in await self._read_runs({"job": "forget-import", "status": "completed"}):
             await self._delete_forgotten(run)
-        completed = await self._durable.list_runs(job="import-csv", status="completed", limit=RECENT)
-        imported = [run.input["path"] for run in completed]
+        imported = [run.input["path"] for run in self._imports.items if run.status == "completed"]
         for file in await self._durable.list_files():
             if file.name.startswith(TEMPORARY) or file.path in imported:
                 await self._durable.delete_file(file.name)
+
+    async def _read_runs(self, filters):
+        """The latest runs that pass the filters, as they are now."""
+        found = self._durable.runs(filters, page_size=MOST_RUNS, realtime=False, payloads=True)
+        await found.hydrated()
+        found.close()
+        if found.problem is not None:
+            raise found.problem
+        return found.items
 
     # --- the two views ------------------------------------------------------------------------------------------------
 
@@ -125,7 +129,7 @@ class Demo:
 
     async def _find_run(self, run_id):
         try:
-            return await self._durable.get_run(run_id)
+            return await self._durable.actions.get(run_id)
         except DurableError as error:
             if error.code != "RunNotFound":
                 raise
@@ -150,7 +154,7 @@ class Demo:
 
     async def _show_saved(self):
         """List the files that are neither imported nor being imported, each with what the person calls it."""
-        runs = await self._durable.list_runs(job="import-csv", limit=RECENT)
+        runs = self._imports.items
         in_use = [run.input["path"] for run in runs if run.status in ACTIVE]
         names = {run.input["path"]: run.input.get("name") for run in runs}
         files = await self._durable.list_files()
@@ -214,10 +218,12 @@ class Demo:
 
     async def _begin_saved(self, file, name, encoding):
         notices.clear()
+        starting = self._durable.job("import-csv", auto_resume=False, follow_latest=False)
         try:
             request = {"path": file.path, "name": name, "encoding": encoding}
-            run = await self._durable.trigger("import-csv", request)
+            run = await starting.trigger(request)
         finally:
+            starting.close()
             self._choose.enable(True, "")
         window.location.hash = f"#run={run.id}"
 
@@ -235,9 +241,9 @@ class Demo:
     async def _forget_import(self, run_id):
         """Delete the tables and the file of an import, then its run; if the tab dies, `_clear_away` does the rest."""
         notices.clear()
-        run = await self._durable.get_run(run_id)
+        run = await self._durable.actions.get(run_id)
         file = await self._saved_file(run)
-        used = await self._durable.list_runs(job="import-csv", status=ACTIVE)
+        used = await self._read_runs({"job": "import-csv", "status": ACTIVE})
         is_free = file is not None and file.path not in [other.input["path"] for other in used]
         request = {"run_id": run_id, "file": file.name if is_free else None}
         forgetting = self._durable.job("forget-import", auto_resume=False, follow_latest=False)
@@ -248,13 +254,14 @@ class Demo:
         if done.status != "completed":
             raise DurableError("ForgetError", done.error.message if done.error else "It was cancelled. Try again.")
         await self._delete_forgotten(done)
+        await self._imports.refresh()
         await self._show_saved()
 
     async def _delete_forgotten(self, done):
         """Delete the run of an import whose tables are gone, and that of the job which saw to it."""
         for run_id in (done.input["run_id"], done.id):
             try:
-                await self._durable.delete_run(run_id)
+                await self._durable.actions.delete(run_id)
             except DurableError as error:
                 if error.code != "RunNotFound":
                     raise

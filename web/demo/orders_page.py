@@ -5,7 +5,8 @@ database, most of it by the elements of `durable-elements.js` alone; so it is th
 """
 
 import notices
-from durable_page import TERMINAL, DurableError, connect
+from connection import Connection
+from durable_page import TERMINAL, DurableError
 from elements import find, listen, show, write
 from notices import start
 from pyscript import document
@@ -36,12 +37,10 @@ class OrdersPage:
     """The page as a whole: its connection to the engine, and the order that is shown."""
 
     def __init__(self):
-        self._durable = None
+        self._connection = Connection(self._hear_status)
+        self._orders = None
         self._shown = None
-        self._run = None
-        self._reads = 0
         self._is_placed = False
-        listen(find("reload"), "click", lambda event: window.location.reload())
         listen(find("order-form"), "submit", self._on_submit)
         _on_press("approve", lambda: self._decide(True))
         _on_press("reject", lambda: self._decide(False))
@@ -51,36 +50,33 @@ class OrdersPage:
 
     async def run(self):
         """Connect, and show the order that the address names, or the latest."""
-        try:
-            self._durable = await connect(DATABASE, JOBS, on_status=self._hear_status, on_engine=notices.tell_storage)
-        except DurableError as error:
-            notices.tell_start_failed(error)
+        if not await self._connection.open(DATABASE, JOBS, "No order is lost."):
             return
-        self._hear_status("ready", "", None)
+        self._orders = self._durable.runs({"job": "order"}, page_size=1)
         await self._route()
 
-    def _hear_status(self, status, message, phase):
-        """Show how the engine is; called with every change."""
-        texts = {"ready": "Ready", "failed": "Failed", "closed": "Stopped"}
-        find("engine").setAttribute("data-status", status)
-        write("engine-text", texts.get(status, f"Starting: {message}"))
-        find("controls").disabled = status != "ready" or self._durable is None
-        if status == "failed" and self._durable is not None:
-            notices.tell_start_failed(DurableError("Failed", message))
+    @property
+    def _durable(self):
+        return self._connection.durable
+
+    def _hear_status(self, status, phase):
+        """Orders can be placed while there is an engine."""
+        find("controls").disabled = status != "ready"
 
     # --- the order that is shown --------------------------------------------------------------------------------------
 
     async def _route(self):
         key, _, run_id = str(window.location.hash).partition("=")
         if key != "#order" or not run_id:
-            latest = await self._durable.list_runs(job="order", limit=1)
+            await self._orders.hydrated()
+            latest = self._orders.items
             run_id = latest[0].id if latest else None
         self._show(run_id)
 
     def _show(self, run_id):
         if self._shown is not None:
             self._shown.close()
-            self._shown = self._run = None
+            self._shown = None
         show("order-view", run_id is not None)
         if run_id is None:
             return
@@ -90,26 +86,14 @@ class OrdersPage:
         self._shown.changed.add_listener(self._hear_of_run)
 
     def _hear_of_run(self, shown):
-        if shown is self._shown and shown.run_id is not None:
-            start(self._read(shown.run_id))
-
-    async def _read(self, run_id):
-        """Show how the order stands; what was asked later is newer."""
-        self._reads += 1
-        number = self._reads
-        try:
-            run = await self._durable.get_run(run_id)
-            state = await self._durable.get_event(run_id, "state")
-        except DurableError as error:
-            if error.code != "RunNotFound":
-                raise
-            show("order-view", False)
+        if shown is not self._shown:
             return
-        if number == self._reads:
-            self._draw(run, state)
+        if shown.problem is not None:  # it was deleted
+            show("order-view", False)
+        elif shown.is_hydrated:
+            self._draw(shown.run, shown.published.get("state"))
 
     def _draw(self, run, state):
-        self._run = run
         is_over = run.status in TERMINAL
         is_undoing = run.status == "cancelling"
         write("order-title", run.labels["title"])
@@ -141,7 +125,11 @@ class OrdersPage:
             "grace_seconds": float(find("grace-seconds").value),
         }
         title = ", ".join([item["name"] for item in order["items"]])
-        run = await self._durable.trigger("order", order, labels={"title": title})
+        placing = self._durable.job("order", auto_resume=False, follow_latest=False)
+        try:
+            run = await placing.trigger(order, labels={"title": title})
+        finally:
+            placing.close()
         self._is_placed = True
         window.location.hash = f"#order={run.id}"  # and on with the event of that
 
@@ -149,18 +137,16 @@ class OrdersPage:
         """Send the decision; that of a second tab, which comes too late, is the same signal and not delivered."""
         notices.clear()
         decision = {"approved": is_approved, "by": "you"}
-        await self._durable.signal(self._run.id, "approval", decision, signal_id="decision")
+        await self._durable.actions.signal(self._shown.run_id, "approval", decision, signal_id="decision")
 
     async def _pause_or_resume(self):
         notices.clear()
-        if self._run.paused:
-            await self._durable.resume(self._run.id)
-        else:
-            await self._durable.pause(self._run.id)
+        act = self._durable.actions
+        await (act.resume if self._shown.run.paused else act.pause)(self._shown.run_id)
 
     async def _cancel(self):
         notices.clear()
-        await self._durable.cancel(self._run.id, compensate=True)
+        await self._durable.actions.cancel(self._shown.run_id, compensate=True)
 
 
 def _item(box):

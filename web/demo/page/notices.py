@@ -4,7 +4,8 @@ import asyncio
 import sys
 
 from durable_page import DurableError
-from elements import find, listen, make, show, write
+from elements import find, listen, make, show
+from pyscript import document
 
 TITLES = {
     "StorageFullError": "The storage of this browser is full",
@@ -78,12 +79,21 @@ def tell_run_ended(run, again):
     find("run-ended").replaceChildren(notice)
 
 
-def tell_start_failed(error):
-    """Show, once and for all, that there is no engine."""
-    write("failed-message", error.message)
-    write("failed-traceback", error.traceback)
-    show("failed-details", bool(error.traceback))
-    show("failed")
+def tell_start_failed(error, promise):
+    """Show, once and for all, that there is no engine, and what holds all the same."""
+    reload = make("button", {"type": "button", "class": "button button-secondary"}, "Reload the page")
+    listen(reload, "click", lambda event: document.defaultView.location.reload())
+    notice = make(
+        "section",
+        {"class": "notice notice-error", "aria-labelledby": "failed-title"},
+        make("h2", {"id": "failed-title"}, "The engine could not start"),
+        make("p", {"class": "prewrap", "id": "failed-message"}, error.message),
+        make("p", None, f"{promise} Once the cause is mended, reload this page."),
+    )
+    if error.traceback:
+        notice.append(_details(error.traceback))
+    notice.append(make("p", None, reload))
+    find("failed").replaceChildren(notice)
 
 
 def tell_storage(state, message):
