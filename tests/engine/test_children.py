@@ -231,6 +231,35 @@ async def test_a_child_that_goes_with_its_dead_parent_is_cancelled_and_not_dead_
     assert ended == ([RunStatus.CANCELLED] if comes_later else [RunStatus.DEAD])
 
 
+async def test_a_parent_that_hears_of_its_dead_child_comes_further_and_is_not_dead_with_it(running):
+    """Both were executing when their engine died for the last time; the child is taken back first."""
+
+    @job("hangs")
+    async def hangs(ctx: Context, _: None) -> None:
+        await asyncio.Event().wait()
+
+    @job("waits")
+    async def waits(ctx: Context, _: None) -> str:
+        names = (str(number) for number in itertools.count())
+        name = next(name for name in names if derive(ctx.run_id, name) < ctx.run_id)
+        nap = asyncio.ensure_future(ctx.step("hang", asyncio.Event().wait))
+        try:
+            return await ctx.run_job(name, hangs)
+        except ChildFailed as error:
+            return error.error_type
+        finally:
+            nap.cancel()
+
+    for _ in range(2):
+        async with running(waits, hangs, max_recoveries=1) as engine:
+            run = await engine.trigger(waits, idempotency_key="once")
+            await settle()
+            await crash(engine)
+    async with running(waits, hangs, max_recoveries=1) as engine:
+        run = await finish(engine, run)
+    assert (run.status, run.output) == (RunStatus.COMPLETED, "CrashLoop")
+
+
 async def test_an_input_that_does_not_fit_is_the_parents_error_and_starts_nothing(running):
     @dataclass
     class Letter:
