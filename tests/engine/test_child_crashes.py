@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from crashing import dying, survive_every_death
+from crashing import survive_every_death
 from families import broken, child_of, double, endless, parent, waits_for_endless
 from watching import finish, on_a_desk_only
 
@@ -17,11 +17,10 @@ from durable_web import (
     Run,
     RunStatus,
     StepStatus,
-    StorageError,
     job,
 )
 from durable_web.identifiers import derive
-from durable_web.testing import MockClock, crash, settle
+from durable_web.testing import MockClock, SimulatedCrash, crash, crash_at, settle
 
 # --- crashes ---------------------------------------------------------------------------------------------------------
 
@@ -30,8 +29,9 @@ async def test_the_start_of_a_child_and_the_record_of_it_are_one_transaction(run
     seen: set[bool] = set()
     for when in ("before", "after"):
         for number in range(1, 6):
-            async with dying(running(parent, double), when, number) as (engine, point):
-                with suppress(StorageError):
+            async with running(parent, double) as engine:
+                point = crash_at(engine, **{when: number})
+                with suppress(SimulatedCrash):
                     run = await engine.trigger(parent, 4, idempotency_key=f"{when} {number}")
                 await point
             looker = Engine(database_path, exclusive=True)
