@@ -439,14 +439,14 @@ RETURNING attempt
 """
 
 ORPHANS = """
-SELECT id, attempt, recoveries
+SELECT id
   FROM durable_runs
  WHERE status IN ('leased', 'cancelling') AND lease_expires_at <= :expired_before
  ORDER BY id
 """
 
-IS_LEASED = """
-SELECT 1
+ORPHAN = """
+SELECT attempt, recoveries
   FROM durable_runs
  WHERE id = :id AND status IN ('leased', 'cancelling') AND lease_expires_at IS NOT NULL
 """

@@ -433,9 +433,11 @@ class Runs:
         expired_before = _FOR_EVER if everything else now
         orphans = self._database.rows(queries.ORPHANS, {"expired_before": expired_before})
         dead = []
-        for run_id, attempt, recoveries in orphans:
-            if self._value(queries.IS_LEASED, {"id": run_id}) is None:
+        for (run_id,) in orphans:
+            orphan = self._database.row(queries.ORPHAN, {"id": run_id})
+            if orphan is None:
                 continue  # its parent is dead, and took it along
+            attempt, recoveries = orphan
             if recoveries < max_recoveries:
                 (status,) = self._database.row(queries.TAKE_BACK, {"id": run_id, "now": now})
                 self._journal.append_status(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from durable_web import Engine, Job
@@ -41,25 +40,18 @@ async def _live(
     running: Callable[..., Any], jobs: list[Job], play: Play, key: str, when: str, number: int, options: dict[str, Any]
 ) -> bool:
     """Let an engine play until it dies; whether it did."""
-    async with dying(running(*jobs, max_recoveries=LIVES, **options), when, number) as (engine, point):
+    async with running(*jobs, max_recoveries=LIVES, **options) as engine:
+        point = crash_at(engine, **{when: number})
         playing, dead = asyncio.ensure_future(play(engine, key)), asyncio.ensure_future(_death(point))
         await asyncio.wait([playing, dead], timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         assert playing.done() or dead.done(), f"it hangs, {key}"
         for task in (playing, dead):
             task.cancel()
         await asyncio.wait([playing, dead])
+        if point.is_reached:
+            await point
         return point.is_reached
 
 
 async def _death(point: CrashPoint) -> None:
     await point
-
-
-@asynccontextmanager
-async def dying(running: Any, when: str, number: int) -> AsyncIterator[tuple[Engine, CrashPoint]]:
-    """An engine that dies before or after its commit of that number, and the point at which it does."""
-    async with running as engine:
-        point = crash_at(engine, **{when: number})
-        yield engine, point
-        if point.is_reached:
-            await point

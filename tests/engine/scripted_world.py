@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import sqlite3
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from known_runs import ACTIVE, MAX_RECOVERIES, PAUSABLE, RETRIABLE, SHARED, SLOTS, TERMINAL, KnownRun, KnownRuns
+from known_runs import (
+    ACTIVE,
+    MAX_RECOVERIES,
+    PAUSABLE,
+    RETRIABLE,
+    SHARED,
+    SIGNALLED,
+    SLOTS,
+    TERMINAL,
+    KnownRun,
+    KnownRuns,
+)
 from scripts import Scripts
 
 from durable_web import ConflictError, DurableWebError, Engine, RunStatus, Singleton, job
@@ -379,7 +391,7 @@ class World:
         columns = "job, input, concurrency_key, priority, deadline, parent_run_id, parent_step, continued_from"
         text = f"SELECT {columns}, idempotency_key FROM durable_runs WHERE id = ?"
         ((name, script, key, priority, deadline, parent, step, continues, once),) = self.query(text, run_id)
-        made = KnownRun(run_id, name, eval(script), key, priority, deadline is not None, parent, step, continues)
+        made = KnownRun(run_id, name, json.loads(script), key, priority, deadline is not None, parent, step, continues)
         self.runs.meet(made)
         if once is not None:
             self.idempotent[once] = run_id
@@ -410,13 +422,16 @@ class World:
 
     async def bring_to_an_end(self) -> None:
         """Let every step succeed from here on: then every run that is still active completes."""
+        if self.death is not None:
+            await self.crash()  # rather than later
         self.look()
         active = [run for run in self.runs.alive() if run.status in ACTIVE]
         for _ in range(20 + 30 * len(self.runs)):
             while self.closed_gate(0):
                 await self.complete(0)
             await self.settle()
-            await self.while_alive(self.let_waits_end)
+            await self.let_waits_end()
+            await self.settle()
             if not self.gates:
                 await self.advance(20)
                 await self.settle()
@@ -437,15 +452,7 @@ class World:
 
     async def settle(self) -> None:
         await settle()
-        await self.come_back()
-
-    async def while_alive(self, act: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await act()
-        except DurableWebError:
-            if self.death is None or not self.death.is_reached:
-                raise
-        await self.settle()
+        self.look()
 
     async def let_waits_end(self) -> None:
         await self.publish()
@@ -484,9 +491,7 @@ class World:
 
     def check_signals(self, known: KnownRun) -> None:
         """Each was taken once, in the order of sending, or is still there."""
-        waits = [
-            known.waited.get(str(number)) for number, word in enumerate(known.script) if word in self.scripts.SIGNALLED
-        ]
+        waits = [known.waited.get(str(number)) for number, word in enumerate(known.script) if word in SIGNALLED]
         taken = [value for value in waits if value is not None]
         assert taken == known.sent[: len(taken)]
         query = (

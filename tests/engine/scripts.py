@@ -22,8 +22,6 @@ NOTHING = ("say", "patched")
 class Scripts:
     """Performs scripts in a world, and notes what each of their operations has come to."""
 
-    SIGNALLED = SIGNALLED
-
     def __init__(self, world: World) -> None:
         self._world = world
 

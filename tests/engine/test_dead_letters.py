@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,13 +18,11 @@ from durable_web import (
     Run,
     RunStatus,
     Singleton,
-    StorageError,
     Throttle,
     job,
 )
 from durable_web.model import to_wire
-from durable_web.store import Database
-from durable_web.testing import MockClock, crash, settle
+from durable_web.testing import MockClock, SimulatedCrash, crash, crash_at, settle
 
 
 @job("letters")
@@ -354,22 +350,14 @@ async def test_engines_that_share_a_file_hand_a_dead_run_over_once(running):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_an_engine_that_dies_while_it_hands_a_dead_run_over_has_done_all_of_it_or_nothing(
-    running, database_path, monkeypatch, when
+    running, database_path, when
 ):
     run = await die(running, bad := deadly(letters), max_recoveries=0)
-    transaction = Database.transaction
-
-    @contextmanager
-    def deadly_transaction(database: Database) -> Iterator[None]:
-        with transaction(database):
-            yield
-            if when == "before":
-                raise StorageError(database.path, "the engine is dead")
-        raise StorageError(database.path, "the engine is dead")
-
-    with monkeypatch.context() as patch, pytest.raises(StorageError, match="the engine is dead"):
-        patch.setattr(Database, "transaction", deadly_transaction)
-        await Engine(database_path, [bad], max_recoveries=0, exclusive=True).start()
+    engine = Engine(database_path, [bad], max_recoveries=0, exclusive=True)
+    point = crash_at(engine, **{when: RunStatus.DEAD})
+    with pytest.raises(SimulatedCrash):
+        await engine.start()
+    assert point.is_reached
     async with running(bad, max_recoveries=0) as engine:
         (handler,) = await handlers(engine)
         handler = await finish(engine, handler)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from crashing import survive_every_death
+from flow_families import asking, quick, starting
 from watching import finish, on_a_desk_only
 
 from durable_web import (
@@ -18,12 +19,10 @@ from durable_web import (
     Engine,
     Job,
     RateLimit,
-    RateLimited,
     Run,
     RunStatus,
     Singleton,
     StepStatus,
-    Throttle,
     job,
 )
 from durable_web.identifiers import derive
@@ -39,34 +38,6 @@ def standing(name: str = "sync", **rules: Any) -> Job:
         return value
 
     return stand
-
-
-def quick(**rules: Any) -> Job:
-    @job("quick", **rules)
-    async def note(ctx: Context, value: Any) -> Any:
-        return value
-
-    return note
-
-
-def asking(child: Job | str, name: str = "asks") -> Job:
-    """A job that waits for a child run for its own input."""
-
-    @job(name)
-    async def ask(ctx: Context, value: Any) -> Any:
-        return await ctx.run_job("answer", child, value)
-
-    return ask
-
-
-def starting(child: Job | str) -> Job:
-    """A job that starts a run for its own input, and gives back its id."""
-
-    @job("starts")
-    async def start(ctx: Context, value: Any) -> str:
-        return await ctx.start_job("begin", child, value)
-
-    return start
 
 
 async def only(engine: Engine, name: str) -> Run:
@@ -261,79 +232,6 @@ async def test_a_child_cancels_the_previous_run_and_whoever_waits_for_that_is_to
     assert first.error.type == "ChildFailed"
 
 
-# --- circles ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["skip", "queue", "cancel_previous"])
-@pytest.mark.parametrize("depth", [0, 1])
-async def test_a_singleton_that_would_wait_for_itself_is_told_so_instead_of_waiting_for_ever(running, mode, depth):
-    @job("sync", singleton=Singleton(mode=mode))
-    async def sync(ctx: Context, value: Any) -> Any:
-        return await ctx.run_job("again", "between" if depth else sync, value)
-
-    async with running(sync, asking(sync, "between")) as engine:
-        run = await finish(engine, await engine.trigger(sync, {}))
-        assert [found.id for found in await engine.list_runs(job="sync")] == [run.id]
-    assert run.status == RunStatus.FAILED
-    assert "CircularWait" in run.error.message
-
-
-async def test_two_singletons_that_would_follow_each_other_do_not_wait_for_ever(running):
-    """Each is under way already, and neither is the other's child."""
-
-    def other(name: str, wanted: str) -> Job:
-        @job(name, singleton=Singleton())
-        async def one(ctx: Context, _: Any) -> str:
-            await ctx.breakpoint("stand")
-            try:
-                return await ctx.run_job("other", wanted)
-            except ChildFailed as error:
-                return error.error_type
-
-        return one
-
-    async with running(other("left", "right"), other("right", "left")) as engine:
-        left, right = await engine.trigger("left"), await engine.trigger("right")
-        for run in (left, right):
-            await settle()
-            await engine.resume(run.id)
-        assert (await finish(engine, right)).output == "CircularWait"
-        assert (await finish(engine, left)).output == "CircularWait"  # what the right one has returned
-
-
-async def test_a_replay_is_told_of_a_circle_again_though_there_is_none_any_more(running):
-    told: list[str] = []
-
-    @job("sync", singleton=Singleton("group"))
-    async def sync(ctx: Context, value: dict) -> str:
-        try:
-            await ctx.run_job("again", sync, value)
-        except ChildFailed as error:
-            told.append(error.error_type)
-        await ctx.breakpoint("afterwards")
-        return "ended"
-
-    async with running(sync, max_parked=0) as engine:
-        run = await engine.trigger(sync, {"group": 1})
-        await settle()
-        await engine.resume(run.id)
-        assert (await finish(engine, run)).output == "ended"
-    assert told == ["CircularWait"] * 2
-
-
-async def test_a_singleton_may_start_its_next_run_itself_when_it_does_not_wait_for_it(running):
-    @job("sync", singleton=Singleton(mode="queue"))
-    async def sync(ctx: Context, number: int) -> int:
-        if number:
-            await ctx.start_job("next", sync, number - 1)
-        return number
-
-    async with running(sync) as engine:
-        await engine.trigger(sync, 2)
-        await settle()
-        assert sorted(run.output for run in await engine.list_runs(status="completed")) == [0, 1, 2]
-
-
 # --- debounce --------------------------------------------------------------------------------------------------------
 
 
@@ -365,122 +263,6 @@ async def test_a_run_that_is_started_and_debounced_has_the_id_of_the_one_that_wa
         run = await only(engine, "quick")
     assert ids == [run.id] * 2
     assert run.output == 1
-
-
-# --- rate limit ------------------------------------------------------------------------------------------------------
-
-
-async def test_children_beyond_the_rate_limit_begin_when_there_is_room_and_none_is_lost(running):
-    clock = MockClock()
-    note = quick(rate_limit=RateLimit(2, "10s"))
-
-    @job("maps")
-    async def maps(ctx: Context, count: int) -> list[int]:
-        return await ctx.map("each", note, range(count))
-
-    async with running(maps, note, clock=clock) as engine:
-        run = await engine.trigger(maps, 5)
-        counts = []
-        for _ in range(3):
-            await settle()
-            counts.append(len(await engine.list_runs(job="quick", status="completed")))
-            await clock.advance(10)
-        assert (await finish(engine, run)).output == [0, 1, 2, 3, 4]
-    assert counts == [2, 4, 5]
-
-
-async def test_a_child_that_waits_for_room_takes_it_before_whoever_comes_from_outside(running):
-    clock = MockClock()
-    note = quick(rate_limit=RateLimit(1, "10s"))
-    asks = asking(note)
-    async with running(asks, note, clock=clock) as engine:
-        await engine.trigger(note, "first")
-        run = await engine.trigger(asks, "second")
-        await settle()
-        with pytest.raises(RateLimited) as refused:
-            await engine.trigger(note, "third")
-        assert refused.value.retry_after == 20
-        await clock.advance(10)
-        assert (await finish(engine, run)).output == "second"
-        with pytest.raises(RateLimited) as refused:
-            await engine.trigger(note, "third")
-        assert refused.value.retry_after == 10
-        await clock.advance(10)
-        await engine.trigger(note, "third")
-
-
-async def test_a_run_that_is_started_beyond_the_rate_limit_says_when_it_begins(running):
-    clock = MockClock()
-    note = quick(rate_limit=RateLimit(1, "10s", key="user"))
-    starts = starting(note)
-    async with running(starts, note, clock=clock) as engine:
-        ids = [(await finish(engine, await engine.trigger(starts, {"user": user}))).output for user in "aab"]
-        await settle()
-        runs = [await engine.get_run(run_id) for run_id in ids]
-        assert [run.status for run in runs] == ["completed", "pending", "completed"]
-        assert runs[1].run_at.timestamp() * 1000 == clock.now() + 10_000
-        await clock.advance(10)
-        assert (await engine.get_run(ids[1])).status == RunStatus.COMPLETED
-
-
-async def test_a_child_that_waits_for_room_is_cancelled_with_its_parent(running):
-    clock = MockClock()
-    note = quick(rate_limit=RateLimit(1, "10s"))
-    asks = asking(note)
-    async with running(asks, note, clock=clock) as engine:
-        await engine.trigger(note)
-        run = await engine.trigger(asks, 1)
-        await settle()
-        await engine.cancel(run.id)
-        await clock.advance(60)
-        assert (await engine.get_run(derive(run.id, "answer"))).status == RunStatus.CANCELLED
-
-
-async def test_a_child_waits_for_room_and_for_its_throttle(running):
-    clock = MockClock()
-    note = quick(rate_limit=RateLimit(2, "10s"), throttle=Throttle(1, "8s"))
-
-    @job("maps")
-    async def maps(ctx: Context, count: int) -> list[int]:
-        return await ctx.map("each", note, range(count))
-
-    async with running(maps, note, clock=clock) as engine:
-        start = clock.now()
-        run = await engine.trigger(maps, 4)
-        await clock.advance(60)
-        assert (await finish(engine, run)).output == [0, 1, 2, 3]
-        began = [child.started_at.timestamp() * 1000 - start for child in await engine.list_runs(job="quick")]
-    assert sorted(began) == [0, 8000, 16000, 24000]
-
-
-async def test_a_run_that_goes_on_as_a_fresh_one_is_not_made_anew_for_the_rate_limit(running):
-    @job("count-down", rate_limit=RateLimit(1, "1h"))
-    async def count_down(ctx: Context, number: int) -> str:
-        if number:
-            ctx.continue_as_new(number - 1)
-        return "lift-off"
-
-    async with running(count_down, clock=MockClock()) as engine:
-        assert (await engine.trigger_and_wait(count_down, 3)).output == "lift-off"
-        with pytest.raises(RateLimited):
-            await engine.trigger(count_down, 0)
-
-
-async def test_a_run_that_goes_on_as_a_fresh_one_keeps_its_turn(running):
-    ended: list[str] = []
-
-    @job("count-down", singleton=Singleton(mode="queue"))
-    async def count_down(ctx: Context, value: list) -> None:
-        who, number = value
-        ended.append(f"{who} {number}")
-        if number:
-            ctx.continue_as_new([who, number - 1])
-
-    async with running(count_down) as engine:
-        runs = [await engine.trigger(count_down, [who, 1]) for who in "ab"]
-        for run in runs:
-            await engine.wait_for_run(run.id)
-    assert ended == ["a 1", "a 0", "b 1", "b 0"]
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------

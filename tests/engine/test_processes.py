@@ -1,23 +1,14 @@
-"""Several engines on one file: every run executed once, keys and limits hold across them, each sees what others write.
+"""Several engines on one file: each sees what others write, and keys, leases and limits hold across them.
 
-Two processes share a file and one of them is killed again and again; everything that time decides is tested with two
-engines in this process, on one clock that stands still until it is moved.
+Everything that time decides is tested with two engines in this process, on one clock that stands still until it is
+moved.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import random
-import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 from collections import Counter, defaultdict
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -528,143 +519,3 @@ async def test_runs_with_one_key_do_not_overlap_across_jobs_and_engines(pair, ru
         await clock.advance(1)
         assert sorted(gates.begun) == ["a", "b", "c"]
         gates.open("b")
-
-
-# --- processes -------------------------------------------------------------------------------------------------------
-
-RUNS = 2000
-KILLS = 5
-WORKER = textwrap.dedent("""
-    import asyncio, os, sys
-    from durable_web import Engine, job
-
-    def note(connection, run_id, attempt, key, what):
-        connection.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?)", (run_id, attempt, key, what, os.getpid()))
-
-    async def work(ctx, key):
-        if key is not None:
-            await ctx.transaction(f"begin {ctx.attempt}", note, ctx.run_id, ctx.attempt, key, "begin")
-            await asyncio.sleep(0.001)
-        await ctx.transaction("row", note, ctx.run_id, ctx.attempt, key, "row")
-        if key is not None:
-            await asyncio.sleep(0.001)
-            await ctx.transaction(f"end {ctx.attempt}", note, ctx.run_id, ctx.attempt, key, "end")
-        print(ctx.run_id, flush=True)
-
-    jobs = [job(f"job {number}")(work) for number in range(20)]
-
-    async def main():
-        options = {"lease": 2, "durability": "normal", "max_recoveries": 100}
-        async with Engine(sys.argv[1], jobs, **options) as engine:
-            cursor = None
-            while page := await engine.list_runs(order="oldest", limit=1000, cursor=cursor):
-                cursor = page[-1].id
-                for run in page:
-                    await engine.wait_for_run(run.id)
-
-    asyncio.run(main())
-""")
-
-
-async def test_2000_runs_are_executed_once_each_by_two_processes_either_of_which_is_killed_at_random(
-    database_path, tmp_path
-):
-    seed = random.SystemRandom().randrange(1 << 32)
-    print("seed", seed)
-    chance = random.Random(seed)
-    run_ids = await trigger_all(database_path)
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    workers = [start_worker(script, database_path) for _ in range(2)]
-    try:
-        for _ in range(KILLS):
-            victim = chance.randrange(2)
-            kill_after(workers[victim], lines=chance.randrange(1, 100))
-            workers[victim] = start_worker(script, database_path)
-        for worker in workers:
-            worker.communicate(timeout=60)
-            assert worker.returncode == 0
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-
-    with closing(sqlite3.connect(database_path)) as connection:
-        assert dict(connection.execute("SELECT status, COUNT(*) FROM durable_runs GROUP BY status")) == {
-            "completed": RUNS
-        }
-        rows = connection.execute("SELECT run_id, attempt, key, what, process FROM item ORDER BY rowid").fetchall()
-        frames = connection.execute("SELECT run_id, seq, kind, body FROM durable_frames ORDER BY id").fetchall()
-        keys = dict(connection.execute("SELECT id, concurrency_key FROM durable_runs"))
-    assert Counter(run_id for run_id, _, _, what, _ in rows if what == "row") == Counter(run_ids)
-    assert len({process for *_, process in rows}) >= 3
-    assert any("its engine stopped" in body for *_, body in frames)
-    assert_timelines_are_gapless(frames)
-    assert_leases_with_one_key_do_not_overlap(frames, keys)
-    assert_rows_with_one_key_do_not_overlap(rows)
-
-
-async def trigger_all(path: str) -> list[str]:
-    """2,000 runs of 20 jobs; of each job, 20 runs have keys, and the other jobs have runs with the same keys."""
-
-    async def nothing(ctx: Context, key: str | None) -> None: ...
-
-    jobs = [job(f"job {number}")(nothing) for number in range(20)]
-    engine = Engine(path, jobs, durability="normal")
-    await engine.start(claim=False)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE item (run_id, attempt, key, what, process)")
-    triggers = []
-    for number in range(RUNS):
-        key = f"key {number // 100}" if number % 100 < 20 else None
-        triggers.append(Trigger(f"job {number % 20}", key, concurrency_key=key))
-    runs = await engine.trigger_many(triggers)
-    await engine.stop()
-    assert len(runs) == RUNS
-    return [run.id for run in runs]
-
-
-def start_worker(script: Path, path: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(durable_web.__file__).parents[1])}
-    command = [sys.executable, str(script), path]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def kill_after(process: subprocess.Popen[str], lines: int) -> None:
-    """Kill a worker when it has told of so many runs more, or has come to its end."""
-    for _ in range(lines):
-        process.stdout.readline()
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode in (-signal.SIGKILL, 0)  # 0: the other one did the rest, and it was done before the kill
-
-
-def assert_timelines_are_gapless(frames: list[tuple[str, int, str, str]]) -> None:
-    seen: Counter[str] = Counter()
-    for run_id, seq, *_ in frames:
-        seen[run_id] += 1
-        assert seq == seen[run_id]
-
-
-def assert_leases_with_one_key_do_not_overlap(frames: list[tuple[str, int, str, str]], keys: dict[str, Any]) -> None:
-    holders: dict[str, str] = {}
-    for run_id, _, kind, text in frames:
-        key = keys[run_id]
-        if kind != "run_status" or key is None:
-            continue
-        if json.loads(text)["status"] == "leased":
-            assert holders.setdefault(key, run_id) == run_id
-        elif holders.get(key) == run_id:
-            del holders[key]
-
-
-def assert_rows_with_one_key_do_not_overlap(rows: list[tuple[str, int, str | None, str, int]]) -> None:
-    """Between the first and the last row of one attempt at a run there is no row of another with the same key."""
-    by_key: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
-    for run_id, attempt, key, *_ in rows:
-        if key is not None and by_key[key][-1:] != [(run_id, attempt)]:
-            by_key[key].append((run_id, attempt))
-    assert len(by_key) == 20
-    for attempts in by_key.values():
-        assert len({run_id for run_id, _ in attempts}) == 20
-        assert len(attempts) == len(set(attempts))

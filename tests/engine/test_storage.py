@@ -366,7 +366,7 @@ PLANS = {
     "TO_COMPENSATE": {STEP},
     "EXPIRE": {RUN},
     "BURY": {RUN},
-    "IS_LEASED": {RUN},
+    "ORPHAN": {RUN},
     "REOPEN": {RUN},
     "LINK_DEAD_LETTER": {RUN},
     "SERVES_DEAD_LETTER": {RUN, "later by id", "earlier by id"},
