@@ -11,6 +11,7 @@ the event loop; what it does not take then comes in the next batch.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ TURN_SECONDS = 0.01
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_WINDOW = 2000
 REMEMBERED_RUNS = 10_000
-_TERMINAL_MARKS = tuple(f'"status":"{status}"' for status in TERMINAL)
+_ENDS = re.compile(f'"status":"(?:{"|".join(sorted(TERMINAL))})"')
 _EVERYTHING = ""  # the key of the tail of all runs; no run has this id
 
 Offer = Callable[[list[StoredFrame]], bool]
@@ -392,4 +393,4 @@ def ends_run(frame: StoredFrame) -> bool:
     """Whether the frame says that its run has ended, or is gone."""
     if frame.kind == "run_deleted":
         return True
-    return frame.kind == "run_status" and any(mark in frame.body for mark in _TERMINAL_MARKS)
+    return frame.kind == "run_status" and _ENDS.search(frame.body) is not None

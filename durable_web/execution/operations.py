@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STEP, TRANSACTION, VALUE, PATCH = "step", "transaction", "value", "patch"
 
 _FAILURES = (Exception, KeyboardInterrupt, SystemExit)
+_PLAIN = frozenset({type(None), bool, int, float, str, list, dict})  # what steps mostly return: nothing to be awaited
 
 
 class Operations:
@@ -118,7 +119,7 @@ class Operations:
         token = current_step.set(record)
         try:
             result = function(*arguments)
-            if inspect.isawaitable(result):
+            if type(result) not in _PLAIN and inspect.isawaitable(result):
                 self._execution.announce()
                 async with self._time_limit(timeout):
                     result = await result
