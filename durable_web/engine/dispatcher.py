@@ -28,6 +28,7 @@ from ..model import RunStatus
 from ..store import Claim, NewRun, Store
 from ..timeline import Timeline
 from .admission import Admission
+from .claiming import Claiming
 from .dead_letters import DeadLetters
 from .scheduler import Scheduler
 
@@ -89,7 +90,7 @@ class Dispatcher:
         self._scheduler = scheduler
         self._limits = limits
         self._dead_letters = DeadLetters(store, registry, clock, events, limits.dead_letter, new_id)
-        self._owner = new_id()
+        self.claiming = Claiming(store, registry, new_id(), limits.lease, exclusive=limits.exclusive)
         self._on_state = on_state
         self._on_idle = on_idle
         self._on_neighbour = on_neighbour
@@ -117,7 +118,6 @@ class Dispatcher:
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._has_ended = False
-        self._has_new_times = False  # whether a claim has made something due at another time than the timer is set to
         self._unreleased: list[Claim] = []
         self._wanted: list[Execution] = []  # that could not be woken
         self._state = "running"
@@ -133,7 +133,7 @@ class Dispatcher:
         """Take back what a dead engine left, and begin to watch the time; claims nothing yet."""
         with self._store.transaction():
             self._recover(everything=self._limits.exclusive)
-            self.unblock()
+            self.claiming.unblock(self._clock.now())
         self._beat()
         self.look_at_the_time()
         if not self._limits.exclusive:
@@ -226,7 +226,7 @@ class Dispatcher:
         :param ending: the id of an executing run that ends in this transaction, so that its slot is free.
         """
         free = self._free_slots(ending) - len(self._store.journal.claims)
-        while free > 0 and self._store.runs.has_claimable() and self._claim_next(self._clock.now()) is not None:
+        while free > 0 and self._store.runs.has_claimable() and self.claiming.claim(self._clock.now()) is not None:
             free -= 1
         if self._claims_left:  # what may be left now is claimed when there is a slot for it
             self._store.journal.has_claimable = False
@@ -240,7 +240,7 @@ class Dispatcher:
                 self._execute(claim)
             except StorageError as trouble:  # what the run has recorded could not be read
                 self._on_storage_trouble(claim, trouble)
-        if self._has_new_times:
+        if self.claiming.has_new_times:
             self.look_at_the_time()
 
     def _free_slots(self, ending: str = "") -> float:
@@ -248,38 +248,6 @@ class Dispatcher:
             return 0
         taken = len(self.executing) - (ending in self.executing)
         return max(min(self._limits.max_concurrent_runs - taken, self._claims_left), 0)
-
-    def _claim_next(self, now: int) -> Claim | None:
-        has_openings = self._store.flow.admit(now)
-        saturated = self._registry.saturated(self._store.runs.count_executing)
-        claim = self._claim_here(now, saturated)
-        if claim is None and not self._limits.exclusive and self._unblock_one(now, saturated):
-            self._store.flow.admit(now)
-            claim = self._claim_here(now, saturated)
-        timeout = None if claim is None else self._timeout_of(claim)
-        if claim is not None and timeout is not None:
-            self._store.runs.limit_duration(claim, now + round(timeout * 1000))
-        if timeout is not None or has_openings:
-            self._has_new_times = self._store.journal.has_claims = True
-        return claim
-
-    def _claim_here(self, now: int, saturated: list[str]) -> Claim | None:
-        return self._store.runs.claim(self._owner, now, now + self._limits.lease, saturated, self._obstacle)
-
-    def _obstacle(self, claim: Claim) -> str | None:
-        """Why a run has to wait for another engine, or for its code: it never goes on under another version."""
-        if claim.job not in self._registry:  # such a run fails; but not before it has undone what it has done
-            return None if claim.ending is None else f"the job {claim.job!r} is not registered"
-        if self._registry.find(claim.job, claim.version) is not None:
-            return None
-        which = "without a version" if claim.version is None else f"in version {claim.version!r}"
-        return f"the job {claim.job!r} is not registered {which}"
-
-    def _timeout_of(self, claim: Claim) -> float | None:
-        """How long the job's runs may take, where this claim is the first of its run, or the first after a retry."""
-        is_first = claim.attempt == 1 or claim.deadline is None
-        job = self._registry.find(claim.job, claim.version) if is_first and claim.job in self._registry else None
-        return None if job is None else job.timeout
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)
@@ -313,16 +281,6 @@ class Dispatcher:
         """Execute a run that is to be compensated, once what it had under way has stopped."""
         await asyncio.wait(stopping, timeout=STUBBORN_SECONDS)
         await execution.run(context)
-
-    def unblock(self) -> None:
-        """Inside a transaction: let the runs go on that waited for a version of a job that is registered now."""
-        for job in self._registry:
-            self._store.runs.unblock(job.name, job.version, self._clock.now())
-
-    def _unblock_one(self, now: int, saturated: list[str]) -> bool:
-        """Let one such run go on that an engine has blocked which does not have its version; whether there is any."""
-        jobs = (job for job in self._registry if job.name not in saturated)
-        return any(self._store.runs.unblock(job.name, job.version, now, at_most=1) for job in jobs)
 
     def look_at(self, run_ids: set[str]) -> None:
         """Something has happened to these runs, or there may be new ones: let them know, and fill the slots."""
@@ -379,7 +337,7 @@ class Dispatcher:
 
     def look_at_the_time(self) -> None:
         """Do what is due, and set the timer for what is due next."""
-        self._has_new_times = False
+        self.claiming.has_new_times = False
         try:
             was_due = self._do_what_is_due(self._clock.now())
             due = self._next_due()

@@ -234,7 +234,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
             self._registry.add(item)
         if self._store is not None:
             with self._store.transaction():
-                self._dispatcher.unblock()
+                self._dispatcher.claiming.unblock(self._clock.now())
 
     async def trigger(self, job: Job | str, input: Any = None, **options: Any) -> Run:
         """Make a run of ``job`` for ``input``; it begins as soon as it is its turn.

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..codec import to_json
 from ..model import RunStatus, StoredFrame
-from . import queries
 from .database import Database
+from .queries import frames as queries
 
 REMEMBERED_RUNS = 1000
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from ..codec import decode, readable, to_json
 from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
-from . import queries
 from .database import Database
 from .journal import Claim, Journal, without_traceback
+from .queries import steps as queries
 from .runs import LeaseLost
 
 PUBLISH = "publish"

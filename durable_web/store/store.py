@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..model import StoredFrame
-from . import queries
 from .database import Database
 from .family import Family
 from .flow import Flow
 from .journal import Claim, Fact, Journal
 from .messages import Messages
+from .queries import frames as queries
 from .runs import Runs
 from .schedules import Schedules
 from .steps import Steps

@@ -135,7 +135,7 @@ async def test_a_parent_whose_engine_dies_hears_of_a_child_that_runs_in_another_
         async with running(asks, slow, clock=clock, exclusive=False, max_concurrent_runs=0) as first:
             run = await first.trigger(asks)
             await clock.advance(1)  # the other engine notices it
-            assert (await first.get_run(derive(run.id, "wait"))).lease_owner == other._dispatcher._owner
+            assert (await first.get_run(derive(run.id, "wait"))).lease_owner == other._dispatcher.claiming.owner
             assert (await first.get_run(run.id)).status == RunStatus.WAITING
             await crash(first)
         other._dispatcher.claim(0)

@@ -302,6 +302,13 @@ async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_lat
 
 RUN, STEP, FRAME = "durable_runs by id", "durable_steps by primary key", "durable_frames by durable_frames_by_run"
 RUNNING = "durable_steps by durable_steps_running"
+QUERIES = {
+    name: text
+    for module in (queries.runs, queries.listing, queries.steps, queries.frames)
+    for name, text in vars(module).items()
+    if name.isupper() and not name.startswith("_") and isinstance(text, str)
+}
+
 PLANS = {
     "CLAIM": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
     "CLAIM_BUT_SATURATED": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
@@ -399,7 +406,7 @@ def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[s
 
 @pytest.mark.parametrize("name", PLANS)
 async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(running, name):
-    text = queries.claim(["one", "another"])[0] if name == "CLAIM_BUT_SATURATED" else getattr(queries, name)
+    text = queries.runs.claim(["one", "another"])[0] if name == "CLAIM_BUT_SATURATED" else QUERIES[name]
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == PLANS[name]
@@ -459,7 +466,7 @@ async def test_waits_that_have_ended_are_no_longer_found_by_their_topic(running)
 
 
 async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_for_it(running):
-    text, _ = queries.list_runs(RunFilter(parent="a run"), oldest_first=False, after=None, limit=50)
+    text, _ = queries.listing.list_runs(RunFilter(parent="a run"), oldest_first=False, after=None, limit=50)
     async with running() as engine:
         reads, _ = plan_of(engine._store.database.connection, text)
     assert "durable_runs by durable_runs_by_parent" in reads
@@ -481,7 +488,7 @@ async def test_looking_which_waits_have_ended_costs_a_look_up_for_each(running):
     ],
 )
 async def test_a_page_of_runs_is_read_in_the_order_of_an_index(running, filters, index):
-    text, _ = queries.list_runs(RunFilter(**filters), False, "01", 50)
+    text, _ = queries.listing.list_runs(RunFilter(**filters), False, "01", 50)
     async with running() as engine:
         reads, others = plan_of(engine._store.database.connection, text)
     assert reads == {f"durable_runs by {index}", STEP, RUNNING, FRAME}
@@ -490,9 +497,7 @@ async def test_a_page_of_runs_is_read_in_the_order_of_an_index(running, filters,
 
 async def test_no_statement_by_name_scans_a_table(running):
     async with running() as engine:
-        for name, text in vars(queries).items():
-            if not name.isupper() or name.startswith("_") or not isinstance(text, str):
-                continue
+        for name, text in QUERIES.items():
             _, others = plan_of(engine._store.database.connection, text)
             scans = [detail for detail in others if detail.startswith("SCAN")]
             assert [detail for detail in scans if detail not in RECURSIVE] == [], name

@@ -1,0 +1,67 @@
+"""Which run is claimed next: the one whose turn it is, that no limit holds back, and whose code is here."""
+
+from __future__ import annotations
+
+from ..job import Registry
+from ..store import Claim, Store
+
+
+class Claiming:
+    """Leases runs for one engine, inside the transaction that is open.
+
+    :param owner: the engine's id.
+    :param lease: how long a lease lasts, in milliseconds.
+    :param exclusive: whether no other engine is at work on the database.
+    """
+
+    def __init__(self, store: Store, registry: Registry, owner: str, lease: int, *, exclusive: bool) -> None:
+        self._store = store
+        self._registry = registry
+        self.owner = owner
+        self._lease = lease
+        self._exclusive = exclusive
+        self.has_new_times = False
+        """Whether it has made something due at a time for which no timer is set yet."""
+
+    def claim(self, now: int) -> Claim | None:
+        """Lease the run whose turn it is; ``None`` when there is none."""
+        has_openings = self._store.flow.admit(now)
+        saturated = self._registry.saturated(self._store.runs.count_executing)
+        claim = self._lease_next(now, saturated)
+        if claim is None and not self._exclusive and self._unblock_one(now, saturated):
+            self._store.flow.admit(now)
+            claim = self._lease_next(now, saturated)
+        timeout = None if claim is None else self._timeout_of(claim)
+        if claim is not None and timeout is not None:
+            self._store.runs.limit_duration(claim, now + round(timeout * 1000))
+        if timeout is not None or has_openings:
+            self.has_new_times = self._store.journal.has_claims = True
+        return claim
+
+    def unblock(self, now: int) -> None:
+        """Let the runs go on that waited for a version of a job that is registered now."""
+        for job in self._registry:
+            self._store.runs.unblock(job.name, job.version, now)
+
+    def _lease_next(self, now: int, saturated: list[str]) -> Claim | None:
+        return self._store.runs.claim(self.owner, now, now + self._lease, saturated, self._obstacle)
+
+    def _obstacle(self, claim: Claim) -> str | None:
+        """Why a run has to wait for another engine, or for its code: it never goes on under another version."""
+        if claim.job not in self._registry:  # such a run fails; but not before it has undone what it has done
+            return None if claim.ending is None else f"the job {claim.job!r} is not registered"
+        if self._registry.find(claim.job, claim.version) is not None:
+            return None
+        which = "without a version" if claim.version is None else f"in version {claim.version!r}"
+        return f"the job {claim.job!r} is not registered {which}"
+
+    def _timeout_of(self, claim: Claim) -> float | None:
+        """How long the job's runs may take, where this claim is the first of its run, or the first after a retry."""
+        is_first = claim.attempt == 1 or claim.deadline is None
+        job = self._registry.find(claim.job, claim.version) if is_first and claim.job in self._registry else None
+        return None if job is None else job.timeout
+
+    def _unblock_one(self, now: int, saturated: list[str]) -> bool:
+        """Let one such run go on that an engine has blocked which does not have its version; whether there is any."""
+        jobs = (job for job in self._registry if job.name not in saturated)
+        return any(self._store.runs.unblock(job.name, job.version, now, at_most=1) for job in jobs)

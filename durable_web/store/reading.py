@@ -1,0 +1,105 @@
+"""Runs as they stand: one, or those that pass a filter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..codec import decode
+from ..errors import RunNotFound
+from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_milliseconds
+from .database import Database
+from .queries import listing as queries
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a run stands, and its output as the codec's text."""
+
+    run_id: str
+    status: RunStatus
+    output: str | None
+
+
+class RunReading:
+    """The verbs on runs that change nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, run_id: str, disposition: str | None = None) -> Run:
+        """The run of that id.
+
+        :param disposition: what a trigger says of it.
+        :raises RunNotFound: when there is none.
+        """
+        row = self._database.row(queries.GET_RUN, {"id": run_id})
+        if row is None:
+            raise RunNotFound(run_id)
+        return _run(row, disposition)
+
+    def exists(self, run_id: str) -> bool:
+        """Whether there is such a run."""
+        return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
+
+    def serves_dead_letter(self, run_id: str) -> bool:
+        """Whether a run handles a dead one, or was started by a run that does, or goes on from one."""
+        return self._value(queries.SERVES_DEAD_LETTER, {"id": run_id}) is not None
+
+    def latest(self, run_id: str) -> Outcome | None:
+        """What has become of a run, or of the last one as which it went on; ``None`` when it is not there."""
+        found = None
+        while (row := self._database.row(queries.RUN_OUTCOME, {"id": run_id})) is not None:
+            found = Outcome(run_id, RunStatus(row[0]), row[1])
+            if row[2] is None:
+                break
+            run_id = row[2]
+        return found
+
+    def standing(self, run_id: str) -> tuple[RunStatus, int, bool] | None:
+        """The status and the generation of a run, and whether it is paused; ``None`` when it is gone."""
+        row = self._database.row(queries.RUN_STANDING, {"id": run_id})
+        return None if row is None else (RunStatus(row[0]), row[1], bool(row[2]))
+
+    def list(
+        self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int, payloads: bool = True
+    ) -> list[Run]:
+        """Runs that pass the filter, from the one after the id ``after`` on; with their payloads, or without."""
+        text, parameters = queries.list_runs(wanted, oldest_first, after, limit, payloads)
+        return [_run(row) for row in self._database.rows(text, parameters)]
+
+    def count(self, by: str) -> dict[str, int]:
+        """How many runs there are for each value of the column ``by``."""
+        return dict(self._database.rows(queries.count_runs(by)))
+
+    def identity(self, run_id: str) -> tuple[str, dict[str, str]]:
+        """The job's name and the labels of a run; empty when it is gone."""
+        row = self._database.row(queries.RUN_IDENTITY, {"id": run_id})
+        return ("", {}) if row is None else (row[0], json.loads(row[1]))
+
+    def _value(self, text: str, parameters: dict[str, Any]) -> Any:
+        row = self._database.row(text, parameters)
+        return None if row is None else row[0]
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "status": RunStatus,
+    "input": decode,
+    "output": decode,
+    "error": lambda text: ErrorInfo(**json.loads(text)),
+    "progress": lambda text: Progress(**json.loads(text)),
+    "labels": json.loads,
+    "paused": bool,
+    **dict.fromkeys(queries.TIMES, from_milliseconds),
+}
+_READ = [(queries.RUN_COLUMNS.index(name), read) for name, read in _READERS.items()]
+
+
+def _run(row: tuple[Any, ...], disposition: str | None = None) -> Run:
+    values = list(row)
+    for index, read in _READ:
+        if values[index] is not None:
+            values[index] = read(values[index])
+    return Run(*values, disposition=disposition)
