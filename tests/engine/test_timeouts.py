@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from crashing import survive_every_death
@@ -744,8 +745,9 @@ async def history(nodes: list[Node], happens: list[int | str], life: str) -> dic
         return {"status": run.status, "output": run.output, "steps": steps, "error": run.error}
 
 
-@on_a_desk_only("sixty programs, thrice each, take minutes there")
-@settings(max_examples=60)
+@patch("durable_web.testing.clock.TURNS", 500)  # to go through all that was called off takes many
+@on_a_desk_only("forty programs, thrice each, take minutes there")
+@settings(max_examples=40)
 @given(nodes=programs, happens=happenings)
 def test_a_body_goes_the_same_way_whatever_becomes_of_its_engine(nodes, happens):
     async def check() -> None:
@@ -774,6 +776,44 @@ async def test_nothing_is_written_for_a_run_that_waits_without_a_timer(clock):
         run = await parked(e, await e.trigger(plain))
         assert run.wake_at is None
         assert [record.timeouts for record in e._store.steps.load(run.id).values()] == [None]
+
+
+@pytest.mark.parametrize("seconds", [None, float("inf")])
+async def test_a_timeout_that_is_never_due_wakes_nobody(clock, seconds):
+    @job("unlimited")
+    async def unlimited(ctx: Context, _: None) -> str:
+        async with asyncio.timeout(seconds):
+            return await ctx.wait_for_signal("go")
+
+    async with an_engine(unlimited, clock=clock) as e:
+        run = await parked(e, await e.trigger(unlimited))
+        assert run.wake_at is None
+        await restart(e)
+        await e.signal(run.id, "go", "gone")
+        assert (await ended(e, run)).output == "gone"
+
+
+async def test_a_body_that_looks_again_and_again_beside_its_wait_keeps_no_slot(clock):
+    @job("polls")
+    async def polls(ctx: Context, _: None) -> None:
+        async def poll() -> None:
+            while True:
+                await asyncio.sleep(0.003)
+
+        polling = asyncio.ensure_future(poll())
+        await ctx.wait_for_signal("go")
+        polling.cancel()
+
+    @job("other")
+    async def other(ctx: Context, _: None) -> str:
+        return "had a slot"
+
+    async with engine(polls, other, clock=clock, max_concurrent_runs=1) as e:
+        run = await parked(e, await e.trigger(polls))
+        assert run.wake_at - run.created_at >= timedelta(seconds=1)
+        assert (await e.trigger_and_wait(other)).output == "had a slot"
+        await e.signal(run.id, "go")
+        assert (await finish(e, run)).status == RunStatus.COMPLETED
 
 
 async def test_a_retried_run_has_its_time_again(clock):
