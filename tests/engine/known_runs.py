@@ -140,7 +140,8 @@ class KnownRuns(dict[str, KnownRun]):
         elif frame.kind == "step_status":
             self._check_step(run, frame)
         else:
-            assert run.status == "leased"
+            assert run.is_executing
+            assert frame.kind == "log" or run.status == "leased"
 
     # --- steps -------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,8 @@ OTHERS = ["parallel", "say", "patched"]
 ALONE = st.sampled_from([*STEPS, *WAITS, *OTHERS])
 RELATIVES = st.sampled_from(["child", "child", "tried", "shared", "shared", "start", "map"])
 FAMILY = st.recursive(ALONE, lambda word: st.builds("{}:{}".format, RELATIVES, word), max_leaves=3)
-SCRIPTS = st.lists(st.one_of(ALONE, ALONE, FAMILY, st.just("again")), min_size=1, max_size=4)
+SAGA = st.sampled_from([["undo", "undo", "undo", "breakpoint"], ["undo", "child:undo", "undo", "step"]])
+SCRIPTS = SAGA | st.lists(st.one_of(ALONE, ALONE, FAMILY, st.just("again")), min_size=1, max_size=4)
 TRIGGER = operation(
     "trigger",
     script=SCRIPTS,
@@ -50,6 +51,8 @@ OPERATIONS = st.one_of(
     operation("complete", which=WHICH),
     operation("complete", which=WHICH),
     operation("complete", which=WHICH),
+    operation("complete_all"),
+    operation("complete_all"),
     operation("fail", which=WHICH),
     operation("fail", which=WHICH),
     operation("advance", seconds=st.sampled_from([0.05, 1, 10, 20, 60])),
