@@ -177,7 +177,7 @@ class Context:
         :raises SerializationError: when the value cannot be stored. The one before stays.
         :raises ValueError: when the key is no non-empty string, or ends in '#' and a number.
         """
-        await self._execution.publish(key, value)
+        await self._execution.operations.publish(key, value)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class Context:
 
         :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
         """
-        self._execution.continue_as_new(input)
+        self._execution.operations.continue_as_new(input)
 
     async def patched(self, change_id: str) -> bool:
         """Whether the run came to this place after the code was changed: the new way is for these alone.

@@ -21,7 +21,8 @@ from ..context import Context
 from ..errors import JobNotFound, StorageError, StorageFullError
 from ..events import Events
 from ..execution.commits import GroupCommit
-from ..execution.executor import Execution, Services
+from ..execution.executor import Execution
+from ..execution.services import Services
 from ..files import Files
 from ..job import Job, Registry
 from ..model import RunStatus

@@ -21,7 +21,8 @@ from ..job import NO_RETRY, Retry
 from ..store import StepRecord
 
 if TYPE_CHECKING:
-    from .executor import Execution, Services
+    from .executor import Execution
+    from .services import Services
 
 COMPENSATION = "compensation"
 PREFIX = "compensate:"

@@ -9,28 +9,24 @@ and nothing of it is written.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from ..clock import Clock
-from ..codec import decode, encode, readable
+from ..codec import decode, encode
 from ..errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
-from ..files import Files
-from ..job import Job, Registry
+from ..job import Job
 from ..model import RunStatus, StepStatus
-from ..store import PUBLISH, Claim, LeaseLost, NewRun, StepRecord, Store, published_as
-from ..triggers import Trigger
-from .commits import GroupCommit
+from ..store import Claim, LeaseLost, NewRun, StepRecord
 from .compensation import COMPENSATION, PREFIX, Compensation
+from .leaving import ContinueAsNew, Unwind, own_reason
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
+from .services import Services
 from .timeouts import Timeouts
 from .waiting import WAITS, Waiting
 
@@ -38,38 +34,6 @@ STUBBORN_SECONDS = 5.0  # for branches that swallow their cancellation; what the
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
 
 _ORDINAL = re.compile(r"#\d+$")
-
-
-class ContinueAsNew(BaseException):
-    """Leaves a job body that goes on as another run. Not an ``Exception``: a body must not catch it."""
-
-    def __init__(self, successor: NewRun) -> None:
-        self.successor = successor
-
-
-class Unwind(BaseException):
-    """Leaves a job body whose run is no longer this engine's. Not an ``Exception``: a body must not catch it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What an execution needs of its engine."""
-
-    store: Store
-    commits: GroupCommit
-    clock: Clock
-    files: Files
-    preserve_steps: bool
-    is_alone: Callable[[], bool]  # whether this is the only run executing
-    claim: Callable[[str], None]  # inside a transaction: runs for the free slots, also that of the run that ends in it
-    on_parked: Callable[[Execution], None]
-    on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
-    on_timer: Callable[[], None]  # there is a new time at which a wait is over
-    registry: Registry
-    webhook_url: Callable[[str], str] | None
-    new_id: Callable[[], str]
-    admit_child: Callable[[NewRun, int, bool], str]  # inserts it, or finds the run that stands for it
-    on_storage_trouble: Callable[[Claim, StorageError], None]
 
 
 class UnderWay:
@@ -145,7 +109,7 @@ class Execution:
         except GeneratorExit:
             raise
         except BaseException as error:
-            failure = _own_reason(error)
+            failure = own_reason(error)
         with suppress(Unwind, asyncio.CancelledError):  # it may be taken away while it is being compensated
             await self._end(self._broken or failure, text)
 
@@ -256,9 +220,9 @@ class Execution:
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""
         if self._abandoned:
-            self._unwind()
+            self.unwind()
 
-    def _unwind(self) -> NoReturn:
+    def unwind(self) -> NoReturn:
         """Leave the body, or a branch of it for whose end nobody may be waiting any more."""
         task = asyncio.current_task()
         if task is not None and task is not self._task:
@@ -303,25 +267,6 @@ class Execution:
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def continue_as_new(self, input: Any) -> NoReturn:
-        """Leave the body; the run ends, and a fresh one starts."""
-        self.check()
-        if self.is_unwinding:
-            self._unwind()
-        run = self._store.runs.get(self.claim.run_id)
-        trigger = Trigger(run.job, input, labels=run.labels, priority=run.priority)
-        job, text = trigger.check(self._services.registry)
-        raise ContinueAsNew(
-            dataclasses.replace(
-                trigger.new_run(self._services.new_id(), job, text),
-                concurrency_key=run.concurrency_key,
-                gates=(),  # it gets those of this run, also the ones that a schedule has added
-                parent_run_id=run.parent_run_id,
-                parent_step=run.parent_step,
-                continued_from=run.id,
-            )
-        )
-
     async def may_begin(self, record: StepRecord) -> StepRecord:
         """Return once the run is not paused, and leased; what a parked run asked for begins only then.
 
@@ -335,32 +280,10 @@ class Execution:
         else:
             has_waited = await self.parking.may_begin()
         if self.is_unwinding and record.kind != COMPENSATION:
-            self._unwind()
+            self.unwind()
         if not has_waited or record.retry_at is not None:
             return record
         return self.begin(record, ready_at=record.started_at)
-
-    async def publish(self, key: str, value: Any) -> None:
-        """Publish a value of the run under a key, for others to read live."""
-        if not isinstance(key, str) or not key:
-            raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
-        text = encode(value, path=f"event {key!r}")
-        record = await self.arrive(self.name(published_as(key)), PUBLISH)
-        if record.is_settled:
-            return  # a replay publishes nothing again: what came after it would be taken back
-        with self.under_way():
-            record = await self.may_begin(record)
-
-        def write() -> None:
-            self._store.runs.fence(self.claim)
-            now = self._clock.now()
-            published = record._replace(status=StepStatus.COMPLETED, output=text, completed_at=now)
-            self.records[record.name] = published
-            self._store.steps.note(self.claim.run_id, published)
-            if self._store.steps.stored_value(self.claim.run_id, key) != text:
-                self._store.steps.set_value(self.claim.run_id, key, text, readable(value), now)
-
-        await self.commit(write)
 
     def name(self, name: str) -> str:
         """The name under which this call of ``name`` is recorded: that of the second one is ``name#2``."""
@@ -400,7 +323,7 @@ class Execution:
         if self.is_unwinding and not self.has_outcome(key):
             self.check()
             await self.compensation.all_found()
-            self._unwind()
+            self.unwind()
         return self.enter(key, kind)
 
     def enter(self, key: str, kind: str) -> StepRecord:
@@ -546,18 +469,6 @@ class Execution:
         """What the step that asks is called, among all steps of all runs."""
         step = current_step.get()
         return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
-
-
-def _own_reason(error: BaseException) -> BaseException:
-    """Why a body was left: of a task group's errors, what the engine itself has thrown."""
-    if isinstance(error, BaseExceptionGroup):
-        for kind in (Unwind, ContinueAsNew):
-            found = error.subgroup(kind)
-            while isinstance(found, BaseExceptionGroup):
-                found = found.exceptions[0]
-            if found is not None:
-                return found
-    return error
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

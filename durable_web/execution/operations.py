@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..codec import decode, encode, return_annotation, write_down
+from ..codec import decode, encode, readable, return_annotation, write_down
 from ..errors import SerializationError, StepFailed, TransactionError, describe
 from ..job import Retry
 from ..model import StepStatus
-from ..store import StepRecord
+from ..store import PUBLISH, StepRecord, published_as
+from ..triggers import Trigger
 from .compensation import Undo
+from .leaving import ContinueAsNew
 from .parking import LONGEST_TIMER_SECONDS
 from .reports import current_step
 
 if TYPE_CHECKING:
-    from .executor import Execution, Services
+    from .executor import Execution
+    from .services import Services
 
 STEP, TRANSACTION, VALUE, PATCH = "step", "transaction", "value", "patch"
 
@@ -34,6 +38,7 @@ class Operations:
         self._execution = execution
         self._store = services.store
         self._clock = services.clock
+        self._services = services
         self._patches: dict[str, bool] = {}
 
     async def step(
@@ -235,6 +240,48 @@ class Operations:
         if key not in execution.ending:  # what another branch has written comes first in the next commit as well
             await execution.commit_step(record, StepStatus.COMPLETED, output=encode(decision))
         return decision
+
+    async def publish(self, key: str, value: Any) -> None:
+        """Publish a value of the run under a key, for others to read live."""
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
+        text = encode(value, path=f"event {key!r}")
+        record = await self._execution.arrive(self._execution.name(published_as(key)), PUBLISH)
+        if record.is_settled:
+            return  # a replay publishes nothing again: what came after it would be taken back
+        with self._execution.under_way():
+            record = await self._execution.may_begin(record)
+
+        def write() -> None:
+            self._store.runs.fence(self._execution.claim)
+            now = self._clock.now()
+            published = record._replace(status=StepStatus.COMPLETED, output=text, completed_at=now)
+            self._execution.records[record.name] = published
+            self._store.steps.note(self._execution.claim.run_id, published)
+            if self._store.steps.stored_value(self._execution.claim.run_id, key) != text:
+                self._store.steps.set_value(self._execution.claim.run_id, key, text, readable(value), now)
+
+        await self._execution.commit(write)
+
+    def continue_as_new(self, input: Any) -> NoReturn:
+        """Leave the body; the run ends, and a fresh one starts."""
+        execution = self._execution
+        execution.check()
+        if execution.is_unwinding:
+            execution.unwind()
+        run = self._store.runs.get(execution.claim.run_id)
+        trigger = Trigger(run.job, input, labels=run.labels, priority=run.priority)
+        job, text = trigger.check(self._services.registry)
+        raise ContinueAsNew(
+            dataclasses.replace(
+                trigger.new_run(self._services.new_id(), job, text),
+                concurrency_key=run.concurrency_key,
+                gates=(),  # it gets those of this run, also the ones that a schedule has added
+                parent_run_id=run.parent_run_id,
+                parent_step=run.parent_step,
+                continued_from=run.id,
+            )
+        )
 
 
 def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:

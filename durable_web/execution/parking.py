@@ -18,7 +18,8 @@ from ..store import LeaseLost
 from .timeouts import Outlook, Standing
 
 if TYPE_CHECKING:
-    from .executor import Execution, Services
+    from .executor import Execution
+    from .services import Services
 
 PARK_SECONDS = 1.0  # a shorter wait keeps the slot: parking costs three commits
 PARK_TURNS = 20  # of the event loop: by then the body has heard, through tasks of tasks, of a branch that ended

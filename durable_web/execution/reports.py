@@ -12,7 +12,8 @@ from ..codec import printable
 from ..store import StepRecord
 
 if TYPE_CHECKING:
-    from .executor import Execution, Services
+    from .executor import Execution
+    from .services import Services
 
 PROGRESS_SECONDS = 0.1
 

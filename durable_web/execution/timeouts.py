@@ -23,7 +23,8 @@ from weakref import WeakKeyDictionary
 from .suspended import Surroundings, Timer, by_age, look_around
 
 if TYPE_CHECKING:
-    from .executor import Execution, Services
+    from .executor import Execution
+    from .services import Services
 
 _LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
 

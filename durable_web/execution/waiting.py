@@ -34,7 +34,8 @@ from ..store import NewRun, StepRecord
 from ..triggers import Trigger
 
 if TYPE_CHECKING:
-    from .executor import Execution, Services
+    from .executor import Execution
+    from .services import Services
 
 SLEEP, SIGNAL, EVENT, WEBHOOK = "sleep", "signal", "event", "webhook"
 UPDATE, BREAKPOINT, CHILD, START = "update", "breakpoint", "child", "start"
