@@ -110,6 +110,7 @@ class Compensation:
             self._store.family.cancel_awaited(execution.claim.run_id, now)
 
         await execution.commit(write)
+        execution.parking.unpause()  # the run is paused no longer, and nobody could resume it
         self._look_for_missing()
         return True
 

@@ -11,7 +11,7 @@ from watching import finish, reach, timeline
 
 from durable_web import Context, RunStatus, StepFailed, StepStatus, job
 from durable_web.identifiers import derive
-from durable_web.testing import MockClock, crash
+from durable_web.testing import MockClock, crash, settle
 
 # --- when, and in which order ----------------------------------------------------------------------------------------
 
@@ -203,6 +203,26 @@ async def test_a_deadline_that_passes_undoes_what_was_done(running):
         await clock.advance(2)
         run = await engine.get_run(run.id)
     assert (run.status, run.error.type, undone) == (RunStatus.FAILED, "DeadlineExceeded", ["RESERVE"])
+
+
+async def test_a_run_that_fails_while_it_is_paused_undoes_its_steps_all_the_same(running):
+    gate = asyncio.Event()
+    undone: list[str] = []
+
+    async def fail_when_told(ctx: Context) -> None:
+        async def wait_and_fail() -> None:
+            await gate.wait()
+            fail()
+
+        await ctx.step("fail", wait_and_fail)
+
+    async with running(order := saga(undone, ["reserve", "charge"], fail_when_told)) as engine:
+        run = await engine.trigger(order)
+        await settle()
+        await engine.pause(run.id)
+        gate.set()
+        run = await finish(engine, run)
+    assert (run.status, run.paused, undone) == (RunStatus.FAILED, False, ["CHARGE", "RESERVE"])
 
 
 # --- cancelling ------------------------------------------------------------------------------------------------------

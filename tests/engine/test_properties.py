@@ -1,7 +1,8 @@
 """Random histories: whatever is triggered, fails, is cancelled, undone, crashes or is retried, the promises hold.
 
 Hypothesis draws a list of operations; after each the event loop turns as often as was drawn. ``scripted_world``
-performs them, ``scripts`` is the job, and ``known_runs`` knows what may follow on what.
+performs them, ``scripts`` is the job, and ``known_runs`` knows what may follow on what. ``$DURABLE_WEB_HISTORIES`` says
+how many histories there are.
 """
 
 from __future__ import annotations
@@ -80,13 +81,13 @@ RETRIED = (
 )
 HISTORIES = st.lists(st.tuples(OPERATIONS, TURNS), min_size=20, max_size=60)
 CANCEL_AND_RETRY = ("cancel_and_retry", {"which": 0, "compensate": False})
-EXAMPLES = int(os.environ.get("DURABLE_WEB_HISTORIES", "100"))
+EXAMPLES = int(os.environ.get("DURABLE_WEB_HISTORIES", "80"))
 
 
 PATHS = itertools.count()
 
 
-@on_a_desk_only("a hundred histories take minutes there")
+@on_a_desk_only("eighty histories take minutes there")
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(HISTORIES, st.sampled_from([0, 1, 1000]))
 @example([(RETRIED, 100), (("fail", {"which": 0}), 100), (CANCEL_AND_RETRY, 0)], 1)  # parked, retried
