@@ -127,7 +127,7 @@ class Events:
     def _call(self, listener: Listener, event: Event) -> None:
         try:
             result = listener(event)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # also that of a future whose result it has asked for
             self._handle(error, event)
             return
         if inspect.isawaitable(result):
@@ -141,7 +141,7 @@ class Events:
         if isinstance(error, Exception):
             self._handle(error, event)
 
-    def _handle(self, error: Exception, event: Event) -> None:
+    def _handle(self, error: BaseException, event: Event) -> None:
         try:
             self.on_error(error, event)
         except Exception as worse:

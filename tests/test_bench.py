@@ -5,7 +5,9 @@ Nothing here measures a time, and none of the peers is needed.
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,8 @@ from benchmarks.starting import has_snapshot
 from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, judge
 from benchmarks.web import history
 from durable_web import Engine
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def a_bench(rounds: int = 3) -> Bench:
@@ -183,6 +187,29 @@ class _Page(HTMLParser):
     def handle_endtag(self, tag):
         if tag not in self.VOID:
             assert self._open.pop() == tag
+
+
+def test_the_readme_can_show_every_target_and_how_it_was_measured(report):
+    told = report.to_markdown()
+    assert report.command in told
+    assert report.started[:10] in told
+    assert [line.count("|") for line in told.splitlines() if line.startswith("|")] == [5] * (2 + len(list(shown(told))))
+    assert {text for text, _ in shown(told)} >= {verdict.target.text for verdict in report.verdicts}
+
+
+def test_the_readme_shows_what_became_of_the_targets_that_there_are():
+    found = dict(shown(README.read_text("utf-8").partition("<!-- measured -->")[2].partition("<!-- /measured -->")[0]))
+    bounds = {each.text: f"{'at most' if each.at_most else 'at least'} {each.bound:g}" for each in TARGETS}
+    bounds |= {text: f"under {limit:g} ms" for text, _, _, limit in LIMITS}
+    assert found == bounds
+
+
+def shown(markdown: str) -> Iterator[tuple[str, str]]:
+    """What each row of a table is about, and what it asks for."""
+    for line in markdown.splitlines():
+        if line.startswith("| ") and not line.startswith(("| what ", "| ---")):
+            _, text, bound, *_ = (cell.strip() for cell in line.split("|"))
+            yield text, bound
 
 
 def test_the_page_has_a_plot_for_every_measurement_and_needs_no_other_file(report):

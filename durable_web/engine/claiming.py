@@ -29,7 +29,7 @@ class Claiming:
         saturated = self._registry.saturated(self._store.runs.count_executing)
         claim = self._lease_next(now, saturated)
         if claim is None and not self._exclusive and self._unblock_one(now, saturated):
-            self._store.flow.admit(now)
+            has_openings |= self._store.flow.admit(now)
             claim = self._lease_next(now, saturated)
         timeout = None if claim is None else self._timeout_of(claim)
         if claim is not None and timeout is not None:

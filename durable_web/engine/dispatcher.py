@@ -12,7 +12,9 @@ with the next heartbeat, though timers go on from where they stood. Heartbeats t
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +118,9 @@ class Dispatcher:
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self._leased: deque[Claim] = deque()  # and about to be executed
+        self._is_executing = False
+        self._context = copy_context()  # of every run: none begins with what the code that makes room for it has set
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._has_ended = False
@@ -234,13 +239,21 @@ class Dispatcher:
 
     def execute(self, claims: list[Claim]) -> None:
         """Execute runs that were leased in a transaction that is committed now."""
-        for claim in claims:
-            self._claims_left -= 1
-            self.claimed += 1
-            try:
-                self._execute(claim)
-            except StorageError as trouble:  # what the run has recorded could not be read
-                self._on_storage_trouble(claim, trouble)
+        self._leased += claims
+        if self._is_executing:  # a run could not be executed, and in the transaction of its end others were leased
+            return
+        self._is_executing = True
+        try:
+            while self._leased:
+                claim = self._leased.popleft()
+                self._claims_left -= 1
+                self.claimed += 1
+                try:
+                    self._execute(claim)
+                except StorageError as trouble:  # what the run has recorded could not be read
+                    self._on_storage_trouble(claim, trouble)
+        finally:
+            self._is_executing = False
         if self.claiming.has_new_times:
             self.look_at_the_time()
 
@@ -248,7 +261,7 @@ class Dispatcher:
         if self._unreleased:
             return 0
         taken = len(self.executing) - (ending in self.executing)
-        return max(min(self._limits.max_concurrent_runs - taken, self._claims_left), 0)
+        return max(min(self._limits.max_concurrent_runs - taken, self._claims_left) - len(self._leased), 0)
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)
@@ -270,7 +283,7 @@ class Dispatcher:
             running = execution.run(context)
         else:
             running = self._run_after({predecessor[1], *predecessor[0].tasks}, execution, context)
-        task = asyncio.get_running_loop().create_task(running)
+        task = self._context.copy().run(asyncio.get_running_loop().create_task, running)
         self.executing[claim.run_id] = execution, task
         task.add_done_callback(lambda done: self._on_executed(claim.run_id, execution, done))
 

@@ -170,7 +170,8 @@ class Execution:
                 self._store.flow.copy(self.claim.run_id, successor.id)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
-            self._services.claim(self.claim.run_id)  # whoever has the slot next begins without a commit of its own
+            if not self.tasks:  # else these have to stop first
+                self._services.claim(self.claim.run_id)  # whoever is next begins without a commit of its own
 
         try:
             self._commits.commit_now(write)
@@ -309,6 +310,15 @@ class Execution:
         if found is not None:
             self.records[key] = found
         return self.records[key]
+
+    def reload_in_body(self, key: str) -> StepRecord:
+        """``reload`` for a branch of the body: where it cannot be read, the run is left, as when a commit fails."""
+        try:
+            return self.reload(key)
+        except StorageError as trouble:
+            self.abandon()
+            self._services.on_storage_trouble(self.claim, trouble)
+            self.unwind()
 
     @property
     def is_unwinding(self) -> bool:

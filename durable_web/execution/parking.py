@@ -160,11 +160,20 @@ class Parking:
         times = [wait.until for wait in self._waits if wait.until is not None]
         if times and min(times) - now < PARK_SECONDS * 1000:
             return
-        outlook = execution.timeouts.at_rest([wait.standing for wait in self._waits])
+        outlook = self._outlook()
         if outlook.has_fired:
             self.park_soon()
         elif not self._begin_anew(outlook) and execution.may_park:
             self._park(now, outlook)
+
+    def _outlook(self) -> Outlook:
+        """What the timers around the waits mean; where they cannot be seen, the run is parked as if there were none."""
+        try:
+            return self._execution.timeouts.at_rest([wait.standing for wait in self._waits])
+        except Exception as error:
+            message = f"the timers around the waits of run {self._execution.claim.run_id} could not be seen"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+            return Outlook()
 
     def _begin_anew(self, outlook: Outlook) -> bool:
         """Let what was called off, and nothing will call off any more, wait as if it never was; whether it does."""

@@ -152,21 +152,21 @@ class _Looking:
             self.found.timers.append(pause)
 
     def _look_at(self, part: Any) -> None:
-        if isinstance(part, MethodType):
+        if _is(part, MethodType):
             part = part.__self__
-        if isinstance(part, asyncio.Timeout):
+        if _is(part, asyncio.Timeout):
             if self._is_new(part):
                 self.found.timers.append(Limit(part))
-        elif isinstance(part, asyncio.Future):
+        elif _is(part, asyncio.Future):
             self._look_at_future(part)
-        elif isinstance(part, _COLLECTIONS):
-            if isinstance(next(iter(part), None), asyncio.Future):
+        elif type(part) in _COLLECTIONS:
+            if _is(next(iter(part), None), asyncio.Future):
                 self._look_at_all(part)
-        elif isinstance(part, dict):
+        elif type(part) is dict:
             for items in (part.keys(), part.values()):
-                if isinstance(next(iter(items), None), asyncio.Future):
+                if _is(next(iter(items), None), asyncio.Future):
                     self._look_at_all(items)
-        elif isinstance(part, contextlib.AbstractAsyncContextManager) and self._is_new(part):
+        elif _is(part, contextlib.AbstractAsyncContextManager) and self._is_new(part):
             self._look_into_context_manager(part)
 
     def _look_at_all(self, parts: Iterable[Any]) -> None:
@@ -183,12 +183,12 @@ class _Looking:
 
     def _look_into_context_manager(self, manager: Any) -> None:
         """A task group has tasks; others, such as those of ``asynccontextmanager``, may have entered a timeout."""
-        if isinstance(manager, contextlib.AsyncExitStack):
+        if _is(manager, contextlib.AsyncExitStack):
             for _, exit_ in list(manager._exit_callbacks):
                 self._look_at(exit_)
             return
-        for part in list(getattr(manager, "__dict__", {}).values()):
-            if isinstance(part, AsyncGeneratorType) and self._is_new(part):
+        for part in _attributes(manager):
+            if _is(part, AsyncGeneratorType) and self._is_new(part):
                 for awaiting in _awaited(part):
                     self._look_into(awaiting)
             else:
@@ -198,6 +198,19 @@ class _Looking:
         is_new = id(part) not in self._seen
         self._seen.add(id(part))
         return is_new
+
+
+def _is(part: Any, kinds: type | tuple[type, ...]) -> bool:
+    """``isinstance``, without asking the object: a dead weak proxy, or a lazy object, has an answer of its own."""
+    return issubclass(type(part), kinds)
+
+
+def _attributes(manager: Any) -> list[Any]:
+    """The values that an object holds in its dictionary, without asking the object."""
+    try:
+        return list(object.__getattribute__(manager, "__dict__").values())
+    except AttributeError:
+        return []
 
 
 def _awaited(awaiting: Any) -> Iterator[Any]:
@@ -214,7 +227,7 @@ def _awaited(awaiting: Any) -> Iterator[Any]:
             return
         else:  # an iterator over a future, or over an asynchronous generator
             kinds = (CoroutineType, GeneratorType, AsyncGeneratorType, asyncio.Future)
-            awaiting = next((part for part in gc.get_referents(awaiting) if isinstance(part, kinds)), None)
+            awaiting = next((part for part in gc.get_referents(awaiting) if _is(part, kinds)), None)
 
 
 _PAUSES = {

@@ -123,11 +123,14 @@ class Timeouts:
 
     def _recall(self) -> None:
         arrivals, self._arrivals = self._arrivals, []
-        survey = self._survey(standing for standing, _ in arrivals)
-        for standing, seen in arrivals:
-            self._compare(standing, survey)
-            if not seen.done():
-                seen.set_result(None)
+        try:
+            survey = self._survey(standing for standing, _ in arrivals)
+            for standing, _ in arrivals:
+                self._compare(standing, survey)
+        finally:
+            for _, seen in arrivals:
+                if not seen.done():
+                    seen.set_result(None)
         if not self._execution.is_replaying:
             self.bring_forward()
 

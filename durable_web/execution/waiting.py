@@ -337,10 +337,10 @@ class Waiting:
                 take(begun, now)
 
         await execution.commit(write)
-        begun = execution.reload(record.name)
+        begun = execution.reload_in_body(record.name)
         if record.kind in (CHILD, START) or (begun.wake_at is not None and not begun.is_settled):
             self._services.on_timer()
-            begun = execution.reload(record.name)  # it may have come just now
+            begun = execution.reload_in_body(record.name)  # it may have come just now
         return begun
 
     def _end(self, record: StepRecord, now: int, output: str = "null", message_id: str | None = None) -> None:

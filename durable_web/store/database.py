@@ -72,6 +72,7 @@ class Database:
         if durability not in _SYNCHRONOUS:
             raise ValueError(f"durability is 'full' or 'normal', not {durability!r}")
         self.path = path
+        self.is_exclusive = exclusive
         self._guarded = False
         with self._translated():
             self.connection = sqlite3.connect(

@@ -6,7 +6,6 @@ the transaction is rolled back.
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,18 +63,18 @@ class Journal:
     def append(self, run_id: str, ts: int, kind: str, body: dict[str, Any]) -> None:
         """Append a frame to a run's timeline."""
         text = to_json(body)
-        seq = self._latest.get(run_id)
-        seq = (self._newest_seq(run_id) if seq is None else seq) + 1
-        try:
-            frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
-        except sqlite3.IntegrityError:  # another process has told something of the run meanwhile
-            seq = self._newest_seq(run_id) + 1
-            frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
-        self._latest[run_id] = seq
+        latest = self._latest.get(run_id)
+        if latest is None:
+            latest = self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+        seq = latest + 1
+        frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
         self.frames.append(StoredFrame(frame_id, seq, ts, run_id, kind, text))
+        if self.database.is_exclusive:  # else another process may write the next one
+            self._latest[run_id] = seq
 
-    def _newest_seq(self, run_id: str) -> int:
-        return self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+    def forget_run(self, run_id: str) -> None:
+        """What was told of a run is gone with it; there may be another one of this id."""
+        self._latest.pop(run_id, None)
 
     def append_status(
         self,

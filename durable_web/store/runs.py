@@ -100,6 +100,7 @@ class Runs(RunReading):
             "ready_at": now if is_due else run.run_at,
             "now": now,
         }
+        self._journal.forget_run(run.id)
         self._database.execute(queries.INSERT_RUN, values)
         labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
         self._database.executemany(queries.INSERT_LABEL, labels)
@@ -152,7 +153,7 @@ class Runs(RunReading):
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason)
         if self._journal.is_listening:
             fields = {"lease_owner": owner, "lease_expires_at": from_milliseconds(expires)}
-            self._journal.tell("run:leased", claim.run_id, now, input=decode(claim.input), **fields)
+            self._journal.tell("run:leased", claim.run_id, now, input=_decoded(claim.input), **fields)
         self._journal.claims.append(claim)
         self._journal.has_claims = True
         return claim
@@ -464,11 +465,20 @@ class Runs(RunReading):
         self._journal.append(run_id, now, "run_deleted", {"job": run.job, "labels": run.labels})
         for text in queries.DELETE_RUN:
             self._database.execute(text, {"run_id": run_id, "forget_before": now - DELETED_RUNS_KEPT})
+        self._journal.forget_run(run_id)
         self._journal.tell("run:delete", run_id, now, job_name=run.job, labels=run.labels)
 
     def ended_before(self, moment: int, limit: int) -> list[str]:
         """The ids of the runs that ended longest ago, before ``moment``."""
         return [row[0] for row in self._database.rows(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
+
+
+def _decoded(text: str) -> Any:
+    """A stored input; ``None`` where it cannot be read: when it is executed, the run fails and says why."""
+    try:
+        return decode(text)
+    except Exception:
+        return None
 
 
 def _key(claim: Claim) -> dict[str, Any]:

@@ -67,12 +67,14 @@ class Store:
         frames, facts = self.journal.take()
         changed = self.journal.take_changed()
         claims = self.journal.take_claims()
-        if frames or facts:
-            self.on_commit(frames, facts)
-        if claims is not None:
-            self.on_claims(claims)
-        if changed is not None:
-            self.on_change(changed)
+        try:
+            if frames or facts:
+                self.on_commit(frames, facts)
+        finally:  # whatever a listener does, what is leased is executed
+            if claims is not None:
+                self.on_claims(claims)
+            if changed is not None:
+                self.on_change(changed)
 
     @contextmanager
     def part(self) -> Iterator[None]:

@@ -51,6 +51,7 @@ class Verdict:
 
 FULL, NORMAL = "engine, full", "engine, normal"
 RAW_FULL, RAW_NORMAL = "raw commits, full", "raw commits, normal"
+PACED_RAW = "raw commits, full, after a pause"
 PEER, TUNED_PEER, SLOW_PEER = "peer", "peer, write-ahead log", "peer, default poll"
 
 TARGETS = (

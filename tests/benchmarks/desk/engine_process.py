@@ -31,14 +31,21 @@ def open_engine(name: str, **options: Any) -> None:
     _loop.run_until_complete(engine.start())
 
 
-def commits(count: int) -> float:
-    """Seconds for so many transactions of one row each, with the engine's pragmas."""
+def commits(count: int, pause: float = 0.0) -> float:
+    """Seconds for so many transactions of one row each.
+
+    :param pause: seconds of computing before each of them, which do not count.
+    """
     began = time.perf_counter()
     for number in range(count):
+        if pause:
+            until = time.perf_counter() + pause
+            while time.perf_counter() < until:
+                pass
         _raw.execute("BEGIN IMMEDIATE")
         _raw.execute("INSERT INTO row (text) VALUES (?)", (str(number),))
         _raw.execute("COMMIT")
-    return time.perf_counter() - began
+    return time.perf_counter() - began - count * pause
 
 
 def runs(name: str, count: int, steps: int) -> float:

@@ -36,16 +36,23 @@ def open_raw(folder: str, synchronous: str) -> None:
     raw.execute("CREATE TABLE IF NOT EXISTS row (id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
 
 
-def commits(folder: str, count: int, synchronous: str) -> float:
-    """Milliseconds for so many transactions of one row each."""
+def commits(folder: str, count: int, synchronous: str, pause: float = 0.0) -> float:
+    """Milliseconds for so many transactions of one row each.
+
+    :param pause: seconds of computing before each of them, which do not count.
+    """
     raw = _opened["raw"]
     raw.execute(f"PRAGMA synchronous = {synchronous}")
     began = time.perf_counter()
     for number in range(count):
+        if pause:
+            until = time.perf_counter() + pause
+            while time.perf_counter() < until:
+                pass
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("INSERT INTO row (text) VALUES (?)", (str(number),))
         raw.execute("COMMIT")
-    return (time.perf_counter() - began) * 1000
+    return (time.perf_counter() - began - count * pause) * 1000
 
 
 async def open_engine(folder: str, max_concurrent_runs: int, durability: str = "full") -> None:

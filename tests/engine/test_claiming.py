@@ -1,0 +1,242 @@
+"""Runs that are leased in the transaction that makes them, or makes room for them: limits, order, and strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import weakref
+from collections import Counter
+
+import pytest
+from watching import finish, on_a_desk_only, timeline
+
+from durable_web import Context, Engine, RunStatus, StorageError, job
+from durable_web.testing import MockClock, engine, restart, settle
+
+
+@job("gone")
+async def gone(ctx: Context, _: int) -> None:
+    """Its code is not there any more when its runs are executed."""
+
+
+def limited(most: Counter[str]) -> object:
+    @job("here")
+    async def here(ctx: Context, _: int) -> None:
+        most["now"] += 1
+        most["most"] = max(most["most"], most["now"])
+        await asyncio.sleep(0)
+        most["now"] -= 1
+
+    return here
+
+
+async def test_thousands_of_runs_of_a_job_that_is_gone_fail_and_the_others_keep_to_the_limit(running):
+    most: Counter[str] = Counter()
+    here = limited(most)
+    async with running(gone, here, max_concurrent_runs=0) as e:
+        for number in range(2000):
+            await e.trigger("gone", number)
+        runs = [await e.trigger("here", number) for number in range(20)]
+    async with running(here, max_concurrent_runs=4) as e:
+        for run in runs:
+            await finish(e, run)
+        assert await e.count_runs(by="status") == {"completed": 20, "failed": 2000}
+    assert most["most"] == 4
+
+
+async def test_runs_that_cannot_be_executed_count_among_those_that_were_asked_for(running):
+    async with running(gone, max_concurrent_runs=0) as e:
+        for number in range(10):
+            await e.trigger("gone", number)
+    e = Engine(e.path, exclusive=True)
+    await e.start(claim=False)
+    assert await e.run_until_idle(max_runs=3) == 3
+    assert await e.count_runs(by="status") == {"failed": 3, "pending": 7}
+    await e.stop()
+
+
+async def test_no_run_sees_context_variables_that_another_has_set(running):
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+    seen: list[str] = []
+
+    @job("tenants")
+    async def tenants(ctx: Context, name: str) -> None:
+        seen.append(tenant.get())
+        tenant.set(name)
+
+    async with running(tenants, max_concurrent_runs=1) as e:
+        tenant.set("who triggers")
+        for run in [await e.trigger(tenants, name) for name in ("Ada", "Grace", "Hedy")]:
+            await finish(e, run)
+    assert seen == ["nobody"] * 3
+
+
+async def test_a_run_that_a_step_triggers_is_not_taken_for_a_part_of_that_step(running):
+    @job("inner")
+    async def inner(ctx: Context, _: None) -> str:
+        ctx.log.info("from the body")
+        return ctx.step_ref
+
+    @job("outer")
+    async def outer(ctx: Context, _: None) -> str:
+        async def trigger() -> str:
+            return (await e.trigger(inner)).id
+
+        return await ctx.step("trigger", trigger)
+
+    async with running(inner, outer) as e:
+        run = await finish(e, await e.get_run((await e.trigger_and_wait(outer)).output))
+        assert run.output == run.id
+        assert [frame.step for frame in await timeline(e, run) if frame.kind == "log"] == [None]
+
+
+@pytest.mark.parametrize("options", [{"concurrency_key": "one"}, {}], ids=["key", "slot"])
+async def test_whoever_is_next_begins_when_the_branches_of_the_run_before_have_let_go(running, options):
+    told: list[str] = []
+
+    @job("branches")
+    async def branches(ctx: Context, number: int) -> None:
+        async def hold() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append(f"{number} lets go")
+
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            raise ValueError(number)
+
+        told.append(f"{number} begins")
+        await asyncio.gather(ctx.step("hold", hold), ctx.step("fail", fail))
+
+    async with running(branches, max_concurrent_runs=10 if options else 1) as e:
+        first = await e.trigger(branches, 1, **options)
+        await settle()
+        second = await e.trigger(branches, 2, **options)
+        for run in (first, second):
+            await finish(e, run)
+    assert told == ["1 begins", "1 lets go", "2 begins", "2 lets go"]
+
+
+@pytest.mark.parametrize("type", ["run:trigger", "run:complete"])
+async def test_a_listener_that_asks_a_cancelled_future_costs_no_run(running, type):
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    failures: list[BaseException] = []
+
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        return value
+
+    async with running(echo, max_concurrent_runs=1) as e:
+        e.on(type, lambda event: cancelled.result())
+        e.on_error(lambda error, event: failures.append(error))
+        for run in [await e.trigger(echo, number) for number in range(4)]:
+            assert (await finish(e, run)).status == RunStatus.COMPLETED
+    assert [isinstance(error, asyncio.CancelledError) for error in failures] == [True] * 4
+
+
+async def test_a_run_whose_input_cannot_be_read_any_more_fails_alone(running):
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        return value
+
+    async with running(echo, max_concurrent_runs=1) as e:
+        e.on("run:leased", lambda event: None)
+        run, damaged, last = [await e.trigger(echo, number) for number in range(3)]
+        with e._store.transaction():
+            e._store.database.execute("UPDATE durable_runs SET input = '{' WHERE id = :id", {"id": damaged.id})
+        for each in (run, damaged, last):
+            await timeline(e, each)
+        assert await e.count_runs(by="status") == {"completed": 2, "failed": 1}
+
+
+class Stranger:
+    """Answers for itself when it is asked what it is, as lazy objects and proxies do."""
+
+    @property
+    def __class__(self) -> type:
+        raise RuntimeError("nobody should have asked")
+
+
+@pytest.mark.parametrize("has_died", [False, True])
+@pytest.mark.parametrize("strange", ["proxy", "lazy"])
+async def test_what_a_body_holds_is_not_asked_what_it_is_when_its_timers_are_looked_for(strange, has_died):
+    class Thing:
+        pass
+
+    @job("holds")
+    async def holds(ctx: Context, _: None) -> str:
+        held = weakref.proxy(Thing()) if strange == "proxy" else Stranger()  # noqa: F841
+        async with asyncio.timeout(3600):
+            return await ctx.wait_for_signal("go")
+
+    async with engine(holds) as e:
+        run = await e.trigger(holds)
+        await settle()
+        assert (await e.get_run(run.id)).status == RunStatus.WAITING
+        if has_died:
+            await restart(e)
+            await settle()
+        await e.signal(run.id, "go", "gone")
+        assert (await finish(e, run)).output == "gone"
+
+
+@on_a_desk_only("two engines on one file")
+async def test_a_child_that_is_made_again_after_another_engine_has_deleted_it_is_told_of_in_order(running):
+    broken = True
+
+    @job("child")
+    async def child(ctx: Context, _: None) -> None:
+        if broken:
+            raise ValueError("not yet")
+        for number in range(3):
+            ctx.log.info(str(number))
+
+    @job("parent")
+    async def parent(ctx: Context, _: None) -> None:
+        await ctx.run_job("child", child)
+
+    async with running(child, parent, exclusive=False) as first, running(child, parent, exclusive=False) as second:
+        first._dispatcher.claim(0), second._dispatcher.claim(0)
+        run = await first.trigger(parent)
+        first._dispatcher.claim()
+        await finish(first, run)
+        (made,) = [each for each in await first.list_runs() if each.job == "child"]
+        first._dispatcher.claim(0)
+        broken = False
+        second._dispatcher.claim()
+        await second.retry(made.id)
+        await finish(second, made)
+        await second.delete_run(made.id)
+        second._dispatcher.claim(0)
+        first._dispatcher.claim()
+        await first.retry(run.id)
+        await finish(first, run)
+        seqs = [frame.seq for frame in first._store.read_all_frames(0, 1000) if frame.run_id == made.id]
+        assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
+        assert len(seqs) > 5
+
+
+async def test_a_wait_that_cannot_be_read_is_taken_up_again_instead_of_failing(monkeypatch):
+    @job("parent")
+    async def parent(ctx: Context, _: None) -> str:
+        return await ctx.wait_for_signal("go")
+
+    clock = MockClock()
+    async with engine(parent, clock=clock) as e:
+        find = e._store.steps.find
+
+        def fail(run_id: str, name: str) -> None:
+            if not e._store.database.in_transaction:
+                monkeypatch.setattr(e._store.steps, "find", find)
+                raise StorageError("path", "the disk is busy")
+            return find(run_id, name)
+
+        monkeypatch.setattr(e._store.steps, "find", fail)
+        run = await e.trigger(parent)
+        await settle()
+        assert e._store.steps.find is find
+        await clock.advance(5)
+        await e.signal(run.id, "go", "on")
+        assert (await finish(e, run)).output == "on"
