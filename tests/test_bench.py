@@ -189,6 +189,19 @@ class _Page(HTMLParser):
             assert self._open.pop() == tag
 
 
+def test_where_a_target_is_missed_the_report_says_why_and_what_was_tried():
+    bench = a_bench()
+    report = a_report(bench)
+    report.add(measured(bench, "steps", **{"engine,_full": 1000.0, "raw_commits,_full": 4000.0, "peer": 10.0}))
+    (missed,) = [each for each in report.verdicts if not each.is_reached]
+    beginning = missed.target.tried[:60]
+    assert beginning
+    for told in (report.to_text(), report.to_markdown(), to_html(report)):
+        assert f"Missed: {missed.target.text}" in told
+        assert beginning in told
+        assert "Missed: durable steps against the peer" not in told
+
+
 def test_the_readme_can_show_every_target_and_how_it_was_measured(report):
     told = report.to_markdown()
     assert report.command in told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from .plots import bars
-from .report import Report, bound, compared, number, outcome
+from .report import Report, bound, compared, number, outcome, reasons
 from .series import Measurement
 from .targets import Verdict, judge_limits
 
@@ -86,7 +86,10 @@ def _targets(report: Report) -> str:
         words = "reached" if is_reached else f"missed by {measured - limit:.0f} ms"
         rows.append(_target_row(text, f"under {limit:g} ms", f"{measured:.0f} ms", is_reached, words))
     head = "<tr><th>What</th><th>Target</th><th class='number'>Measured</th><th>Outcome</th></tr>"
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+    why = "".join(
+        f"<p>Missed: {escape('; '.join(missed))}. {escape(why)}</p>" for why, missed in reasons(report).items()
+    )
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>{why}'
 
 
 def _verdict(verdict: Verdict) -> str:

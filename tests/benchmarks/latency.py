@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .in_browser import PEER_NOTE
+from .in_browser import PACE, PEER_NOTE
 from .laboratory import Laboratory
 from .scale import Scale
 from .series import Bench, Measurement
@@ -40,7 +40,7 @@ def measure_latency(bench: Bench, lab: Laboratory, scale: Scale) -> Measurement:
         return measure
 
     def parts() -> list[float]:
-        commit = raw("commits", count=100, synchronous="FULL") / 100
+        commit = raw("commits", count=100, synchronous="FULL", pause=PACE) / 100
         trips = [workbench.evaluate("() => workbench.roundTrip()") for _ in range(scale.latencies)]
         return [2 * trip + commits * commit for trip in trips]
 
@@ -53,7 +53,8 @@ def measure_latency(bench: Bench, lab: Laboratory, scale: Scale) -> Measurement:
         SLOW_PEER: peer(1000, max(scale.latencies // 3, 2)),
     }
     notes = {
-        PARTS: f"two messages there and back over a bare port, and {commits:.1f} raw commits, as many as the run makes",
+        PARTS: f"two messages there and back over a bare port and {commits:.1f} raw commits, as many as the run makes, "
+        "on a disk that rests in between, as that of an idle engine does",
         PEER: PEER_NOTE,
         SLOW_PEER: "polling every second, as it does by default",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,18 @@ class Report:
             "| --- | --- | --- | --- |",
         ]
         lines += (f"| {text} | {bound} | {measured} | {how} |" for text, bound, measured, how in _judged(self))
+        for why, missed in reasons(self).items():
+            lines += ["", f"Missed: {'; '.join(missed)}. {why}"]
         return "\n".join([*lines, ""])
+
+
+def reasons(report: Report) -> dict[str, list[str]]:
+    """Why targets were missed, and what was tried, with the targets of which that is true."""
+    found: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        if verdict.measured is not None and not verdict.is_reached and verdict.target.tried:
+            found.setdefault(verdict.target.tried, []).append(verdict.target.text)
+    return found
 
 
 def outcome(verdict: Verdict) -> str:
@@ -135,6 +147,12 @@ def _targets(report: Report) -> list[str]:
         return []
     lines = ["", "Targets (ratios of medians within this run)"]
     lines += (f"  {text:<66} {bound:<13} {measured:>7}  {how}" for text, bound, measured, how in _judged(report))
+    for why, missed in reasons(report).items():
+        lines += [
+            "",
+            *(f"  Missed: {text}." for text in missed),
+            *textwrap.wrap(why, 110, initial_indent="  ", subsequent_indent="  "),
+        ]
     return lines
 
 

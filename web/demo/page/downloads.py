@@ -53,7 +53,7 @@ class Downloads:
 
     async def _save_summary(self):
         """The output as the database has it; MicroPython would lose the order of its fields."""
-        run = await self._durable.client.runs.get(self._run.id)
+        run = await bridge.bindActions(self._durable.client).get(self._run.id)
         blob = await js.Response.new(js.JSON.stringify(run.output, None, 2)).blob()
         bridge.download(blob, f"{self._stem()}-summary.json")
 
