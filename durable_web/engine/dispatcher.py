@@ -23,7 +23,7 @@ from ..context import Context
 from ..errors import JobNotFound, StorageError, StorageFullError
 from ..events import Events
 from ..execution.commits import GroupCommit
-from ..execution.executor import Execution
+from ..execution.executor import STUBBORN_SECONDS, Execution
 from ..execution.services import Services
 from ..files import Files
 from ..job import Job, Registry
@@ -40,7 +40,6 @@ LONGEST_PROBE_SECONDS = 60.0
 LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
 CLOCK_JUMP_SECONDS = 1.0
-STUBBORN_SECONDS = 5.0  # for jobs that swallow their cancellation; what they still try is refused
 
 _EXECUTING = frozenset({RunStatus.LEASED, RunStatus.CANCELLING})
 _CANCELLED = frozenset({RunStatus.CANCELLED, RunStatus.CANCELLING})
