@@ -72,7 +72,7 @@ def write_down(value: Any, annotation: Any = Any, *, path: str = "value") -> tup
 def _encode(value: Any, path: str) -> tuple[str, Any]:
     """The text of a value, and the value in JSON's own terms; containers are copies."""
     try:
-        lowered = _lower(value, set())
+        lowered = value if type(value) in _ATOMS else _lower(value, set())
         return to_json(lowered), lowered
     except _Refused as refused:
         raise SerializationError(path + "".join(reversed(refused.path)), refused.reason) from None

@@ -57,15 +57,16 @@ class _Tail:
         self.characters = 0
         self.watchers = 0
         self.waiting: list[_Waiting] = []
-        self.changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # for the watchers that have come back since the last change
 
     def push(self, frame: StoredFrame) -> None:
-        if self.frames and self.position(self.frames[-1]) + 1 != self.position(frame):
+        frames = self.frames
+        if frames and self.position(frames[-1]) + 1 != self.position(frame):
             self.clear()
-        self.frames.append(frame)
+        frames.append(frame)
         self.characters += len(frame.body)
-        while len(self.frames) > TAIL_FRAMES or (self.characters > TAIL_CHARACTERS and len(self.frames) > 1):
-            self.characters -= len(self.frames.popleft().body)
+        while len(frames) > TAIL_FRAMES or (self.characters > TAIL_CHARACTERS and len(frames) > 1):
+            self.characters -= len(frames.popleft().body)
 
     def clear(self) -> None:
         self.frames.clear()
@@ -74,12 +75,20 @@ class _Tail:
     def wake(self) -> None:
         """Offer what is new to those who take it on the spot; wake the others, and those who have now seen the end."""
         are_content = [self._offer(waiting) for waiting in self.waiting]
-        if self.watchers > len(are_content) or not all(are_content):
+        if self._changed is not None and (self.watchers > len(are_content) or not all(are_content)):
             self.wake_all()
 
     def wake_all(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set with the next change."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
 
     def _offer(self, waiting: _Waiting) -> bool:
         """Whether the watcher has taken everything and waits for more."""
@@ -190,16 +199,15 @@ class Timeline:
     def _hand_out(self, frames: list[StoredFrame]) -> None:
         self._newest = frames[-1].id
         everything = self._tails.get(_EVERYTHING)
-        touched: dict[str, _Tail] = {}
+        touched: dict[_Tail, None] = {} if everything is None else {everything: None}  # in this order
         for frame in frames:
             tail = self._tails.get(frame.run_id)
             if tail is not None:
                 tail.push(frame)
-                touched[frame.run_id] = tail
+                touched[tail] = None
             if everything is not None:
                 everything.push(frame)
-                touched[_EVERYTHING] = everything
-        for tail in touched.values():
+        for tail in touched:
             tail.wake()
 
     # --- watching ----------------------------------------------------------------------------------------------------

@@ -127,6 +127,11 @@ class Delivery:
             changed = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
             await asyncio.shield(changed)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._answers)
+
     def look_again(self, run_ids: set[str] | None = None) -> None:
         """Let those who wait for an answer of these runs, or of any, look whether it has come."""
         for key in list(self._answers):

@@ -361,8 +361,10 @@ class Engine(Inspection, Management, Outside, Scheduling):
         """Tell of what was committed; nothing that goes wrong here may look like a failed commit."""
         try:
             self._timeline.publish(frames)
-            self._delivery.look_again({frame.run_id for frame in frames if ends_run(frame)})
-            self._events.publish(facts)
+            if self._delivery.is_awaited:
+                self._delivery.look_again({frame.run_id for frame in frames if ends_run(frame)})
+            if facts:
+                self._events.publish(facts)
         except Exception:
             logging.getLogger("durable_web").exception("Telling of what was committed failed")
 

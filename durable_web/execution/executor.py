@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -288,7 +288,7 @@ class Execution:
 
     def name(self, name: str) -> str:
         """The name under which this call of ``name`` is recorded: that of the second one is ``name#2``."""
-        if not isinstance(name, str) or not name or _ORDINAL.search(name) or name.startswith(PREFIX):
+        if not isinstance(name, str) or not name or ("#" in name and _ORDINAL.search(name)) or name.startswith(PREFIX):
             raise ValueError(
                 f"A step's name is a non-empty string that does not end in '#' and a number, not {name!r}: "
                 f"the second step of one name is recorded as name#2. Nor does it begin with {PREFIX!r}."
@@ -349,7 +349,18 @@ class Execution:
         if found is None:
             self._last_position += 1
             before = self._earlier_attempts.get(key, 0)
-            return self.begin(StepRecord(key, kind, StepStatus.RUNNING, self._last_position, before + 1, before))
+            record = StepRecord(
+                key,
+                kind,
+                StepStatus.RUNNING,
+                self._last_position,
+                before + 1,
+                before,
+                queued=self.queued,
+                started_at=self._clock.now(),
+            )
+            self.records[key] = self.unannounced = record
+            return record
         if found.kind != kind:
             self._broken = NonDeterminismError(key, found.kind, kind)
             raise self._broken
@@ -409,10 +420,10 @@ class Execution:
 
         self.ride_along(write, simple=True)
 
-    async def commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
+    def commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> Awaitable[None]:
+        """Commit how a step has ended."""
         self.ending.add(record.name)
-
-        await self.commit(lambda: self.record_outcome(record, status, **outcome), simple=True)
+        return self.commit(lambda: self.record_outcome(record, status, **outcome), simple=True)
 
     def record_outcome(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         """Write how a step has ended.

@@ -50,10 +50,12 @@ class Operations:
         undo: Undo | None = None,
     ) -> Any:
         """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
-        record = await self._execution.arrive(self._execution.name(name), STEP)
-        retry = retry or self._execution.job.retry
+        execution = self._execution
+        key = execution.name(name)
+        record = await execution.arrive(key, STEP) if execution.is_unwinding else execution.enter(key, STEP)
+        retry = retry or execution.job.retry
         if undo is not None:
-            self._execution.compensation.add(record.name, undo, return_annotation(function), retry)
+            execution.compensation.add(key, undo, return_annotation(function), retry)
         return await self.attempt(record, function, arguments, retry, has_undo=undo is not None)
 
     async def attempt(
@@ -66,16 +68,17 @@ class Operations:
         has_undo: bool = False,
     ) -> Any:
         """The outcome under ``record``: as it is there, or of attempts made now."""
+        execution = self._execution
         annotation = return_annotation(function)
         if record.is_settled:
             if record.timeouts is not None:
-                with self._execution.under_way():
-                    await self._execution.timeouts.recall(record.name)
+                with execution.under_way():
+                    await execution.timeouts.recall(record.name)
             return _replay(record, annotation)
         if has_undo:
-            record = self._execution.put(record._replace(undo=1))
-        with self._execution.under_way():
-            record = await self._execution.may_begin(record)
+            record = execution.put(record._replace(undo=1))
+        with execution.under_way():
+            record = await execution.may_begin(record)
             return await self._attempts(record, function, arguments, retry, annotation)
 
     async def _attempts(
@@ -86,17 +89,18 @@ class Operations:
         retry: Retry,
         annotation: Any,
     ) -> Any:
+        execution = self._execution
         if record.retry_at is not None:
             record = await self._wait_for_attempt(record)
         while True:
             text, value, error = await self._attempt(record, function, arguments, retry.timeout, annotation)
-            self._execution.check()
             if error is None:
-                await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
+                await execution.commit_step(record, StepStatus.COMPLETED, output=text)
                 return value
+            execution.check()
             if not retry.wants(error, record.attempt - record.attempts_before):
-                await self._execution.commit_step(record, StepStatus.FAILED, error=describe(error))
-                raise _step_failed(self._execution.records[record.name]) from error
+                await execution.commit_step(record, StepStatus.FAILED, error=describe(error))
+                raise _step_failed(execution.records[record.name]) from error
             record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
 
     async def _wait_for_attempt(self, record: StepRecord) -> StepRecord:

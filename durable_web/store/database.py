@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, Literal, NoReturn
 
@@ -72,7 +72,6 @@ class Database:
         if durability not in _SYNCHRONOUS:
             raise ValueError(f"durability is 'full' or 'normal', not {durability!r}")
         self.path = path
-        self.is_exclusive = exclusive
         self._guarded = False
         with self._translated():
             self.connection = sqlite3.connect(
@@ -154,9 +153,27 @@ class Database:
         """How many rows have been changed since the database was opened."""
         return self.connection.total_changes
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """Commit what is written inside, or roll all of it back when anything is raised."""
-        return _Transaction(self)
+    def begin(self) -> None:
+        """Begin a transaction that may write: nobody else can until it has ended. Raises what ``execute`` does."""
+        try:
+            self.connection.execute(_BEGIN)
+        except sqlite3.Error as error:
+            self._raise(error)
+
+    def commit(self) -> None:
+        """Commit the transaction; when that cannot be done, it is rolled back. Raises what ``execute`` does."""
+        try:
+            self.connection.execute(_COMMIT)
+        except BaseException as error:
+            self.roll_back()
+            if isinstance(error, sqlite3.Error):
+                self._raise(error)
+            raise
+
+    def roll_back(self) -> None:
+        """Undo what the transaction has written; does nothing when SQLite itself has done so. Raises as ``execute``."""
+        if self.connection.in_transaction:
+            self.execute(_ROLLBACK)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -220,6 +237,11 @@ class Database:
         is_ours = any((name or "").lower().startswith("durable_") for name in (first, second))
         return sqlite3.SQLITE_DENY if is_ours or action in _FORBIDDEN else sqlite3.SQLITE_OK
 
+    def translate(self, error: BaseException) -> None:
+        """Raise an error of SQLite, as of foreign code, as what ``execute`` would raise; let others be."""
+        if isinstance(error, sqlite3.Error):
+            self._raise(error)
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -268,35 +290,17 @@ class Database:
     def _migrate(self) -> None:
         if self._user_version() == SCHEMA_VERSION:
             return
-        with self.transaction():
+        self.begin()
+        try:
             found = self._user_version()  # asked again: somebody else may have been faster
             for script in _MIGRATIONS[:1] if found == 0 else _MIGRATIONS[found:]:
                 for statement in _statements(files(__package__).joinpath(script).read_text("utf-8")):
                     self.connection.execute(statement)
             self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-class _Transaction:
-    """One transaction, for ``with``. A class because there is one per step, and a generator takes thrice the time."""
-
-    __slots__ = ("_database",)
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute(_BEGIN)
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        database = self._database
-        try:
-            if error is None:
-                database.execute(_COMMIT)
-        finally:
-            if database.in_transaction:
-                database.execute(_ROLLBACK)
-        if isinstance(error, sqlite3.Error):  # of foreign code; the engine's own statements have translated theirs
-            database._raise(error)
+        except BaseException:
+            self.roll_back()
+            raise
+        self.commit()
 
 
 def _statements(script: str) -> Iterator[str]:

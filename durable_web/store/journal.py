@@ -6,6 +6,7 @@ the transaction is rolled back.
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,13 +65,17 @@ class Journal:
         """Append a frame to a run's timeline."""
         text = to_json(body)
         latest = self._latest.get(run_id)
-        if latest is None:
-            latest = self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
-        seq = latest + 1
-        frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
+        seq = (self._newest_seq(run_id) if latest is None else latest) + 1
+        try:
+            frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
+        except sqlite3.IntegrityError:  # another process has written this one meanwhile
+            seq = self._newest_seq(run_id) + 1
+            frame_id = self.database.insert(queries.APPEND_FRAME, (run_id, seq, ts, kind, text))
+        self._latest[run_id] = seq
         self.frames.append(StoredFrame(frame_id, seq, ts, run_id, kind, text))
-        if self.database.is_exclusive:  # else another process may write the next one
-            self._latest[run_id] = seq
+
+    def _newest_seq(self, run_id: str) -> int:
+        return self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
 
     def forget_run(self, run_id: str) -> None:
         """What was told of a run is gone with it; there may be another one of this id."""
@@ -133,17 +138,13 @@ class Journal:
             self._latest.clear()
         return taken
 
-    def take_claims(self) -> list[Claim] | None:
-        """The runs that were leased; ``None`` when claiming has changed nothing."""
-        if not self.has_claims:
-            return None
+    def take_claims(self) -> list[Claim]:
+        """The runs that were leased."""
         claims, self.claims, self.has_claims = self.claims, [], False
         return claims
 
-    def take_changed(self) -> set[str] | None:
-        """The runs to look at, or ``None`` when there is nothing that could be done now and not before."""
-        if not self.changed and not self.has_claimable:
-            return None
+    def take_changed(self) -> set[str]:
+        """The runs to look at."""
         changed, self.changed, self.has_claimable = self.changed, set(), False
         return changed
 

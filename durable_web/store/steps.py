@@ -50,6 +50,13 @@ class StepRecord(NamedTuple):
         return self.status in (StepStatus.COMPLETED, StepStatus.FAILED)
 
     @property
+    def is_plainly_completed(self) -> bool:
+        """Whether it has completed, and nothing is left of a failure or of a wait."""
+        if self.status != StepStatus.COMPLETED:
+            return False
+        return self.error is self.retry_at is self.wake_at is self.topic is self.detail is None
+
+    @property
     def waiting_for(self) -> str | None:
         """For what it waits, in words; ``None`` when it does not wait."""
         if self.status != StepStatus.RUNNING:
@@ -109,8 +116,12 @@ class Steps:
 
         :raises LeaseLost: when the run is no longer this engine's; nothing is written.
         """
-        values = (*_values(claim.run_id, record), claim.run_id, claim.generation)
-        if self._database.execute(queries.RECORD_STEP_FENCED, values).rowcount != 1:
+        if record.is_plainly_completed:
+            text, values = queries.RECORD_COMPLETED_FENCED, _completion(record)
+        else:
+            text, values = queries.RECORD_STEP_FENCED, _values(claim.run_id, record)
+        values += (claim.run_id, claim.generation)
+        if self._database.execute(text, values).rowcount != 1:
             raise LeaseLost(claim.run_id)
         self.tell_of(claim.run_id, record, now)
 
@@ -262,6 +273,22 @@ def _values(run_id: str, record: StepRecord) -> tuple[Any, ...]:
     if record.error is not None:
         record = record._replace(error=to_json(record.error))
     return (run_id, *record[:-1])
+
+
+def _completion(record: StepRecord) -> tuple[Any, ...]:
+    """What of a row of durable_steps has to be said of a step that is plainly completed."""
+    return (
+        record.name,
+        record.kind,
+        record.position,
+        record.attempt,
+        record.attempts_before,
+        record.output,
+        record.queued,
+        record.undo,
+        record.started_at,
+        record.completed_at,
+    )
 
 
 def _seconds(start: int, end: int) -> float:

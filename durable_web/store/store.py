@@ -38,6 +38,7 @@ class Store:
         self.database = database
         self.on_commit = on_commit
         self.journal = Journal(database)
+        self._transaction = _Transaction(self)
         self.on_change: OnChange = lambda run_ids: None
         self.on_claims: OnClaims = lambda claims: None
         self.runs = Runs(database, self.journal)
@@ -56,7 +57,7 @@ class Store:
 
     def transaction(self) -> AbstractContextManager[None]:
         """Commit what is written inside and then tell of it, or roll all of it back."""
-        return _Transaction(self)
+        return self._transaction
 
     def forget(self) -> None:
         """Tell nothing of what was written: it was rolled back."""
@@ -64,9 +65,10 @@ class Store:
 
     def tell(self) -> None:
         """Tell of what was written: it is committed."""
-        frames, facts = self.journal.take()
-        changed = self.journal.take_changed()
-        claims = self.journal.take_claims()
+        journal = self.journal
+        frames, facts = journal.take()
+        changed = journal.take_changed() if journal.changed or journal.has_claimable else None
+        claims = journal.take_claims() if journal.has_claims else None
         try:
             if frames or facts:
                 self.on_commit(frames, facts)
@@ -130,24 +132,29 @@ class Store:
 
 
 class _Transaction:
-    """A transaction of the database of which is told; a class for the reason for which that is one."""
+    """The transactions of a store, one after the other, for ``with``.
 
-    __slots__ = ("_inner", "_store")
+    A class, and made once, because there is one per step, and a generator takes thrice the time.
+    """
+
+    __slots__ = ("_database", "_store")
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._inner = store.database.transaction()
+        self._database = store.database
 
     def __enter__(self) -> None:
-        self._inner.__enter__()
+        self._database.begin()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        try:
-            self._inner.__exit__(kind, error, traceback)
-        except BaseException:
-            self._store.forget()
-            raise
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None:
+            try:
+                self._database.commit()
+            except BaseException:
+                self._store.forget()
+                raise
             self._store.tell()
-        else:
-            self._store.forget()
+            return
+        self._store.forget()
+        self._database.roll_back()
+        self._database.translate(error)  # foreign code's; the engine's own statements have translated theirs

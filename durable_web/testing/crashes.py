@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ..engine import Engine
@@ -49,28 +48,30 @@ class CrashPoint:
 
     def watch(self, store: Store) -> None:
         """Look at every transaction of a store that changes something."""
-        connection = store.database.connection
-        commit = store.database.transaction
+        database = store.database
+        begin, commit = database.begin, database.commit
+        changes = 0
 
-        @contextmanager
-        def transaction() -> Iterator[None]:
-            changes = connection.total_changes
-            is_here = False
+        def begin_counting() -> None:
+            nonlocal changes
+            begin()
+            changes = database.changes
+
+        def commit_or_die() -> None:
+            if self.is_reached or database.changes == changes or not self._applies(store.journal.frames):
+                commit()
+                return
             try:
-                with commit():
-                    yield
-                    if not self.is_reached and connection.total_changes > changes:
-                        is_here = self._applies(store.journal.frames)
-                    if is_here and self._before:
-                        raise SimulatedCrash(self._engine.path, self._name)
-                if is_here:
-                    raise SimulatedCrash(self._engine.path, self._name)
+                if self._before:
+                    database.roll_back()
+                else:
+                    commit()
+                raise SimulatedCrash(self._engine.path, self._name)
             finally:
-                if is_here:
-                    self._reached.set()
-                    _kill(self._engine)
+                self._reached.set()
+                _kill(self._engine)
 
-        store.database.transaction = transaction
+        database.begin, database.commit = begin_counting, commit_or_die
 
 
 def crash_at(

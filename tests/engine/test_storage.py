@@ -353,6 +353,7 @@ PLANS = {
     "ATTEMPTS": {"durable_attempts by primary key"},
     "RECORD_STEP": set(),
     "RECORD_STEP_FENCED": {RUN},
+    "RECORD_COMPLETED_FENCED": {RUN},
     "RECORD_ATTEMPT": set(),
     "GET_VALUE": {"durable_values by primary key"},
     "SET_VALUE": set(),
