@@ -12,9 +12,9 @@ from .targets import FULL, NORMAL, PACED_RAW, PEER, RAW_FULL, RAW_NORMAL, TUNED_
 SAHPOOL_FULL, SAHPOOL_NORMAL = "official SQLite, opfs-sahpool, full", "official SQLite, opfs-sahpool, normal"
 PEER_NOTE = "set up as its documentation says, polling every 50 ms"
 TUNED_NOTE = "the same with locking_mode=EXCLUSIVE and journal_mode=WAL, which its documentation does not mention"
-PACE = 0.00015
+PACE = 0.0001
 PACE_NOTE = (
-    f"{PACE * 1e6:.0f} µs of computing before each, as there are between two steps, do not count: a disk may take "
+    f"{PACE * 1e6:.0f} µs of computing before each, fewer than before a step, do not count: a disk may take "
     "longer over a flush when the one before is not just over"
 )
 _MANY = 100  # runs at a time, for the group commit
