@@ -10,6 +10,7 @@ import pytest
 from watching import IN_PYODIDE
 
 from durable_web import Engine, Job
+from durable_web.testing import MockClock
 
 
 @pytest.fixture
@@ -38,3 +39,9 @@ def running(database_path: str) -> EngineFactory:
             yield engine
 
     return start
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Time that stands still until the test moves it."""
+    return MockClock()

@@ -9,12 +9,7 @@ import pytest
 from watching import finish, on_a_desk_only, timeline
 
 from durable_web import Context, Engine, Retry, RunNotActive, RunNotFound, RunStatus, job
-from durable_web.testing import MockClock, crash, engine, restart, settle
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
+from durable_web.testing import crash, engine, restart, settle
 
 
 @job("stops")

@@ -20,12 +20,7 @@ from durable_web import (
     job,
 )
 from durable_web.engine.delivery import includes
-from durable_web.testing import MockClock, SimulatedCrash, crash_at, engine, restart, settle
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
+from durable_web.testing import SimulatedCrash, crash_at, engine, restart, settle
 
 
 @job("paid")

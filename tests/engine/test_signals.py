@@ -20,12 +20,7 @@ from durable_web import (
     SignalTimeout,
     job,
 )
-from durable_web.testing import MockClock, crash, crash_at, engine, restart, settle
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
+from durable_web.testing import crash, crash_at, engine, restart, settle
 
 
 @job("one")

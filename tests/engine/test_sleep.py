@@ -10,15 +10,10 @@ from watching import finish, timeline
 
 from durable_web import Context, NonDeterminismError, Retry, RunStatus, job
 from durable_web.model import from_milliseconds, to_wire
-from durable_web.testing import MockClock, crash, engine, restart, settle
+from durable_web.testing import crash, engine, restart, settle
 
 DAY = 24 * 3600
 PATIENT = {"lease": 1e9}  # heartbeats would be a million a year
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
 
 
 @job("nap")

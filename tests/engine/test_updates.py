@@ -21,12 +21,7 @@ from durable_web import (
     job,
 )
 from durable_web.model import from_milliseconds
-from durable_web.testing import MockClock, crash, crash_at, engine, restart, settle
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
+from durable_web.testing import crash, crash_at, engine, restart, settle
 
 
 def positive(amount: int) -> None:

@@ -17,12 +17,7 @@ from durable_web import (
     WebhookTimeout,
     job,
 )
-from durable_web.testing import MockClock, crash_at, engine, restart, settle
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
+from durable_web.testing import crash_at, engine, restart, settle
 
 
 @job("payment")
