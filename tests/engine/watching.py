@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from durable_web import Engine, Run
+from durable_web import Context, Engine, Frame, Run, job
 
 IN_PYODIDE = sys.platform == "emscripten"
 
@@ -35,3 +37,19 @@ async def reach(engine: Engine, run_id: str, status: str) -> Run:
         if frame.kind == "run_status" and frame.status == status:
             break
     return await engine.get_run(run_id)
+
+
+@job("talk")
+async def talk(ctx: Context, lines: int) -> None:
+    for number in range(lines):
+        ctx.log.info(f"line {number}")
+        await ctx.step(f"step {number}", lambda: None)
+
+
+async def take(frames: AsyncIterator[Frame], count: int) -> list[Any]:
+    """The next frames of a watch, which is left then."""
+    taken = []
+    async with aclosing(frames):
+        while len(taken) < count:
+            taken.append(await anext(frames))
+    return taken
