@@ -39,6 +39,7 @@ from ..triggers import Trigger
 from .admission import Admission
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits, OnState
+from .endings import Endings
 from .inspection import Inspection
 from .management import Management
 from .outside import Outside
@@ -157,6 +158,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
             on_neighbour=self._on_neighbour,
             new_context=self._new_context,
         )
+        self._endings = Endings(store)
         self._delivery = Delivery(store, self._registry, self._clock, self._new_id, self._make)
         self._store = store
         try:
@@ -194,6 +196,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
             self._purge_timer = None
         self._timeline.close()
         self._delivery.close()
+        self._endings.close()
         store, self._store = self._store, None
         if store is not None:
             store.close()
@@ -307,15 +310,28 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises TimeoutError: when it has not ended by then.
         :raises RunNotFound: when there is no such run.
         """
+        if timeout is None:
+            return await self._last_of(run_id, on_progress, on_log)
         async with asyncio.timeout(timeout):
-            while True:
+            return await self._last_of(run_id, on_progress, on_log)
+
+    async def _last_of(
+        self, run_id: str, on_progress: Callable[[Progress], None] | None, on_log: Callable[[LogFrame], None] | None
+    ) -> Run:
+        """A run when it has ended, or the last one as which it has gone on."""
+        while True:
+            if on_progress is None and on_log is None:
+                self._running_store()
+                await self._endings.until(run_id)
+            else:
                 async with aclosing(self.watch_batches(run_id)) as batches:  # type: ignore[type-var]
                     async for batch in batches:
                         _report(batch, on_progress, on_log)
-                run = await self.get_run(run_id)
-                if run.continued_as is None:
-                    return run
+            run = await self.get_run(run_id)
+            if run.continued_as is not None:
                 run_id = run.continued_as
+            elif run.is_terminal:  # and was not retried since it had ended
+                return run
 
     async def trigger_and_wait(
         self,
@@ -361,7 +377,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
         """Tell of what was committed; nothing that goes wrong here may look like a failed commit."""
         try:
             self._timeline.publish(frames)
-            self._delivery.look_again({frame.run_id for frame in frames if ends_run(frame)})
+            ended = {frame.run_id for frame in frames if ends_run(frame)}
+            self._delivery.look_again(ended)
+            self._endings.look_again(ended)
             self._events.publish(facts)
         except Exception:
             logging.getLogger("durable_web").exception("Telling of what was committed failed")
@@ -376,6 +394,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
 
     def _on_neighbour(self) -> None:
         self._delivery.look_again()
+        self._endings.look_again()
 
     def _new_id(self) -> str:
         return self._identifiers.new(self._clock.now())
