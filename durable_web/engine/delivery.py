@@ -14,8 +14,9 @@ from ..job import Job, Registry
 from ..model import StepStatus
 from ..store import Store
 from ..triggers import Trigger
+from .admission import Admitted
 
-MakeRun = Callable[[Store, Trigger, Job, str, int], tuple[str, str]]
+MakeRun = Callable[[Store, Trigger, Job, str, int], Admitted]
 
 
 class Delivery:
@@ -72,7 +73,7 @@ class Delivery:
                 self._store.waits.settle(run_id, name, now, output=text, reason=reason)
                 reached.append(run_id)
         triggers = [Trigger(job, payload) for job in self._registry.started_by(topic)]
-        started = [self._make(self._store, trigger, *trigger.check(self._registry), now)[0] for trigger in triggers]
+        started = [self._make(self._store, trigger, *trigger.check(self._registry), now).run_id for trigger in triggers]
         return list(dict.fromkeys(reached + started))
 
     # --- webhooks ----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from ..execution.services import Services
 from ..files import Files
 from ..job import Job, Registry
 from ..model import RunStatus
-from ..store import Claim, NewRun, Store
+from ..store import Claim, Lease, NewRun, Store
 from ..timeline import Timeline
 from .admission import Admission
 from .claiming import Claiming
@@ -235,6 +235,12 @@ class Dispatcher:
             free -= 1
         if self._claims_left:  # what may be left now is claimed when there is a slot for it
             self._store.journal.has_claimable = False
+
+    def lease_at_once(self, job: Job) -> Lease | None:
+        """Inside a transaction: with what a run is leased that is made now, where it would be claimed next."""
+        if self._free_slots() <= len(self._store.journal.claims) or self._store.runs.has_claimable():
+            return None
+        return self.claiming.lease(job, self._clock.now())
 
     def execute(self, claims: list[Claim]) -> None:
         """Execute runs that were leased in a transaction that is committed now."""

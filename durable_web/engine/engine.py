@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -33,10 +32,10 @@ from ..model import (
     Run,
     StoredFrame,
 )
-from ..store import Database, Durability, Fact, Store
+from ..store import Database, Durability, Fact, Lease, Store, as_made
 from ..timeline import Timeline, ends_run
 from ..triggers import Trigger
-from .admission import Admission
+from .admission import Admission, Admitted
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits, OnState
 from .endings import Endings
@@ -263,25 +262,44 @@ class Engine(Inspection, Management, Outside, Scheduling):
         if any(job.flow.singleton is not None for _, job, _ in checked):
             self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
         with store.transaction():
-            runs = self._make_all(store, checked)
-            self._dispatcher.claim_in_transaction()
+            runs = self._make_all(store, checked) if len(checked) != 1 else [self._make_one(store, *checked[0])]
+            if not store.journal.claims:
+                self._dispatcher.claim_in_transaction()
         if any(trigger.run_at or trigger.deadline or job.flow.debounce for trigger, job, _ in checked):
             self._dispatcher.look_at_the_time()
         return runs
 
+    def _make_one(self, store: Store, trigger: Trigger, job: Job, input_text: str) -> Run:
+        """Make a run; where it would be claimed next, it is leased at once."""
+        now = self._clock.now()
+        made = self._make(store, trigger, job, input_text, now, lease=self._dispatcher.lease_at_once(job))
+        if made.new is None:
+            return store.runs.get(made.run_id, disposition=made.disposition)
+        return as_made(made.new, now)
+
     def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:
         now = self._clock.now()
         made = [self._make(store, *each, now) for each in checked]
-        return [store.runs.get(run_id, disposition=how) for run_id, how in made]
+        return [store.runs.get(each.run_id, disposition=each.disposition) for each in made]
 
     def _make(
-        self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...] = ()
-    ) -> tuple[str, str]:
-        """Insert the run, with further gates, or find the one that stands for it: its id and the disposition."""
+        self,
+        store: Store,
+        trigger: Trigger,
+        job: Job,
+        input_text: str,
+        now: int,
+        gates: tuple[Gate, ...] = (),
+        lease: Lease | None = None,
+    ) -> Admitted:
+        """Insert the run, with further gates, or find the one that stands for it.
+
+        :param lease: as ``runs.insert`` has it.
+        """
         if trigger.idempotency_key is not None:
             found = store.runs.find_by_idempotency_key(job.name, trigger.idempotency_key)
             if found is not None:
-                return found, "idempotent"
+                return Admitted(found, "idempotent")
         if trigger.concurrency_key is not None:
             wanted = ("pending", "leased", "waiting") if trigger.coalesce == "active" else ("pending",)
             found = store.runs.find_by_concurrency_key(job.name, trigger.concurrency_key, wanted)
@@ -290,10 +308,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
             if found is not None:
                 skipped = {"skipped_input": trigger.input, "skipped_labels": trigger.labels}
                 store.journal.tell("run:coalesced", found, now, **skipped)
-                return found, "coalesced"
-        run = trigger.new_run(self._new_id(), job, input_text)
-        run = dataclasses.replace(run, gates=run.gates + gates)
-        return Admission(store, job, run, now).admit()
+                return Admitted(found, "coalesced")
+        run = trigger.new_run(self._new_id(), job, input_text, gates)
+        return Admission(store, job, run, now, lease).admit()
 
     async def wait_for_run(
         self,

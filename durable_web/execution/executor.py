@@ -70,7 +70,7 @@ class Execution:
         self._commits = services.commits
         self._services = services
         self._clock = services.clock
-        self.records = services.store.steps.load(claim.run_id)
+        self.records = {} if claim.is_new else services.store.steps.load(claim.run_id)
         self._unreached = {name for name, record in self.records.items() if record.kind != COMPENSATION}
         self._unvisited = {name for name, record in self.records.items() if record.is_settled}
         self._last_position = max((record.position for record in self.records.values()), default=-1)
