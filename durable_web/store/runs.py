@@ -69,6 +69,11 @@ class Ended:
     continued_as: str | None = None
 
 
+def following(run_id: str) -> str:
+    """The topic of waits that end with a run which is not a child of theirs."""
+    return f"run:{run_id}"
+
+
 class Runs(RunReading):
     """The verbs on runs.
 
@@ -268,13 +273,15 @@ class Runs(RunReading):
             "failed_step": failed_step,
             "continued_as": continued_as,
             "now": now,
+            "followed_as": following(claim.run_id),
         }
         row = self._database.row(queries.SETTLE, values)
         if row is None:
             raise LeaseLost(claim.run_id)
         reason = None if continued_as is None else f"it goes on as {continued_as}"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
-        self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
+        if row[3]:  # there is a run that started it, that it has started, or that waits for it
+            self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
         if not self._journal.is_listening:
             return
         if status == RunStatus.CANCELLED:

@@ -334,7 +334,7 @@ PLANS = {
     "ENDED_BEFORE": {"durable_runs by durable_runs_completed"},
     "FENCE": {RUN},
     "RENEW": {RUN},
-    "SETTLE": {RUN},
+    "SETTLE": {RUN, "child by durable_runs_by_parent", "durable_steps by durable_steps_by_topic"},
     "PARK": {RUN},
     "WAKE_ONE": {RUN},
     "RELEASE": {RUN},

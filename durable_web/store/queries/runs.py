@@ -129,7 +129,14 @@ UPDATE durable_runs
        completed_at = :now,
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
-RETURNING started_at, parent_run_id, parent_step
+RETURNING started_at, parent_run_id, parent_step,
+          parent_run_id IS NOT NULL
+       OR EXISTS (SELECT 1
+                    FROM durable_runs AS child INDEXED BY durable_runs_by_parent
+                   WHERE child.parent_run_id = :id)
+       OR EXISTS (SELECT 1
+                    FROM durable_steps INDEXED BY durable_steps_by_topic
+                   WHERE topic = :followed_as)
 """
 
 RELEASE = """
