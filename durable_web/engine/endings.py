@@ -16,17 +16,15 @@ class Endings:
         self._has_changed: dict[str, asyncio.Event] = {}
         self._is_closed = False
 
-    async def until(self, run_id: str) -> None:
-        """Return when a run has ended, is gone, or was never there; and when the engine stops."""
-        while not self._is_closed and self._is_active(run_id):
-            has_changed = self._has_changed.get(run_id)
-            if has_changed is None:
-                has_changed = self._has_changed[run_id] = asyncio.Event()
-            await has_changed.wait()
-
-    def _is_active(self, run_id: str) -> bool:
-        standing = self._store.runs.standing(run_id)
-        return standing is not None and standing[0].is_active
+    async def wait(self, run_id: str) -> None:
+        """Return when a run may have ended: at once when it has, is gone, or was never there, or the engine stops."""
+        standing = None if self._is_closed else self._store.runs.standing(run_id)
+        if standing is None or standing[0].is_terminal:
+            return
+        has_changed = self._has_changed.get(run_id)
+        if has_changed is None:
+            has_changed = self._has_changed[run_id] = asyncio.Event()
+        await has_changed.wait()
 
     def look_again(self, run_ids: Iterable[str] | None = None) -> None:
         """Let those who wait for the end of these runs, or of any, look whether it has come."""

@@ -37,13 +37,14 @@ from ..timeline import Timeline, ends_run
 from ..triggers import Trigger
 from .admission import Admission, Admitted
 from .delivery import Delivery
-from .dispatcher import Dispatcher, Limits, OnState
+from .dispatcher import Dispatcher, Limits
 from .endings import Endings
 from .inspection import Inspection
 from .management import Management
 from .outside import Outside
 from .scheduler import Scheduler
 from .scheduling import Install, Scheduling
+from .trouble import OnState
 
 PURGE_SECONDS = 60.0
 PURGE_BATCH = 100
@@ -339,7 +340,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
         while True:
             if on_progress is None and on_log is None:
                 self._running_store()
-                await self._endings.until(run_id)
+                await self._endings.wait(run_id)
             else:
                 async with aclosing(self.watch_batches(run_id)) as batches:  # type: ignore[type-var]
                     async for batch in batches:
@@ -347,7 +348,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
             run = await self.get_run(run_id)
             if run.continued_as is not None:
                 run_id = run.continued_as
-            elif run.is_terminal:  # and was not retried since it had ended
+            elif run.is_terminal:
                 return run
 
     async def trigger_and_wait(
