@@ -12,6 +12,7 @@ import hashlib
 import os
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_BITS = 80
 
 
@@ -23,8 +24,10 @@ class IdentifierFactory:
 
     def new(self, milliseconds: int) -> str:
         """A new id for the time ``milliseconds`` since 1970-01-01 UTC; greater than every id made before here."""
-        fresh = (milliseconds << _RANDOM_BITS) | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
-        self._last = fresh if fresh >> _RANDOM_BITS > self._last >> _RANDOM_BITS else self._last + 1
+        if milliseconds > self._last >> _RANDOM_BITS:
+            self._last = (milliseconds << _RANDOM_BITS) | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
+        else:
+            self._last += 1
         return _text(self._last)
 
 
@@ -38,4 +41,4 @@ def derive(parent: str, name: str) -> str:
 
 
 def _text(number: int) -> str:
-    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)])

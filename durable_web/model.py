@@ -401,16 +401,23 @@ class StoredFrame(NamedTuple):
 def to_wire(value: Any) -> Any:
     """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
     kind = type(value)
-    if kind is str or value is None:
+    if kind in _WIRE_ATOMS:
         return value
     if kind in (list, tuple):
         return [to_wire(item) for item in value]
     parts = _wire_parts(kind)
     if parts is None:
         return readable(value)
-    return {
-        wire_name: (to_milliseconds if is_time else to_wire)(getattr(value, name)) for name, wire_name, is_time in parts
-    }
+    wire = {}
+    for name, wire_name, is_time in parts:
+        part = getattr(value, name)
+        if type(part) not in _WIRE_ATOMS:
+            part = to_milliseconds(part) if is_time else to_wire(part)
+        wire[wire_name] = part
+    return wire
+
+
+_WIRE_ATOMS = frozenset({type(None), bool, int, str})
 
 
 @functools.cache

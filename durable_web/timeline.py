@@ -230,14 +230,14 @@ class Timeline:
                 frames = tail.after(seq)
                 if frames is None:
                     await self._may_read(is_first=seq == from_seq)
-                    with self._counted():
+                    with _Counted(self):
                         frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)
                     if not frames and self._has_ended(run_id):
                         frames = self._store.read_frames(run_id, seq, PAGE_FRAMES)  # written since, by another process
                         has_ended = not frames
                 if frames:
                     seq = frames[-1].seq
-                    with self._counted():
+                    with _Counted(self):
                         yield frames
                     has_ended = self.is_end(frames[-1])
                 elif not self._closed and not has_ended:
@@ -288,13 +288,13 @@ class Timeline:
                 frames = tail.after(cursor)
                 if frames is None:
                     await self._may_read(is_first=cursor == begin)
-                    with self._counted():
+                    with _Counted(self):
                         frames = self._store.read_all_frames(cursor, PAGE_FRAMES)
                 if frames:
                     cursor = frames[-1].id
                     wanted = chosen.among(frames)
                     if wanted:
-                        with self._counted():
+                        with _Counted(self):
                             yield wanted
                 elif not self._closed:
                     cursor, _ = await self._news(tail, changed, cursor, offer and offer_chosen)
@@ -313,7 +313,7 @@ class Timeline:
         while from_seq < last and len(found) < limit and not self._closed:
             until = min(from_seq + LOG_WINDOW, last)
             await self._may_read(is_first=not from_seq)
-            with self._counted():
+            with _Counted(self):
                 found += self._store.read_logs(run_id, from_seq, until, levels, limit - len(found))
             from_seq = until
         return found
@@ -345,14 +345,24 @@ class Timeline:
         elif not is_first:
             await asyncio.sleep(0)
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Count the time that is spent in here on reading a history and on handing it on."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._reading += time.perf_counter() - began
+    def count(self, seconds: float) -> None:
+        """Count the time that was spent on reading a history, or on handing it on."""
+        self._reading += seconds
+
+
+class _Counted:
+    """Counts the time that is spent in it; a class, not a generator, because every batch is."""
+
+    __slots__ = ("_began", "_timeline")
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._timeline.count(time.perf_counter() - self._began)
 
 
 class _Chosen:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from .codec import decode, encode
-from .flow import gates_of
+from .flow import Gate, gates_of
 from .job import Job, Registry
 from .model import to_milliseconds
 from .store import NewRun
@@ -70,8 +70,8 @@ class Trigger:
                 raise ValueError(f"The value of the label {key!r} is {value!r}; it has to be a string.")
         return job, encode(job.validate_input(self.input), path=f"input of job {job.name!r}")
 
-    def new_run(self, run_id: str, job: Job, input_text: str) -> NewRun:
-        """The run to be inserted, with the gates of its job's flow control.
+    def new_run(self, run_id: str, job: Job, input_text: str, gates: tuple[Gate, ...] = ()) -> NewRun:
+        """The run to be inserted, with the gates of its job's flow control, and further ones.
 
         :raises InvalidInput: when a key of the flow control cannot be found in the input.
         """
@@ -86,7 +86,7 @@ class Trigger:
             self.priority,
             to_milliseconds(self.run_at),
             to_milliseconds(self.deadline),
-            gates=() if job.flow.is_free else gates_of(job.name, job.flow, stored_input(job, input_text)),
+            gates=gates if job.flow.is_free else gates_of(job.name, job.flow, stored_input(job, input_text)) + gates,
         )
 
 

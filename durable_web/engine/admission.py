@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..codec import decode
 from ..durations import duration_in_milliseconds
 from ..errors import CircularWait, RateLimited, RunNotActive
 from ..flow import Debounce, GateKind, Key, Singleton, gate_name, key_of
 from ..job import Job
-from ..store import NewRun, Store
+from ..store import Lease, NewRun, Store
 from ..triggers import stored_input
+
+
+class Admitted(NamedTuple):
+    """The run that stands for what was wanted; ``new`` as it was made, unless it was there before."""
+
+    run_id: str
+    disposition: str
+    new: NewRun | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Admission:
-    """One run that is wanted, in the transaction that is open."""
+    """One run that is wanted, in the transaction that is open; ``lease`` as ``runs.insert`` has it."""
 
     store: Store
     job: Job
     run: NewRun
     now: int
+    lease: Lease | None = None
 
-    def admit(self) -> tuple[str, str]:
-        """Insert the run, or find the one that stands for it: its id and the disposition.
+    def admit(self) -> Admitted:
+        """Insert the run, or find the one that stands for it.
 
         :raises RateLimited: when the rate limit has no room.
         """
@@ -42,8 +52,7 @@ class Admission:
         """
         if awaited:
             self._refuse_circle()
-        run_id, _ = self._debounce() or self._skip() or self._insert(self._count())
-        return run_id
+        return (self._debounce() or self._skip() or self._insert(self._count())).run_id
 
     def admit_dead_letter(self) -> None:
         """Insert the run that handles a dead one: it waits for its turn and for room, and stands for itself alone."""
@@ -51,7 +60,7 @@ class Admission:
         run = dataclasses.replace(self.run, gates=gates, run_at=self._count())
         self.store.runs.insert(run, self.now)
 
-    def _debounce(self) -> tuple[str, str] | None:
+    def _debounce(self) -> Admitted | None:
         rule = self.job.flow.debounce
         if rule is None:
             return None
@@ -61,9 +70,9 @@ class Admission:
         run_id, created_at = found
         due = _debounced_until(rule, created_at, self.now)
         self.store.flow.postpone(run_id, self.run.input, due, self.now)
-        return run_id, "debounced"
+        return Admitted(run_id, "debounced")
 
-    def _skip(self) -> tuple[str, str] | None:
+    def _skip(self) -> Admitted | None:
         rule = self.job.flow.singleton
         if rule is None or rule.mode != "skip":
             return None
@@ -73,16 +82,17 @@ class Admission:
         if self.store.journal.is_listening:
             skipped = {"skipped_input": decode(self.run.input), "skipped_labels": self.run.labels}
             self.store.journal.tell("run:coalesced", active[0], self.now, **skipped)
-        return active[0], "skipped"
+        return Admitted(active[0], "skipped")
 
-    def _insert(self, room_at: int | None) -> tuple[str, str]:
+    def _insert(self, room_at: int | None) -> Admitted:
         singleton, debounce = self.job.flow.singleton, self.job.flow.debounce
         if singleton is not None and singleton.mode == "cancel_previous":
             self._cancel_previous(singleton)
         due = None if debounce is None else _debounced_until(debounce, self.now, self.now)
         run_at = max((time for time in (self.run.run_at, room_at, due) if time is not None), default=None)
-        self.store.runs.insert(dataclasses.replace(self.run, run_at=run_at), self.now)
-        return self.run.id, "created"
+        run = self.run if run_at == self.run.run_at else dataclasses.replace(self.run, run_at=run_at)
+        self.store.runs.insert(run, self.now, self.lease)
+        return Admitted(run.id, "created", run)
 
     def _cancel_previous(self, rule: Singleton) -> None:
         for run_id in self._active(rule):

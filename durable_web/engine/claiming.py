@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..job import Registry
-from ..store import Claim, Store
+from ..job import Job, Registry
+from ..store import Claim, Lease, Store
 
 
 class Claiming:
@@ -37,6 +37,11 @@ class Claiming:
         if timeout is not None or has_openings:
             self.has_new_times = self._store.journal.has_claims = True
         return claim
+
+    def lease(self, job: Job, now: int) -> Lease | None:
+        """With what a run of a job may be leased the moment it is made; ``None`` where there is more to it."""
+        is_limited = job.max_concurrent is not None or job.timeout is not None
+        return None if is_limited else Lease(self.owner, now + self._lease)
 
     def unblock(self, now: int) -> None:
         """Let the runs go on that waited for a version of a job that is registered now."""

@@ -14,8 +14,9 @@ from ..job import Job, Registry
 from ..model import StepStatus
 from ..store import Store
 from ..triggers import Trigger
+from .admission import Admitted
 
-MakeRun = Callable[[Store, Trigger, Job, str, int], tuple[str, str]]
+MakeRun = Callable[[Store, Trigger, Job, str, int], Admitted]
 
 
 class Delivery:
@@ -72,7 +73,7 @@ class Delivery:
                 self._store.waits.settle(run_id, name, now, output=text, reason=reason)
                 reached.append(run_id)
         triggers = [Trigger(job, payload) for job in self._registry.started_by(topic)]
-        started = [self._make(self._store, trigger, *trigger.check(self._registry), now)[0] for trigger in triggers]
+        started = [self._make(self._store, trigger, *trigger.check(self._registry), now).run_id for trigger in triggers]
         return list(dict.fromkeys(reached + started))
 
     # --- webhooks ----------------------------------------------------------------------------------------------------
@@ -126,11 +127,6 @@ class Delivery:
                 raise UpdateRejected(run_id, name, "the run ended without answering it")
             changed = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
             await asyncio.shield(changed)
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether anybody waits for an answer."""
-        return bool(self._answers)
 
     def look_again(self, run_ids: set[str] | None = None) -> None:
         """Let those who wait for an answer of these runs, or of any, look whether it has come."""

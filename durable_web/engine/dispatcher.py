@@ -1,4 +1,4 @@
-"""Which run executes when: slots, claims, leases, timers, and what to do when the storage is in trouble.
+"""Which run executes when: slots, claims, leases and timers.
 
 There is no polling inside a process. A trigger, the end of a run and the next due time (one timer, for the earliest)
 lead to a claim. Only where other processes may write to the same file is the file's version looked at, twice a second.
@@ -20,7 +20,7 @@ from typing import Any
 
 from ..clock import Clock, TimerHandle
 from ..context import Context
-from ..errors import JobNotFound, StorageError, StorageFullError
+from ..errors import JobNotFound, StorageError
 from ..events import Events
 from ..execution.commits import GroupCommit
 from ..execution.executor import STUBBORN_SECONDS, Execution
@@ -28,15 +28,15 @@ from ..execution.services import Services
 from ..files import Files
 from ..job import Job, Registry
 from ..model import RunStatus
-from ..store import Claim, NewRun, Store
+from ..store import Claim, Lease, NewRun, Store
 from ..timeline import Timeline
 from .admission import Admission
 from .claiming import Claiming
 from .dead_letters import DeadLetters
 from .scheduler import Scheduler
+from .trouble import OnState, Trouble
 
-FIRST_PROBE_SECONDS = 2.0
-LONGEST_PROBE_SECONDS = 60.0
+RETRY_SECONDS = 2.0
 LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
 CLOCK_JUMP_SECONDS = 1.0
@@ -44,8 +44,6 @@ CLOCK_JUMP_SECONDS = 1.0
 _EXECUTING = frozenset({RunStatus.LEASED, RunStatus.CANCELLING})
 _CANCELLED = frozenset({RunStatus.CANCELLED, RunStatus.CANCELLING})
 _PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING})
-
-OnState = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,8 @@ class Dispatcher:
         on_neighbour: Callable[[], None],
         new_context: Callable[[Execution, Files], Context] = Context,
     ) -> None:
-        self.commits = GroupCommit(store, clock, self._on_flush_failure)
+        self._trouble = Trouble(store, clock, events, on_state, self._probe_later, self.fill_slots)
+        self.commits = GroupCommit(store, clock, self._trouble.on_flush_failure)
         self.claimed = 0
         self._store = store
         self._registry = registry
@@ -93,7 +92,6 @@ class Dispatcher:
         self._limits = limits
         self._dead_letters = DeadLetters(store, registry, clock, events, limits.dead_letter, new_id)
         self.claiming = Claiming(store, registry, new_id(), limits.lease, exclusive=limits.exclusive)
-        self._on_state = on_state
         self._on_idle = on_idle
         self._on_neighbour = on_neighbour
         self.new_context = new_context
@@ -106,6 +104,7 @@ class Dispatcher:
             preserve_steps=limits.preserve_steps,
             is_alone=self._is_one_alone,
             claim=self.claim_in_transaction,
+            on_settled=self._on_settled,
             on_parked=self._on_parked,
             on_wanted=self._on_wanted,
             on_timer=self.look_at_the_time,
@@ -113,7 +112,7 @@ class Dispatcher:
             webhook_url=webhook_url,
             new_id=new_id,
             admit_child=self._admit_child,
-            on_storage_trouble=self._on_storage_trouble,
+            on_storage_trouble=self._trouble.leave,
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
@@ -123,10 +122,6 @@ class Dispatcher:
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._has_ended = False
-        self._unreleased: list[Claim] = []
-        self._wanted: list[Execution] = []  # that could not be woken
-        self._state = "running"
-        self._probe_delay = FIRST_PROBE_SECONDS
         self._data_version = 0
         self._filling: asyncio.Handle | None = None
         self._clock_offset = self._offset_of_the_clock()
@@ -160,7 +155,7 @@ class Dispatcher:
         """Give back what is executing, and end it."""
         self._claims_left = 0
         entries = [*self.executing.values(), *self.parked.values()]
-        claims = [execution.claim for execution, _ in self.executing.values()] + self._unreleased
+        claims = [execution.claim for execution, _ in self.executing.values()] + self._trouble.unreleased
         try:
             self.commits.flush()
             with self._store.transaction():
@@ -181,6 +176,7 @@ class Dispatcher:
         """``end``, without waiting until what was executing has noticed."""
         self._claims_left = 0
         self._has_ended = True
+        self._trouble.end()
         for timer in self._timers.values():
             timer.cancel()
         if self._filling is not None:
@@ -201,10 +197,8 @@ class Dispatcher:
         return not self.executing
 
     def _is_one_alone(self) -> bool:
-        """Whether one run is executing alone; one that has just ended, and made room for it, does not count."""
-        return len(self.executing) <= 1 or (
-            len(self.executing) == 2 and any(execution.is_abandoned for execution, _ in self.executing.values())
-        )
+        """Whether at most one run is executing."""
+        return len(self.executing) <= 1
 
     # --- claiming and executing --------------------------------------------------------------------------------------
 
@@ -221,7 +215,7 @@ class Dispatcher:
                 if self.claimed == claimed:
                     break
         except StorageError as trouble:
-            self._report_trouble(trouble, "claiming a run")
+            self._trouble.report(trouble, "claiming a run")
         if not self.executing:
             self._on_idle()
 
@@ -235,6 +229,12 @@ class Dispatcher:
             free -= 1
         if self._claims_left:  # what may be left now is claimed when there is a slot for it
             self._store.journal.has_claimable = False
+
+    def lease_at_once(self, job: Job) -> Lease | None:
+        """Inside a transaction: with what a run is leased that is made now, where it would be claimed next."""
+        if self._free_slots() <= len(self._store.journal.claims) or self._store.runs.has_claimable():
+            return None
+        return self.claiming.lease(job, self._clock.now())
 
     def execute(self, claims: list[Claim]) -> None:
         """Execute runs that were leased in a transaction that is committed now."""
@@ -250,14 +250,14 @@ class Dispatcher:
                 try:
                     self._execute(claim)
                 except StorageError as trouble:  # what the run has recorded could not be read
-                    self._on_storage_trouble(claim, trouble)
+                    self._trouble.leave(claim, trouble)
         finally:
             self._is_executing = False
         if self.claiming.has_new_times:
             self.look_at_the_time()
 
     def _free_slots(self, ending: str = "") -> float:
-        if self._unreleased:
+        if self._trouble.unreleased:
             return 0
         taken = len(self.executing) - (ending in self.executing)
         return max(min(self._limits.max_concurrent_runs - taken, self._claims_left) - len(self._leased), 0)
@@ -284,7 +284,7 @@ class Dispatcher:
             running = self._run_after({predecessor[1], *predecessor[0].tasks}, execution, context)
         task = self._context.copy().run(asyncio.get_running_loop().create_task, running)
         self.executing[claim.run_id] = execution, task
-        task.add_done_callback(lambda done: self._on_executed(claim.run_id, execution, done))
+        task.add_done_callback(lambda done: self._on_executed(execution, done))
 
     def _admit_child(self, child: NewRun, now: int, awaited: bool) -> str:
         """Insert a run that another one starts, or find the one that stands for it: its id."""
@@ -313,17 +313,32 @@ class Dispatcher:
         (execution.parking.pause if standing[2] else execution.parking.unpause)()
         execution.look_at_waits()
 
-    def _on_executed(self, run_id: str, execution: Execution, task: asyncio.Task[None]) -> None:
+    def _on_settled(self, execution: Execution) -> None:
+        """A run has ended, and others are claimed for its slot, if there were any."""
+        self._remove(execution)
+
+    def _remove(self, execution: Execution) -> bool:
+        """Forget an execution; whether it was known."""
+        run_id = execution.claim.run_id
         for place in (self.executing, self.parked):
             if run_id in place and place[run_id][0] is execution:
                 del place[run_id]
-        self._has_left.set()
+                self._has_left.set()
+                return True
+        return False
+
+    def _on_executed(self, execution: Execution, task: asyncio.Task[None]) -> None:
+        has_left_now = self._remove(execution)
         if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
             error = task.exception() or RuntimeError()
+            run_id = execution.claim.run_id
             self._events.report(error, "executing a run", self._clock.now(), run_id)
             message = f"executing run {run_id} failed inside the engine"
             asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
-        self.fill_slots()
+        if has_left_now:
+            self.fill_slots()
+        elif not self.executing:
+            self._on_idle()
 
     def _on_parked(self, execution: Execution) -> None:
         run_id = execution.claim.run_id
@@ -341,8 +356,7 @@ class Dispatcher:
                 claim = execution.claim
                 self._store.runs.wake(claim.run_id, self._clock.now(), generation=claim.generation)
         except StorageError as trouble:
-            self._wanted.append(execution)
-            self._report_trouble(trouble, "waking a run")
+            self._trouble.wake_later(execution, trouble)
             return
         self.fill_slots()
 
@@ -355,8 +369,8 @@ class Dispatcher:
             was_due = self._do_what_is_due(self._clock.now())
             due = self._next_due()
         except StorageError as trouble:
-            self._report_trouble(trouble, "waking runs")
-            self._set_timer("due", FIRST_PROBE_SECONDS, self.look_at_the_time)
+            self._trouble.report(trouble, "waking runs")
+            self._set_timer("due", RETRY_SECONDS, self.look_at_the_time)
             return
         if due is not None:
             delay = max((due - self._clock.now()) / 1000, 0.0)
@@ -397,7 +411,7 @@ class Dispatcher:
         try:
             self._renew()
         except StorageError as trouble:
-            self._report_trouble(trouble, "renewing leases")
+            self._trouble.report(trouble, "renewing leases")
             return
         if not self._limits.exclusive:
             self.look_at_the_time()  # the handler of a dead run may have to wait
@@ -437,8 +451,8 @@ class Dispatcher:
             self._on_neighbour()
             self._leave_what_is_no_longer_ours()
         except StorageError as trouble:
-            if self._state == "running":
-                self._report_trouble(trouble, "looking at what other processes have done")
+            if not self._trouble.is_known:
+                self._trouble.report(trouble, "looking at what other processes have done")
             return
         self._data_version = version
         self.look_at_the_time()
@@ -450,60 +464,15 @@ class Dispatcher:
             for execution, _ in list(place.values()):
                 self._look_at(execution, statuses)
 
+    def _probe_later(self, delay: float, probe: Callable[[], None]) -> None:
+        self._set_timer("probe", delay, probe)
+
     def _set_timer(self, name: str, delay: float, callback: Callable[[], None]) -> None:
         if name in self._timers:
             self._timers[name].cancel()
         if self._has_ended:
             return
         self._timers[name] = self._clock.call_later(delay, callback)
-
-    # --- trouble with the storage ------------------------------------------------------------------------------------
-
-    def _on_flush_failure(self, error: BaseException) -> None:
-        """What nobody waited for, such as log lines, was not written."""
-        if isinstance(error, StorageError):
-            self._report_trouble(error, "writing log lines")
-        else:
-            self._events.report(error, "writing log lines", self._clock.now())
-
-    def _on_storage_trouble(self, claim: Claim, trouble: StorageError) -> None:
-        """A run had to be left because its commit failed: stop claiming, and try to give it back later."""
-        self._unreleased.append(claim)
-        self._report_trouble(trouble, "committing a step")
-
-    def _report_trouble(self, trouble: StorageError, context: str) -> None:
-        """Tell of it, and try again later."""
-        if self._has_ended:
-            return
-        self._events.report(trouble, context, self._clock.now())
-        state = "storage_full" if isinstance(trouble, StorageFullError) else "storage_error"
-        if self._state == "running":
-            self._set_timer("probe", self._probe_delay, self._try_again)
-        if self._state != state:
-            self._state = state
-            self._on_state(state, str(trouble))
-
-    def _try_again(self) -> None:
-        """Write what could not be written; when it can be, go on."""
-        troubled, self._state = self._state, "running"
-        self._probe_delay = min(self._probe_delay * 2, LONGEST_PROBE_SECONDS)
-        try:
-            with self._store.transaction():
-                for claim in self._unreleased:
-                    self._store.runs.release(claim, self._clock.now(), reason="the storage was in trouble")
-                for execution in self._wanted:
-                    claim = execution.claim
-                    self._store.runs.wake(claim.run_id, self._clock.now(), generation=claim.generation)
-            self._unreleased.clear()
-            self._wanted.clear()
-            self.fill_slots()
-        except StorageError:
-            self._state = troubled
-            self._set_timer("probe", self._probe_delay, self._try_again)
-            return
-        if self._state == "running":  # and claiming met no trouble either
-            self._probe_delay = FIRST_PROBE_SECONDS
-            self._on_state("running", "")
 
 
 async def _no_function(context: object, input: object) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -33,17 +32,19 @@ from ..model import (
     Run,
     StoredFrame,
 )
-from ..store import Database, Durability, Fact, Store
+from ..store import Database, Durability, Fact, Lease, Store, as_made
 from ..timeline import Timeline, ends_run
 from ..triggers import Trigger
-from .admission import Admission
+from .admission import Admission, Admitted
 from .delivery import Delivery
-from .dispatcher import Dispatcher, Limits, OnState
+from .dispatcher import Dispatcher, Limits
+from .endings import Endings
 from .inspection import Inspection
 from .management import Management
 from .outside import Outside
 from .scheduler import Scheduler
 from .scheduling import Install, Scheduling
+from .trouble import OnState
 
 PURGE_SECONDS = 60.0
 PURGE_BATCH = 100
@@ -157,6 +158,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
             on_neighbour=self._on_neighbour,
             new_context=self._new_context,
         )
+        self._endings = Endings(store)
         self._delivery = Delivery(store, self._registry, self._clock, self._new_id, self._make)
         self._store = store
         try:
@@ -194,6 +196,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
             self._purge_timer = None
         self._timeline.close()
         self._delivery.close()
+        self._endings.close()
         store, self._store = self._store, None
         if store is not None:
             store.close()
@@ -260,25 +263,44 @@ class Engine(Inspection, Management, Outside, Scheduling):
         if any(job.flow.singleton is not None for _, job, _ in checked):
             self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
         with store.transaction():
-            runs = self._make_all(store, checked)
-            self._dispatcher.claim_in_transaction()
+            runs = self._make_all(store, checked) if len(checked) != 1 else [self._make_one(store, *checked[0])]
+            if not store.journal.claims:
+                self._dispatcher.claim_in_transaction()
         if any(trigger.run_at or trigger.deadline or job.flow.debounce for trigger, job, _ in checked):
             self._dispatcher.look_at_the_time()
         return runs
 
+    def _make_one(self, store: Store, trigger: Trigger, job: Job, input_text: str) -> Run:
+        """Make a run; where it would be claimed next, it is leased at once."""
+        now = self._clock.now()
+        made = self._make(store, trigger, job, input_text, now, lease=self._dispatcher.lease_at_once(job))
+        if made.new is None:
+            return store.runs.get(made.run_id, disposition=made.disposition)
+        return as_made(made.new, now)
+
     def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:
         now = self._clock.now()
         made = [self._make(store, *each, now) for each in checked]
-        return [store.runs.get(run_id, disposition=how) for run_id, how in made]
+        return [store.runs.get(each.run_id, disposition=each.disposition) for each in made]
 
     def _make(
-        self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...] = ()
-    ) -> tuple[str, str]:
-        """Insert the run, with further gates, or find the one that stands for it: its id and the disposition."""
+        self,
+        store: Store,
+        trigger: Trigger,
+        job: Job,
+        input_text: str,
+        now: int,
+        gates: tuple[Gate, ...] = (),
+        lease: Lease | None = None,
+    ) -> Admitted:
+        """Insert the run, with further gates, or find the one that stands for it.
+
+        :param lease: as ``runs.insert`` has it.
+        """
         if trigger.idempotency_key is not None:
             found = store.runs.find_by_idempotency_key(job.name, trigger.idempotency_key)
             if found is not None:
-                return found, "idempotent"
+                return Admitted(found, "idempotent")
         if trigger.concurrency_key is not None:
             wanted = ("pending", "leased", "waiting") if trigger.coalesce == "active" else ("pending",)
             found = store.runs.find_by_concurrency_key(job.name, trigger.concurrency_key, wanted)
@@ -287,10 +309,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
             if found is not None:
                 skipped = {"skipped_input": trigger.input, "skipped_labels": trigger.labels}
                 store.journal.tell("run:coalesced", found, now, **skipped)
-                return found, "coalesced"
-        run = trigger.new_run(self._new_id(), job, input_text)
-        run = dataclasses.replace(run, gates=run.gates + gates)
-        return Admission(store, job, run, now).admit()
+                return Admitted(found, "coalesced")
+        run = trigger.new_run(self._new_id(), job, input_text, gates)
+        return Admission(store, job, run, now, lease).admit()
 
     async def wait_for_run(
         self,
@@ -307,15 +328,28 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises TimeoutError: when it has not ended by then.
         :raises RunNotFound: when there is no such run.
         """
+        if timeout is None:
+            return await self._last_of(run_id, on_progress, on_log)
         async with asyncio.timeout(timeout):
-            while True:
+            return await self._last_of(run_id, on_progress, on_log)
+
+    async def _last_of(
+        self, run_id: str, on_progress: Callable[[Progress], None] | None, on_log: Callable[[LogFrame], None] | None
+    ) -> Run:
+        """A run when it has ended, or the last one as which it has gone on."""
+        while True:
+            if on_progress is None and on_log is None:
+                self._running_store()
+                await self._endings.wait(run_id)
+            else:
                 async with aclosing(self.watch_batches(run_id)) as batches:  # type: ignore[type-var]
                     async for batch in batches:
                         _report(batch, on_progress, on_log)
-                run = await self.get_run(run_id)
-                if run.continued_as is None:
-                    return run
+            run = await self.get_run(run_id)
+            if run.continued_as is not None:
                 run_id = run.continued_as
+            elif run.is_terminal:
+                return run
 
     async def trigger_and_wait(
         self,
@@ -361,8 +395,10 @@ class Engine(Inspection, Management, Outside, Scheduling):
         """Tell of what was committed; nothing that goes wrong here may look like a failed commit."""
         try:
             self._timeline.publish(frames)
-            if self._delivery.is_awaited:
-                self._delivery.look_again({frame.run_id for frame in frames if ends_run(frame)})
+            ended = {frame.run_id for frame in frames if ends_run(frame)}
+            if ended:
+                self._delivery.look_again(ended)
+                self._endings.look_again(ended)
             if facts:
                 self._events.publish(facts)
         except Exception:
@@ -378,6 +414,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
 
     def _on_neighbour(self) -> None:
         self._delivery.look_again()
+        self._endings.look_again()
 
     def _new_id(self) -> str:
         return self._identifiers.new(self._clock.now())

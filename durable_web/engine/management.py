@@ -89,12 +89,12 @@ class Management(EngineParts):
         trigger = Trigger(run.job, run.input, labels=run.labels, priority=run.priority)
         now = self._clock.now()
         with store.transaction():
-            fork_id, disposition = self._make(store, trigger, *trigger.check(self._registry), now)
-            if disposition != "created":
-                raise ConflictError(run.job, disposition, fork_id)
-            store.steps.copy_before(run_id, fork_id, record.position, now)
+            fork = self._make(store, trigger, *trigger.check(self._registry), now)
+            if fork.new is None:
+                raise ConflictError(run.job, fork.disposition, fork.run_id)
+            store.steps.copy_before(run_id, fork.run_id, record.position, now)
         self._dispatcher.fill_slots()
-        return store.runs.get(fork_id)
+        return store.runs.get(fork.run_id)
 
     async def delete_run(self, run_id: str) -> None:
         """Delete a run that has ended, with its steps, frames, labels and values.

@@ -11,6 +11,7 @@ from ..model import Run
 from ..store import Store
 from ..timeline import Timeline
 from ..triggers import Trigger
+from .admission import Admitted
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .scheduler import Scheduler
@@ -35,8 +36,8 @@ class EngineParts:
 
     def _make(
         self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...] = ()
-    ) -> tuple[str, str]:
-        """Insert a run, or find the one that stands for it: its id and the disposition."""
+    ) -> Admitted:
+        """Insert a run, or find the one that stands for it."""
         raise NotImplementedError
 
     def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:

@@ -180,11 +180,10 @@ class Scheduler:
             self._store.schedules.note_skip(schedule.name, due, str(error))
             self._report(error, f"triggering a run of the schedule {schedule.name!r}", now)
             return
-        run_id, disposition = made
-        if disposition == "skipped":
-            self._store.schedules.note_skip(schedule.name, due, f"run {run_id} was active")
+        if made.disposition == "skipped":
+            self._store.schedules.note_skip(schedule.name, due, f"run {made.run_id} was active")
         else:
-            self._store.schedules.note_run(schedule.name, due, run_id)
+            self._store.schedules.note_run(schedule.name, due, made.run_id)
 
 
 def checked_schedule(

@@ -32,7 +32,7 @@ class Reports:
         self._execution = execution
         self._steps = services.store.steps
         self._clock = services.clock
-        self._told = Counter(self._steps.body_lines(claim.run_id) if claim.attempt > 1 else ())
+        self._told = Counter(self._steps.body_lines(claim.run_id)) if claim.attempt > 1 else None
         self._progress: dict[str, Any] | None = None
         self._progress_at = float("-inf")
         self._timer: TimerHandle | None = None
@@ -57,6 +57,8 @@ class Reports:
 
     def _was_told(self, level: str, message: str) -> bool:
         """Whether an earlier attempt wrote this line of the body already; each such line is passed over once."""
+        if self._told is None:
+            return False
         self._told[level, message] -= 1
         return self._told[level, message] >= 0
 

@@ -28,6 +28,7 @@ class Services:
     preserve_steps: bool
     is_alone: Callable[[], bool]  # whether this is the only run executing
     claim: Callable[[str], None]  # inside a transaction: runs for the free slots, also that of the run that ends in it
+    on_settled: Callable[[Execution], None]  # and the runs are claimed for which that makes room
     on_parked: Callable[[Execution], None]
     on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
     on_timer: Callable[[], None]  # there is a new time at which a wait is over

@@ -2,7 +2,7 @@
 
 from .database import SCHEMA_VERSION, Database, Durability
 from .journal import Claim, Fact
-from .runs import LeaseLost, NewRun
+from .runs import Lease, LeaseLost, NewRun, as_made
 from .steps import PUBLISH, StepRecord, published_as
 from .store import Store
 
@@ -13,9 +13,11 @@ __all__ = [
     "Database",
     "Durability",
     "Fact",
+    "Lease",
     "LeaseLost",
     "NewRun",
     "StepRecord",
     "Store",
+    "as_made",
     "published_as",
 ]

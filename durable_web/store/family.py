@@ -13,9 +13,9 @@ from __future__ import annotations
 from ..codec import encode
 from ..model import RunStatus
 from .journal import Journal
-from .runs import Ended, Runs
+from .runs import Ended, Runs, following
 from .steps import StepRecord, Steps
-from .waits import Waits, following
+from .waits import Waits
 
 
 class Family:

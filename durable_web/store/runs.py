@@ -10,7 +10,7 @@ from typing import Any
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotTerminal
 from ..flow import Gate
-from ..model import ErrorInfo, RunStatus, from_milliseconds
+from ..model import ErrorInfo, Run, RunStatus, from_milliseconds
 from .database import Database
 from .flow import Flow
 from .journal import Claim, Journal
@@ -49,6 +49,14 @@ class NewRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """What a run is leased with that nothing keeps from being executed the moment it is made."""
+
+    owner: str
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A run that has just ended, for whoever waits for it; ``output`` is the codec's text."""
 
@@ -59,6 +67,11 @@ class Ended:
     output: str | None = None
     error: dict[str, str] | None = None
     continued_as: str | None = None
+
+
+def following(run_id: str) -> str:
+    """The topic of waits that end with a run which is not a child of theirs."""
+    return f"run:{run_id}"
 
 
 class Runs(RunReading):
@@ -78,38 +91,55 @@ class Runs(RunReading):
 
     # --- making ------------------------------------------------------------------------------------------------------
 
-    def insert(self, run: NewRun, now: int) -> None:
-        """Add a pending run."""
+    def insert(self, run: NewRun, now: int, lease: Lease | None = None) -> None:
+        """Add a pending run.
+
+        :param lease: claim it in the same moment, if it is due, without gates, and without a concurrency key. For
+            whoever knows that nothing else is to be claimed before it.
+        """
         is_due = run.run_at is None or run.run_at <= now
-        values = {
-            "id": run.id,
-            "job": run.job,
-            "version": run.version,
-            "input": run.input,
-            "labels": to_json(run.labels),
-            "idempotency_key": run.idempotency_key,
-            "concurrency_key": run.concurrency_key,
-            "priority": run.priority,
-            "due": is_due,
-            "run_at": run.run_at,
-            "deadline": run.deadline,
-            "parent_run_id": run.parent_run_id,
-            "parent_step": run.parent_step,
-            "continued_from": run.continued_from,
-            "dead_letter_of": run.dead_letter_of,
-            "ready_at": now if is_due else run.run_at,
-            "now": now,
-        }
+        if lease is not None and (not is_due or run.gates or run.concurrency_key is not None):
+            lease = None
+        status = (RunStatus.PENDING, 0, 0, None, None, None)
+        if lease is not None:
+            status = (RunStatus.LEASED, 1, 1, lease.owner, lease.expires_at, now)
+        values = (
+            run.id,
+            run.job,
+            run.version,
+            run.input,
+            to_json(run.labels),
+            run.idempotency_key,
+            run.concurrency_key,
+            run.priority,
+            run.run_at,
+            run.deadline,
+            run.parent_run_id,
+            run.parent_step,
+            run.continued_from,
+            run.dead_letter_of,
+            is_due,
+            now if is_due else run.run_at,
+            now,
+            now,
+            *status,
+        )
         self._journal.forget_run(run.id)
         self._database.execute(queries.INSERT_RUN, values)
-        labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
-        self._database.executemany(queries.INSERT_LABEL, labels)
+        if run.labels:
+            labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
+            self._database.executemany(queries.INSERT_LABEL, labels)
         if run.gates:
             self._flow.enter(run.id, run.gates)
         self._journal.append_status(run.id, now, RunStatus.PENDING, attempt=0)
-        self._journal.has_claimable = True
         if self._journal.is_listening:
             self._journal.tell("run:trigger", run.id, now, input=decode(run.input))
+        if lease is None:
+            self._journal.has_claimable = True
+        else:
+            expires, deadline = lease.expires_at, run.deadline
+            claim = Claim(run.id, run.job, run.version, run.input, 1, 0, 1, expires, deadline, is_new=True)
+            self._note_claim(claim, lease.owner, now)
 
     def find_by_idempotency_key(self, job: str, key: str) -> str | None:
         """The id of the run of ``job`` that was triggered with that key, in whatever state it is."""
@@ -149,14 +179,19 @@ class Runs(RunReading):
             if obstacle is None:
                 break
             self._block(claim, now, f"blocked: {obstacle}")
-        status, reason = (RunStatus.LEASED, None) if ending is None else (RunStatus.CANCELLING, "it is compensated")
+        self._note_claim(claim, owner, now)
+        return claim
+
+    def _note_claim(self, claim: Claim, owner: str, now: int) -> None:
+        status, reason = RunStatus.LEASED, None
+        if claim.ending is not None:
+            status, reason = RunStatus.CANCELLING, "it is compensated"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason)
         if self._journal.is_listening:
-            fields = {"lease_owner": owner, "lease_expires_at": from_milliseconds(expires)}
+            fields = {"lease_owner": owner, "lease_expires_at": from_milliseconds(claim.lease_expires_at)}
             self._journal.tell("run:leased", claim.run_id, now, input=_decoded(claim.input), **fields)
         self._journal.claims.append(claim)
         self._journal.has_claims = True
-        return claim
 
     def has_claimable(self) -> bool:
         """Whether a run may be there to be claimed: a look, without a transaction, that misses none."""
@@ -238,13 +273,15 @@ class Runs(RunReading):
             "failed_step": failed_step,
             "continued_as": continued_as,
             "now": now,
+            "followed_as": following(claim.run_id),
         }
         row = self._database.row(queries.SETTLE, values)
         if row is None:
             raise LeaseLost(claim.run_id)
         reason = None if continued_as is None else f"it goes on as {continued_as}"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
-        self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
+        if row[3]:  # there is a run that started it, that it has started, or that waits for it
+            self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
         if not self._journal.is_listening:
             return
         if status == RunStatus.CANCELLED:
@@ -471,6 +508,54 @@ class Runs(RunReading):
     def ended_before(self, moment: int, limit: int) -> list[str]:
         """The ids of the runs that ended longest ago, before ``moment``."""
         return [row[0] for row in self._database.rows(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
+
+
+def as_made(run: NewRun, now: int) -> Run:
+    """A run as it stands the moment it is made, as ``get`` would give it."""
+    created_at, run_at = from_milliseconds(now), from_milliseconds(run.run_at)
+    is_due = run.run_at is None or run.run_at <= now
+    assert created_at is not None
+    return Run(
+        id=run.id,
+        job=run.job,
+        version=run.version,
+        status=RunStatus.PENDING,
+        input=decode(run.input),
+        output=None,
+        error=None,
+        failed_step=None,
+        progress=None,
+        labels=dict(run.labels),
+        idempotency_key=run.idempotency_key,
+        concurrency_key=run.concurrency_key,
+        priority=run.priority,
+        attempt=0,
+        recoveries=0,
+        generation=0,
+        lease_owner=None,
+        lease_expires_at=None,
+        paused=False,
+        waiting_reason=None,
+        ending=None,
+        parent_run_id=run.parent_run_id,
+        parent_step=run.parent_step,
+        continued_from=run.continued_from,
+        continued_as=None,
+        dead_letter_of=run.dead_letter_of,
+        dead_letter_id=None,
+        run_at=run_at,
+        wake_at=None,
+        deadline=from_milliseconds(run.deadline),
+        created_at=created_at,
+        ready_at=created_at if is_due or run_at is None else run_at,
+        started_at=None,
+        completed_at=None,
+        updated_at=created_at,
+        current_step=None,
+        completed_steps=0,
+        last_seq=1,
+        disposition="created",
+    )
 
 
 def _decoded(text: str) -> Any:

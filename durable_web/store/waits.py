@@ -13,7 +13,7 @@ from ..model import StepStatus
 from .database import Database
 from .journal import Journal
 from .messages import Messages
-from .runs import Runs
+from .runs import Runs, following
 from .steps import StepRecord, Steps
 
 DUE_BATCH = 500
@@ -96,11 +96,6 @@ _TIMEOUTS = {
     "update": ("UpdateTimeout", "no update came in time"),
 }
 _NULL = "null"
-
-
-def following(run_id: str) -> str:
-    """The topic of waits that end with a run which is not a child of theirs."""
-    return f"run:{run_id}"
 
 
 class Waits:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import weakref
 from collections import Counter
+from datetime import UTC, datetime
 
 import pytest
 from watching import finish, on_a_desk_only, timeline
 
-from durable_web import Context, Engine, RunStatus, StorageError, job
+from durable_web import Context, Engine, RunStatus, StorageError, Trigger, job
 from durable_web.testing import MockClock, engine, restart, settle
 
 
@@ -240,3 +242,69 @@ async def test_a_wait_that_cannot_be_read_is_taken_up_again_instead_of_failing(m
         await clock.advance(5)
         await e.signal(run.id, "go", "on")
         assert (await finish(e, run)).output == "on"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"labels": {"b": "2", "a": "1"}, "priority": 3},
+        {"idempotency_key": "once", "concurrency_key": "alone"},
+        {"run_at": datetime(2100, 1, 1, tzinfo=UTC), "deadline": datetime(2101, 1, 1, tzinfo=UTC)},
+        {"run_at": datetime(2000, 1, 1, tzinfo=UTC)},
+    ],
+)
+@pytest.mark.parametrize("slots", [0, 1])
+async def test_a_trigger_tells_of_the_run_as_it_stands_when_it_is_made(running, options, slots):
+    @job("typed", version="2")
+    async def typed(ctx: Context, when: datetime) -> None: ...
+
+    async with running(typed, max_concurrent_runs=slots) as e:
+        told = await e.trigger(typed, datetime(2026, 3, 29, 2, 30, tzinfo=UTC), **options)
+        stands = await e.get_run(told.id)
+        if slots == 0:
+            assert told == dataclasses.replace(stands, disposition="created")
+        else:  # it may be leased by now
+            assert (told.status, told.attempt, told.last_seq) == (RunStatus.PENDING, 0, 1)
+            assert (told.input, told.labels, told.ready_at) == (stands.input, stands.labels, stands.ready_at)
+
+
+async def test_a_run_that_is_leased_as_it_is_made_is_as_any_other_that_is_leased(running):
+    opened = asyncio.Event()
+
+    @job("both")
+    async def both(ctx: Context, _: None) -> None:
+        await opened.wait()
+
+    def row(e: Engine, run_id: str) -> dict[str, object]:
+        cursor = e._store.database.execute("SELECT * FROM durable_runs WHERE id = ?", (run_id,))
+        names = [column[0] for column in cursor.description]
+        return {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if name != "id"}
+
+    async with running(both, clock=MockClock(), max_concurrent_runs=2) as e:
+        at_once = await e.trigger(both)
+        assert (await e.get_run(at_once.id)).status == RunStatus.LEASED
+        later, _ = await e.trigger_many([Trigger(both), Trigger(both)])
+        assert row(e, at_once.id) == row(e, later.id)
+        opened.set()
+        at_once_told, later_told = [await timeline(e, run) for run in (at_once, later)]
+        assert [(frame.seq, frame.status, frame.attempt) for frame in at_once_told] == [
+            (frame.seq, frame.status, frame.attempt) for frame in later_told
+        ]
+
+
+@on_a_desk_only("two engines share the file")
+async def test_no_run_is_leased_as_it_is_made_while_an_older_one_waits_that_another_engine_has_made(running):
+    order: list[str] = []
+
+    @job("in order")
+    async def in_order(ctx: Context, name: str) -> None:
+        order.append(name)
+
+    async with (
+        running(in_order, exclusive=False, max_concurrent_runs=0) as other,
+        running(in_order, exclusive=False, max_concurrent_runs=1) as e,
+    ):
+        await other.trigger(in_order, "older")
+        await finish(e, await e.trigger(in_order, "younger"))
+    assert order == ["older", "younger"]

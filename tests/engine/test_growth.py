@@ -166,4 +166,4 @@ async def test_what_is_known_of_deleted_runs_is_forgotten_as_others_are_deleted(
         await run_and_delete(engine, 20)
         clock.set_forward(31 * DAY)
         await run_and_delete(engine, 15)
-        assert rows(engine) == {"frames": 15, "counts": 3}
+        assert rows(engine) == {"frames": 15, "counts": 2}

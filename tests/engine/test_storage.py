@@ -27,6 +27,7 @@ from durable_web import (
     SchemaVersionError,
     StorageError,
     StorageFullError,
+    Trigger,
     job,
 )
 from durable_web.store import messages, queries, waits
@@ -281,7 +282,7 @@ async def test_a_damaged_file_is_refused_when_the_engine_starts(running, databas
         await Engine(database_path).start()
 
 
-async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_later(running, monkeypatch):
+async def test_runs_whose_records_cannot_be_read_are_given_back_and_executed_later(running, monkeypatch):
     clock = MockClock()
     states: list[str] = []
     options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
@@ -292,11 +293,11 @@ async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_lat
             raise StorageError(engine.path, "the disk is busy")
 
         monkeypatch.setattr(engine._store.steps, "load", fail)
-        run = await engine.trigger("steps", 2)
+        runs = await engine.trigger_many([Trigger("steps", 2), Trigger("steps", 3)])
         assert states == ["storage_error"]
         monkeypatch.setattr(engine._store.steps, "load", load)
         await clock.advance(3)
-        assert (await engine.get_run(run.id)).output == 2
+        assert [(await engine.get_run(run.id)).output for run in runs] == [2, 3]
     assert states == ["storage_error", "running"]
 
 
@@ -333,7 +334,7 @@ PLANS = {
     "ENDED_BEFORE": {"durable_runs by durable_runs_completed"},
     "FENCE": {RUN},
     "RENEW": {RUN},
-    "SETTLE": {RUN},
+    "SETTLE": {RUN, "child by durable_runs_by_parent", "durable_steps by durable_steps_by_topic"},
     "PARK": {RUN},
     "WAKE_ONE": {RUN},
     "RELEASE": {RUN},

@@ -9,12 +9,11 @@ from .parameters import many
 from .steps import DELETE_STEPS
 
 INSERT_RUN = """
-INSERT INTO durable_runs (id, job, version, status, input, labels, idempotency_key, concurrency_key, priority, due,
-                          run_at, deadline, parent_run_id, parent_step, continued_from, dead_letter_of,
-                          created_at, ready_at, updated_at)
-VALUES (:id, :job, :version, 'pending', :input, :labels, :idempotency_key, :concurrency_key, :priority, :due,
-        :run_at, :deadline, :parent_run_id, :parent_step, :continued_from, :dead_letter_of,
-        :now, :ready_at, :now)
+INSERT INTO durable_runs (id, job, version, input, labels, idempotency_key, concurrency_key, priority, run_at,
+                          deadline, parent_run_id, parent_step, continued_from, dead_letter_of, due, ready_at,
+                          created_at, updated_at, status, attempt, generation, lease_owner, lease_expires_at,
+                          started_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 INSERT_LABEL = """
@@ -130,7 +129,14 @@ UPDATE durable_runs
        completed_at = :now,
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
-RETURNING started_at, parent_run_id, parent_step
+RETURNING started_at, parent_run_id, parent_step,
+          parent_run_id IS NOT NULL
+       OR EXISTS (SELECT 1
+                    FROM durable_runs AS child INDEXED BY durable_runs_by_parent
+                   WHERE child.parent_run_id = :id)
+       OR EXISTS (SELECT 1
+                    FROM durable_steps INDEXED BY durable_steps_by_topic
+                   WHERE topic = :followed_as)
 """
 
 RELEASE = """

@@ -1,0 +1,108 @@
+"""What an engine does while its storage is in trouble: it tells of it, claims nothing that it could not give back, and
+tries again, less and less often, until what could not be written is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..clock import Clock
+from ..errors import StorageError, StorageFullError
+from ..events import Events
+from ..execution.executor import Execution
+from ..store import Claim, Store
+
+FIRST_PROBE_SECONDS = 2.0
+LONGEST_PROBE_SECONDS = 60.0
+
+OnState = Callable[[str, str], None]
+
+
+class Trouble:
+    """The trouble of one store.
+
+    :param on_state: called with the engine's state and a message when that changes.
+    :param call_later: sets the one timer that there is.
+    :param go_on: claims runs again, once they can be.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        events: Events,
+        on_state: OnState,
+        call_later: Callable[[float, Callable[[], None]], None],
+        go_on: Callable[[], None],
+    ) -> None:
+        self.unreleased: list[Claim] = []  # of runs that were left, and could not be given back
+        self._store = store
+        self._clock = clock
+        self._events = events
+        self._on_state = on_state
+        self._call_later = call_later
+        self._go_on = go_on
+        self._unwoken: list[Execution] = []
+        self._state = "running"
+        self._delay = FIRST_PROBE_SECONDS
+        self._has_ended = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is trouble, and it was told of."""
+        return self._state != "running"
+
+    def end(self) -> None:
+        """Tell of nothing any more."""
+        self._has_ended = True
+
+    def report(self, error: StorageError, context: str) -> None:
+        """Tell of it, and try again later."""
+        if self._has_ended:
+            return
+        self._events.report(error, context, self._clock.now())
+        state = "storage_full" if isinstance(error, StorageFullError) else "storage_error"
+        if not self.is_known:
+            self._call_later(self._delay, self._try_again)
+        if self._state != state:
+            self._state = state
+            self._on_state(state, str(error))
+
+    def leave(self, claim: Claim, error: StorageError) -> None:
+        """A run had to be left because its commit failed: stop claiming, and try to give it back later."""
+        self.unreleased.append(claim)
+        self.report(error, "committing a step")
+
+    def wake_later(self, execution: Execution, error: StorageError) -> None:
+        """A parked run could not be woken before its time."""
+        self._unwoken.append(execution)
+        self.report(error, "waking a run")
+
+    def on_flush_failure(self, error: BaseException) -> None:
+        """What nobody waited for, such as log lines, was not written."""
+        if isinstance(error, StorageError):
+            self.report(error, "writing log lines")
+        else:
+            self._events.report(error, "writing log lines", self._clock.now())
+
+    def _try_again(self) -> None:
+        """Write what could not be written; when it can be, go on."""
+        troubled, self._state = self._state, "running"
+        self._delay = min(self._delay * 2, LONGEST_PROBE_SECONDS)
+        try:
+            with self._store.transaction():
+                for claim in self.unreleased:
+                    self._store.runs.release(claim, self._clock.now(), reason="the storage was in trouble")
+                for execution in self._unwoken:
+                    claim = execution.claim
+                    self._store.runs.wake(claim.run_id, self._clock.now(), generation=claim.generation)
+            self.unreleased.clear()
+            self._unwoken.clear()
+            self._go_on()
+        except StorageError:
+            self._state = troubled
+            self._call_later(self._delay, self._try_again)
+            return
+        if not self.is_known:  # and claiming met no trouble either
+            self._delay = FIRST_PROBE_SECONDS
+            self._on_state("running", "")
