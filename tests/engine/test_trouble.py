@@ -14,7 +14,7 @@ from watching import finish, on_a_desk_only
 
 from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
 from durable_web.store import LeaseLost
-from durable_web.testing import MockClock, settle
+from durable_web.testing import MockClock, crash, settle
 
 
 class Unspeakable(Exception):
@@ -180,6 +180,16 @@ async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(ru
         outcomes = await asyncio.gather(*(commits.commit(write) for write in group), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [type(None), ZeroDivisionError, type(None)]
         assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == ["1", None, "1"]
+
+
+async def test_whoever_waits_for_a_group_that_finds_its_database_closed_is_told(running):
+    async with running() as engine:
+        commits = engine._dispatcher.commits
+        engine._store.close()
+        group = asyncio.gather(*(commits.commit(lambda: None) for _ in range(2)), return_exceptions=True)
+        outcomes = await asyncio.wait_for(group, 5)
+        await crash(engine)
+    assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * 2
 
 
 async def test_an_error_without_words_is_still_recorded(running):
