@@ -121,7 +121,6 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
         self._store: Store | None = None
-        self._idle = asyncio.Event()
         self._purge_timer: TimerHandle | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -136,6 +135,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
         if self._store is not None:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
         store = self._open()
+        self._idle = asyncio.Event()  # of the event loop that there is now
+        self._stopping = asyncio.Lock()
         store.on_commit = self._on_commit
         store.on_change = self._on_change
         store.journal.is_listening = self._events.is_listening
@@ -180,13 +181,16 @@ class Engine(Inspection, Management, Outside, Scheduling):
         With ``drain``, the runs that are executing may finish; without, they are given back at once and go on from
         their last committed step with the next engine. Does nothing when the engine is not running.
         """
-        if self._store is None:
+        store = self._store
+        if store is None:
             return
         self._dispatcher.claim(0)
         if drain:
             await self._dispatcher.drain()
-        await self._dispatcher.stop()
-        self._close()
+        async with self._stopping:
+            if self._store is store:  # else somebody else was faster
+                await self._dispatcher.stop()
+                self._close()
 
     def _close(self) -> None:
         if self._purge_timer is not None:
@@ -213,11 +217,14 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._running_store()
         before = self._dispatcher.claimed
         self._idle.clear()
-        self._dispatcher.claim(float("inf") if max_runs is None else max_runs)
-        if not self._dispatcher.is_idle:
-            await self._idle.wait()
-        self._dispatcher.claim(float("inf") if self._is_claiming else 0)
-        return self._dispatcher.claimed - before
+        dispatcher = self._dispatcher
+        dispatcher.claim(float("inf") if max_runs is None else max_runs)
+        try:
+            if not dispatcher.is_idle:
+                await self._idle.wait()
+        finally:
+            dispatcher.claim(float("inf") if self._is_claiming else 0)
+        return dispatcher.claimed - before
 
     async def run_one(self) -> bool:
         """Execute the run whose turn it is; ``False`` when there is none."""
