@@ -103,6 +103,14 @@ def to_json(value: Any) -> str:
     return text
 
 
+def refuse_surrogates(name: str, text: str | None) -> None:
+    """:raises ValueError: when a text has lone surrogates, for which UTF-8, and so the database, has no form."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {text!r}, which has no form in UTF-8.") from None
+
+
 def _lower(value: Any, ancestors: set[int]) -> Any:
     """``value`` in terms that JSON keeps apart; the value itself where it is JSON already."""
     kind = type(value)

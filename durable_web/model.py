@@ -174,11 +174,13 @@ class RunFilter:
     :param created_after, created_before: aware datetimes.
     :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
     :param parent: the id of the run that has started them.
+
+    ``None``, or nothing in it, is a part that is not given.
     """
 
-    status: str | Iterable[str] = ()
-    job: str | Iterable[str] = ()
-    labels: dict[str, str] = field(default_factory=dict)
+    status: str | Iterable[str] | None = None
+    job: str | Iterable[str] | None = None
+    labels: dict[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     search: str | None = None
@@ -198,9 +200,9 @@ class RunFilter:
         return names(self.job)
 
 
-def names(one_or_more: str | Iterable[str]) -> list[str]:
-    """One name, or several, as a list."""
-    return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more)
+def names(one_or_more: str | Iterable[str] | None) -> list[str]:
+    """One name, or several, as a list; empty for ``None``."""
+    return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,10 +452,15 @@ def _camel_case(name: str) -> str:
 def to_milliseconds(moment: datetime | None) -> int | None:
     """An aware ``datetime`` as milliseconds since 1970-01-01 UTC.
 
-    :raises ValueError: when it has no time zone.
+    :raises ValueError: when it is none, or has no time zone.
     """
     if moment is None:
         return None
+    if not isinstance(moment, datetime):
+        raise ValueError(f"A time is a datetime, such as datetime.now(UTC) + timedelta(hours=1), not {moment!r}.")
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; use datetime.now(UTC) or datetime(..., tzinfo=UTC).")
-    return round(moment.timestamp() * 1000)
+    return min(round(moment.timestamp() * 1000), _LATEST)
+
+
+_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs

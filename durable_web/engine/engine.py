@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
@@ -33,7 +33,7 @@ from ..model import (
     Run,
     StoredFrame,
 )
-from ..store import Database, Durability, Fact, Store
+from ..store import Database, Durability, Fact, Store, check_durability
 from ..timeline import Timeline, ends_run
 from ..triggers import Trigger
 from .admission import Admission
@@ -105,14 +105,20 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._registry = Registry(list(jobs))
         if isinstance(dead_letter, Job):
             self._registry.add(dead_letter)
-        if max_concurrent_runs < 0 or lease <= 0 or max_recoveries < 0:
-            raise ValueError("An engine needs max_concurrent_runs >= 0, lease > 0 and max_recoveries >= 0.")
+        if max_concurrent_runs < 0 or max_recoveries < 0 or max_parked < 0 or not 0.001 <= lease < float("inf"):
+            raise ValueError(
+                "An engine needs max_concurrent_runs, max_recoveries and max_parked of at least 0, and a lease of at "
+                "least a millisecond, in seconds."
+            )
+        check_durability(durability)
         self._limits = Limits(
             max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps, dead_letter
         )
         self._webhook_url = webhook_url
         self._durability: Durability = durability
         self._retention = None if retain_runs is None else to_timedelta(retain_runs)
+        if self._retention is not None and self._retention < timedelta(0):
+            raise ValueError(f"retain_runs is a time of at least 0, not {retain_runs!r}.")
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
@@ -263,7 +269,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises ValueError: when a label, a time or a combination of options is wrong.
         """
         store = self._running_store()
-        checked = [(trigger, *trigger.check(self._registry)) for trigger in triggers]
+        checked = [(trigger, *trigger.check(self._registry)) for trigger in _all_triggers(triggers)]
         if any(job.flow.singleton is not None for _, job, _ in checked):
             self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
         with store.transaction():
@@ -403,6 +409,14 @@ class Engine(Inspection, Management, Outside, Scheduling):
             deleted = 0
         delay = 0.0 if deleted == PURGE_BATCH else PURGE_SECONDS
         self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
+
+
+def _all_triggers(triggers: Iterable[Trigger]) -> Iterator[Trigger]:
+    """:raises TypeError: when one is something else."""
+    for item in triggers:
+        if not isinstance(item, Trigger):
+            raise TypeError(f"trigger_many takes Trigger objects, Trigger(job, input, ...), not {item!r}.")
+        yield item
 
 
 def _report(

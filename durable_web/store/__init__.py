@@ -1,6 +1,6 @@
 """The store: the only part that speaks SQL. ``schema.sql`` opens with a map of the tables."""
 
-from .database import SCHEMA_VERSION, Database, Durability
+from .database import SCHEMA_VERSION, Database, Durability, check_durability
 from .journal import Claim, Fact
 from .runs import LeaseLost, NewRun
 from .steps import PUBLISH, StepRecord, published_as
@@ -17,5 +17,6 @@ __all__ = [
     "NewRun",
     "StepRecord",
     "Store",
+    "check_durability",
     "published_as",
 ]

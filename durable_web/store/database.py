@@ -69,8 +69,7 @@ class Database:
     """
 
     def __init__(self, path: str, *, durability: Durability = "full", exclusive: bool = False) -> None:
-        if durability not in _SYNCHRONOUS:
-            raise ValueError(f"durability is 'full' or 'normal', not {durability!r}")
+        check_durability(durability)
         self.path = path
         self.is_exclusive = exclusive
         self._guarded = False
@@ -297,6 +296,12 @@ class _Transaction:
                 database.execute(_ROLLBACK)
         if isinstance(error, sqlite3.Error):  # of foreign code; the engine's own statements have translated theirs
             database._raise(error)
+
+
+def check_durability(durability: str) -> None:
+    """:raises ValueError: when there is no such durability."""
+    if durability not in _SYNCHRONOUS:
+        raise ValueError(f"durability is 'full' or 'normal', not {durability!r}")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -116,7 +116,7 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
             names, more = many(column, list(values))
             conditions.append(f"{column} IN ({names})")
             parameters |= more
-    for number, (key, value) in enumerate(sorted(wanted.labels.items())):
+    for number, (key, value) in enumerate(sorted((wanted.labels or {}).items())):
         conditions.append(
             f"id IN (SELECT run_id FROM durable_labels WHERE key = :label_key_{number} AND value = :label_{number})"
         )
