@@ -169,7 +169,7 @@ class RunFilter:
     """Which runs are meant: those that pass every part that is given.
 
     :param status: one status, or several.
-    :param job: the name of one job, or several.
+    :param job: one job or its name, or several.
     :param labels: labels that a run must have, all of them.
     :param created_after, created_before: aware datetimes.
     :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
@@ -179,7 +179,7 @@ class RunFilter:
     """
 
     status: str | Iterable[str] | None = None
-    job: str | Iterable[str] | None = None
+    job: Any = None  # of a floor above this one
     labels: dict[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -197,7 +197,8 @@ class RunFilter:
     @property
     def jobs(self) -> list[str]:
         """The names of the jobs that are meant; empty for all."""
-        return names(self.job)
+        jobs = [self.job] if hasattr(self.job, "name") else names(self.job)
+        return [getattr(item, "name", item) for item in jobs]
 
 
 def names(one_or_more: str | Iterable[str] | None) -> list[str]:

@@ -263,6 +263,7 @@ class Database:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
         self.connection.execute("PRAGMA temp_store = MEMORY")
+        self.connection.create_function("durable_fold", 1, str.casefold, deterministic=True)
 
     def _migrate(self) -> None:
         if self._user_version() == SCHEMA_VERSION:
