@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .codec import refuse_surrogates, restore, return_annotation, type_hints
+from .codec import construct, refuse_surrogates, return_annotation, type_hints
 from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
 from .flow import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
@@ -137,7 +137,7 @@ class Job:
         try:
             if hasattr(type_, "validate_python"):  # a pydantic TypeAdapter
                 return type_.validate_python(value)
-            return restore(value, type_)
+            return construct(value, type_)
         except (TypeError, ValueError) as error:
             raise InvalidInput(self.name, what, str(error)) from error
 

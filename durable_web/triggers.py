@@ -97,4 +97,4 @@ class Trigger:
 
 def stored_input(job: Job, input_text: str) -> Any:
     """An input that was stored, as the job's type has it."""
-    return job.validate_input(decode(input_text, job.input_type))
+    return job.validate_input(decode(input_text))

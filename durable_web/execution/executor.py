@@ -103,7 +103,7 @@ class Execution:
         failure: BaseException | None = None
         text = ""
         try:
-            input_value = self.job.validate_input(decode(self.claim.input, self.job.input_type))
+            input_value = self.job.validate_input(decode(self.claim.input))
             output = self.job.validate_output(await self.job.function(context, input_value))
             text = encode(output, path=f"output of job {self.job.name!r}")
         except BaseException as error:

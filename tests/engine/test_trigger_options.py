@@ -309,7 +309,7 @@ async def test_an_input_that_does_not_fit_the_declared_type_is_refused(running):
     Paint.__annotations__["colour"] = Colour
     async with running(job("paint", input=Paint)(paint)) as engine:
         assert (await finish(engine, await engine.trigger("paint", Paint(Colour.RED)))).output == "RED"
-        for wrong in ({"colour": "blue"}, {"color": "red"}, 5):
+        for wrong in ({"colour": "blue"}, {"color": "red"}, 5, None):
             with pytest.raises(InvalidInput, match="input of job 'paint'"):
                 await engine.trigger("paint", wrong)
 
