@@ -307,6 +307,30 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
         assert len(await engine.list_runs()) == 1
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda connection: connection.close(),
+        lambda connection: connection.set_authorizer(None),
+        lambda connection: connection.set_progress_handler(lambda: 1, 1),
+        lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10),
+        lambda connection: connection.rollback(),
+        lambda connection: connection.execute("VACUUM"),
+    ],
+    ids=["close", "set_authorizer", "set_progress_handler", "setlimit", "rollback", "vacuum"],
+)
+async def test_a_transaction_function_cannot_take_the_connection_away_from_the_engine(running, harm):
+    @job("harm")
+    async def harm_job(ctx: Context, _: None) -> str:
+        with pytest.raises(StepFailed, match=r"only lent|transaction"):
+            await ctx.transaction("harm", harm)
+        return await ctx.step("after", lambda: "as before")
+
+    async with running(harm_job) as engine:
+        assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
+        assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
+
+
 async def test_a_run_parks_also_when_the_branch_that_kept_it_busy_ends_after_the_wait_began(running):
     clock = MockClock()
     gate = asyncio.Event()
