@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .model import ErrorInfo
+from .model import ErrorInfo, camel_case, to_milliseconds, to_wire
 from .store import Fact
 
 DOMAIN = frozenset({"run:trigger", "run:coalesced", "run:complete", "run:fail", "run:cancel", "run:delete", "run:dead"})
@@ -34,6 +34,9 @@ OPERATIONAL = frozenset(
         "worker:error",
     }
 )
+
+
+_TIMES = frozenset({"timestamp", "lease_expires_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,15 @@ class Event:
     job_name: str
     labels: dict[str, str]
     fields: dict[str, Any] = field(default_factory=dict)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The event as JSON data, to be sent on: names in camelCase, times in milliseconds since 1970-01-01 UTC."""
+        own = ("type", "timestamp", "sequence", "run_id", "job_name", "labels")
+        parts = {name: getattr(self, name) for name in own} | self.fields
+        return {
+            camel_case(name): to_milliseconds(value) if name in _TIMES else to_wire(value)
+            for name, value in parts.items()
+        }
 
     def __getattr__(self, name: str) -> Any:
         try:

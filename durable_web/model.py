@@ -422,10 +422,10 @@ def _wire_parts(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
     if not issubclass(kind, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return None
     names = [part.name for part in dataclasses.fields(kind)]
-    return tuple((name, _camel_case(name), name in _OWN_TIMES) for name in names)
+    return tuple((name, camel_case(name), name in OWN_TIMES) for name in names)
 
 
-_OWN_TIMES = frozenset(
+OWN_TIMES = frozenset(
     {
         "ts",
         "created_at",
@@ -445,7 +445,8 @@ _OWN_TIMES = frozenset(
 )
 
 
-def _camel_case(name: str) -> str:
+def camel_case(name: str) -> str:
+    """A name of ours as it is on the wire."""
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)
 

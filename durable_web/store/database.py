@@ -303,6 +303,10 @@ class _Connection(sqlite3.Connection):
         self._refuse("setlimit")
         return super().setlimit(*arguments)
 
+    def backup(self, *arguments: Any, **keywords: Any) -> None:  # it would wait for this transaction for ever
+        self._refuse("backup")
+        super().backup(*arguments, **keywords)
+
     def deserialize(self, *arguments: Any, **keywords: Any) -> None:
         self._refuse("deserialize")
         super().deserialize(*arguments, **keywords)

@@ -314,10 +314,11 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
         lambda connection: connection.set_authorizer(None),
         lambda connection: connection.set_progress_handler(lambda: 1, 1),
         lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10),
+        lambda connection: connection.backup(sqlite3.connect(":memory:")),
         lambda connection: connection.rollback(),
         lambda connection: connection.execute("VACUUM"),
     ],
-    ids=["close", "set_authorizer", "set_progress_handler", "setlimit", "rollback", "vacuum"],
+    ids=["close", "set_authorizer", "set_progress_handler", "setlimit", "backup", "rollback", "vacuum"],
 )
 async def test_a_transaction_function_cannot_take_the_connection_away_from_the_engine(running, harm):
     @job("harm")
