@@ -103,6 +103,14 @@ def to_json(value: Any) -> str:
     return text
 
 
+def refuse_surrogates(name: str, text: str | None) -> None:
+    """:raises ValueError: when a text has lone surrogates, for which UTF-8, and so the database, has no form."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {text!r}, which has no form in UTF-8.") from None
+
+
 def _lower(value: Any, ancestors: set[int]) -> Any:
     """``value`` in terms that JSON keeps apart; the value itself where it is JSON already."""
     kind = type(value)
@@ -184,7 +192,8 @@ def _plain_data(value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     if _is_pydantic_model(kind):
-        return value.model_dump(by_alias=True)
+        refuses_more = kind.model_config.get("extra") == "forbid"  # such as the computed fields, which pages may want
+        return value.model_dump(by_alias=_reads_what_it_writes(kind), round_trip=refuses_more)
     raise _Refused(
         f"a {kind.__module__}.{kind.__qualname__} cannot be read back as what it was; "
         "return JSON values, dates, Decimal, UUID, bytes, tuples, sets, enums, dataclasses or pydantic models."
@@ -202,6 +211,8 @@ def _write_datetime(value: datetime) -> str | dict[str, Any]:
         return value.isoformat()
     zone = getattr(value.tzinfo, "key", None)
     if value.tzinfo is not None and not isinstance(zone, str):
+        if value.tzinfo.utcoffset(None) is not None:  # always the same, as in what pydantic has parsed
+            return value.isoformat()
         raise _Refused("its time zone has no name; use datetime.timezone or zoneinfo.ZoneInfo.")
     return {"wall": value.replace(tzinfo=None, fold=0).isoformat(), "zone": zone, "fold": value.fold}
 
@@ -321,6 +332,14 @@ def names_classes(annotation: Any) -> bool:
         return False
 
 
+def construct(value: Any, annotation: Any) -> Any:
+    """``restore`` for a value that has to be what ``annotation`` names: ``None`` is no instance of a class.
+
+    :raises TypeError, ValueError: when it does not fit.
+    """
+    return _construct(annotation, value) if _is_class_with_data(annotation) else restore(value, annotation)
+
+
 def restore(value: Any, annotation: Any) -> Any:
     """Plain data as the classes that ``annotation`` names; what it says nothing of stays as it is.
 
@@ -360,7 +379,7 @@ def _construct(kind: type, value: Any) -> Any:
     if issubclass(kind, Enum):
         return kind(value)
     if _is_pydantic_model(kind):
-        return kind.model_validate(value)  # type: ignore[attr-defined]
+        return _validate_model(kind, value)
     if not isinstance(value, dict):
         raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
     hints = type_hints(kind)
@@ -370,6 +389,35 @@ def _construct(kind: type, value: Any) -> Any:
     for name in _not_in_init(fields) & given.keys():
         object.__setattr__(instance, name, given[name])
     return instance
+
+
+@functools.lru_cache(maxsize=1024)
+def _reads_what_it_writes(kind: Any) -> bool:
+    """Whether a pydantic model is validated under the aliases under which it is written; else by its fields' names."""
+    is_older = "by_name" not in inspect.signature(kind.model_validate).parameters  # than pydantic 2.11
+    return is_older or _have_one_alias(kind, set())
+
+
+def _have_one_alias(annotation: Any, seen: set[type]) -> bool:
+    """Whether no field of the pydantic models that are named, and of theirs, has one alias to be read and another."""
+    if not _is_pydantic_model(annotation):
+        return all(_have_one_alias(part, seen) for part in typing.get_args(annotation))
+    if annotation in seen:
+        return True
+    seen.add(annotation)
+    fields = annotation.model_fields.values()
+    return all(
+        field.validation_alias == field.serialization_alias and _have_one_alias(field.annotation, seen)
+        for field in fields
+    )
+
+
+def _validate_model(kind: Any, value: Any) -> Any:
+    return (
+        kind.model_validate(value)
+        if _reads_what_it_writes(kind)
+        else kind.model_validate(value, by_alias=True, by_name=True)
+    )
 
 
 def _not_in_init(fields: tuple[dataclasses.Field[Any], ...]) -> set[str]:

@@ -24,7 +24,10 @@ def to_timedelta(value: Duration) -> timedelta:
         raise ValueError(
             f'A duration is a timedelta, a number of seconds, or a text such as "30d" or "12h", not {value!r}.'
         )
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        raise ValueError(f"{value!r} is longer than a timedelta can be.") from None
 
 
 def duration_in_milliseconds(value: Duration) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .model import ErrorInfo
+from .model import ErrorInfo, camel_case, to_milliseconds, to_wire
 from .store import Fact
 
 DOMAIN = frozenset({"run:trigger", "run:coalesced", "run:complete", "run:fail", "run:cancel", "run:delete", "run:dead"})
@@ -34,6 +34,9 @@ OPERATIONAL = frozenset(
         "worker:error",
     }
 )
+
+
+_TIMES = frozenset({"timestamp", "lease_expires_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,15 @@ class Event:
     labels: dict[str, str]
     fields: dict[str, Any] = field(default_factory=dict)
 
+    def to_wire(self) -> dict[str, Any]:
+        """The event as JSON data, to be sent on: names in camelCase, times in milliseconds since 1970-01-01 UTC."""
+        own = ("type", "timestamp", "sequence", "run_id", "job_name", "labels")
+        parts = {name: getattr(self, name) for name in own} | self.fields
+        return {
+            camel_case(name): to_milliseconds(value) if name in _TIMES else to_wire(value)
+            for name, value in parts.items()
+        }
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self.fields[name]
@@ -66,7 +78,7 @@ class Event:
 
 
 Listener = Callable[[Event], Awaitable[None] | None]
-ErrorHandler = Callable[[Exception, Event], None]
+ErrorHandler = Callable[[BaseException, Event], None]
 
 
 def is_domain_event(event: Event | str) -> bool:
@@ -127,26 +139,27 @@ class Events:
     def _call(self, listener: Listener, event: Event) -> None:
         try:
             result = listener(event)
-        except (Exception, asyncio.CancelledError) as error:  # also that of a future whose result it has asked for
+        except BaseException as error:  # what it tells of is committed: nothing may look as if that had failed
             self._handle(error, event)
             return
         if inspect.isawaitable(result):
-            task = asyncio.ensure_future(result)
+            task = asyncio.ensure_future(self._finish(result, event))
             self._tasks.add(task)
-            task.add_done_callback(lambda done: self._finish(done, event))
+            task.add_done_callback(self._tasks.discard)
 
-    def _finish(self, task: asyncio.Future[None], event: Event) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, Exception):
+    async def _finish(self, result: Awaitable[None], event: Event) -> None:
+        """Wait for an asynchronous listener; asyncio would let a ``SystemExit`` of its task end the event loop."""
+        try:
+            await result
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             self._handle(error, event)
 
     def _handle(self, error: BaseException, event: Event) -> None:
         try:
             self.on_error(error, event)
-        except Exception as worse:
+        except BaseException as worse:
             _log_failure(worse, event)
 
 
-def _log_failure(error: Exception, event: Event) -> None:
+def _log_failure(error: BaseException, event: Event) -> None:
     logging.getLogger("durable_web").error("A listener to %r failed", event.type, exc_info=error)

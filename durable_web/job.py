@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .codec import restore, return_annotation, type_hints
+from .codec import construct, refuse_surrogates, return_annotation, type_hints
 from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
 from .flow import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
@@ -48,8 +48,14 @@ class Retry:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1 or self.backoff < 0 or not 0 <= self.jitter <= 1:
-            raise ValueError("Retry needs max_attempts >= 1, backoff >= 0 and jitter from 0 to 1.")
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise ValueError(f"max_attempts is a whole number of at least 1, not {self.max_attempts!r}.")
+        for name in ("backoff", "factor", "max_delay"):
+            if not (_is_number(value := getattr(self, name)) and value >= 0):
+                raise ValueError(f"{name} is a number of at least 0, not {value!r}.")
+        if not (isinstance(self.jitter, (int, float)) and 0 <= self.jitter <= 1):
+            raise ValueError(f"jitter is a number from 0 to 1, not {self.jitter!r}.")
+        _check_timeout(self.timeout)
 
     def wants(self, error: BaseException, attempt: int) -> bool:
         """Whether the failure of attempt number ``attempt`` is followed by another one."""
@@ -69,6 +75,16 @@ class Retry:
         except OverflowError:
             exact = self.max_delay
         return exact * (1 + self.jitter * (2 * _RANDOM.random() - 1))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_timeout(timeout: object) -> None:
+    """:raises ValueError: when it is no number of seconds."""
+    if timeout is not None and not (_is_number(timeout) and timeout > 0):  # type: ignore[operator]
+        raise ValueError(f"timeout is a number of seconds above 0, or None, not {timeout!r}.")
 
 
 # The operating system's randomness: a restored memory snapshot would repeat that of `random`.
@@ -121,7 +137,7 @@ class Job:
         try:
             if hasattr(type_, "validate_python"):  # a pydantic TypeAdapter
                 return type_.validate_python(value)
-            return restore(value, type_)
+            return construct(value, type_)
         except (TypeError, ValueError) as error:
             raise InvalidInput(self.name, what, str(error)) from error
 
@@ -162,9 +178,11 @@ def job(
     :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be
         made, and what becomes of a trigger that comes too soon; see :mod:`durable_web.flow`.
     :raises TypeError: when it is not an ``async def`` of two parameters, or ``name`` is not a non-empty string.
+    :raises ValueError: when another option is not what it has to be.
     """
     if not isinstance(name, str) or not name:
         raise TypeError('A job needs a name: write @job("import-csv") above the function.')
+    _check_options(name, version, retry, timeout, max_concurrent)
 
     flow = FlowControl(
         concurrency=concurrency, throttle=throttle, rate_limit=rate_limit, debounce=debounce, singleton=singleton
@@ -190,6 +208,19 @@ def job(
         )
 
     return decorate
+
+
+def _check_options(name: str, version: object, retry: object, timeout: object, max_concurrent: object) -> None:
+    """:raises ValueError: when one is not what it has to be."""
+    refuse_surrogates("The name of a job", name)
+    if version is not None and not isinstance(version, str):
+        raise ValueError(f"The version of the job {name!r} is a string, or None, not {version!r}.")
+    if retry is not None and not isinstance(retry, Retry):
+        raise ValueError(f"retry of the job {name!r} is a Retry(...), or None, not {retry!r}.")
+    if max_concurrent is not None and (type(max_concurrent) is not int or max_concurrent < 1):
+        raise ValueError(f"max_concurrent of the job {name!r} is at least 1, or None, not {max_concurrent!r}.")
+    refuse_surrogates(f"The version of the job {name!r}", version)
+    _check_timeout(timeout)
 
 
 def _check_signature(name: str, function: JobFunction) -> None:

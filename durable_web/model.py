@@ -169,16 +169,18 @@ class RunFilter:
     """Which runs are meant: those that pass every part that is given.
 
     :param status: one status, or several.
-    :param job: the name of one job, or several.
+    :param job: one job or its name, or several.
     :param labels: labels that a run must have, all of them.
     :param created_after, created_before: aware datetimes.
     :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
     :param parent: the id of the run that has started them.
+
+    ``None``, or nothing in it, is a part that is not given.
     """
 
-    status: str | Iterable[str] = ()
-    job: str | Iterable[str] = ()
-    labels: dict[str, str] = field(default_factory=dict)
+    status: str | Iterable[str] | None = None
+    job: Any = None  # of a floor above this one
+    labels: dict[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     search: str | None = None
@@ -195,12 +197,13 @@ class RunFilter:
     @property
     def jobs(self) -> list[str]:
         """The names of the jobs that are meant; empty for all."""
-        return names(self.job)
+        jobs = [self.job] if hasattr(self.job, "name") else names(self.job)
+        return [getattr(item, "name", item) for item in jobs]
 
 
-def names(one_or_more: str | Iterable[str]) -> list[str]:
-    """One name, or several, as a list."""
-    return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more)
+def names(one_or_more: str | Iterable[str] | None) -> list[str]:
+    """One name, or several, as a list; empty for ``None``."""
+    return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,10 +429,10 @@ def _wire_parts(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
     if not issubclass(kind, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return None
     names = [part.name for part in dataclasses.fields(kind)]
-    return tuple((name, _camel_case(name), name in _OWN_TIMES) for name in names)
+    return tuple((name, camel_case(name), name in OWN_TIMES) for name in names)
 
 
-_OWN_TIMES = frozenset(
+OWN_TIMES = frozenset(
     {
         "ts",
         "created_at",
@@ -449,7 +452,8 @@ _OWN_TIMES = frozenset(
 )
 
 
-def _camel_case(name: str) -> str:
+def camel_case(name: str) -> str:
+    """A name of ours as it is on the wire."""
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)
 
@@ -457,10 +461,15 @@ def _camel_case(name: str) -> str:
 def to_milliseconds(moment: datetime | None) -> int | None:
     """An aware ``datetime`` as milliseconds since 1970-01-01 UTC.
 
-    :raises ValueError: when it has no time zone.
+    :raises ValueError: when it is none, or has no time zone.
     """
     if moment is None:
         return None
+    if not isinstance(moment, datetime):
+        raise ValueError(f"A time is a datetime, such as datetime.now(UTC) + timedelta(hours=1), not {moment!r}.")
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; use datetime.now(UTC) or datetime(..., tzinfo=UTC).")
-    return round(moment.timestamp() * 1000)
+    return min(round(moment.timestamp() * 1000), _LATEST)
+
+
+_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs

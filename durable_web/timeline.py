@@ -139,7 +139,7 @@ class Selection:
         cls, jobs: str | Iterable[str] | None, labels: dict[str, str] | None, kinds: str | Iterable[str] | None
     ) -> Selection:
         """:raises ValueError: when a kind is unknown."""
-        selection = cls(frozenset(names(jobs or ())), dict(labels or {}), frozenset(names(kinds or ())))
+        selection = cls(frozenset(names(jobs)), dict(labels or {}), frozenset(names(kinds)))
         for kind in selection.kinds:
             if kind not in FRAME_TYPES:
                 raise ValueError(f"A frame's kind is one of {', '.join(FRAME_TYPES)}, not {kind!r}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from .codec import decode, encode
+from .codec import decode, encode, refuse_surrogates
 from .flow import Gate, gates_of
 from .job import Job, Registry
 from .model import to_milliseconds
@@ -61,13 +61,18 @@ class Trigger:
             key = getattr(self, name)
             if key is not None and (not isinstance(key, str) or not key):
                 raise ValueError(f"{name} is a non-empty string, not {key!r}.")
-        if type(self.priority) is not int:
-            raise ValueError(f"priority is a whole number, not {self.priority!r}.")
+            refuse_surrogates(name, key)
+        if type(self.priority) is not int or abs(self.priority) >= 1 << 63:
+            raise ValueError(f"priority is a whole number of at most 64 bits, not {self.priority!r}.")
+        to_milliseconds(self.run_at), to_milliseconds(self.deadline)
+        if not isinstance(self.labels, dict):
+            raise ValueError(f"labels are a dictionary of strings, not {self.labels!r}.")
         for key, value in self.labels.items():
             if not isinstance(key, str) or not _LABEL_KEY.fullmatch(key):
                 raise ValueError(f"The label key {key!r} is not made of letters, digits and . _ / - alone.")
             if not isinstance(value, str):
                 raise ValueError(f"The value of the label {key!r} is {value!r}; it has to be a string.")
+            refuse_surrogates(f"The value of the label {key!r}", value)
         return job, encode(job.validate_input(self.input), path=f"input of job {job.name!r}")
 
     def new_run(self, run_id: str, job: Job, input_text: str, gates: tuple[Gate, ...] = ()) -> NewRun:
@@ -92,4 +97,4 @@ class Trigger:
 
 def stored_input(job: Job, input_text: str) -> Any:
     """An input that was stored, as the job's type has it."""
-    return job.validate_input(decode(input_text, job.input_type))
+    return job.validate_input(decode(input_text))

@@ -141,8 +141,8 @@ class Dispatcher:
             self._look_at_neighbours()
 
     def claim(self, at_most: float = float("inf")) -> None:
-        """Execute runs as they come, this many at the most; 0 stops claiming."""
-        self._claims_left = at_most
+        """Execute runs as they come, this many at the most; 0 stops claiming, as does the end of the engine."""
+        self._claims_left = 0 if self._has_ended else at_most
         self.fill_slots()
 
     async def drain(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
@@ -32,7 +32,7 @@ from ..model import (
     Run,
     StoredFrame,
 )
-from ..store import Database, Durability, Fact, Lease, Store, as_made
+from ..store import Database, Durability, Fact, Lease, Store, as_made, check_durability
 from ..timeline import Timeline, ends_run
 from ..triggers import Trigger
 from .admission import Admission, Admitted
@@ -106,14 +106,20 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._registry = Registry(list(jobs))
         if isinstance(dead_letter, Job):
             self._registry.add(dead_letter)
-        if max_concurrent_runs < 0 or lease <= 0 or max_recoveries < 0:
-            raise ValueError("An engine needs max_concurrent_runs >= 0, lease > 0 and max_recoveries >= 0.")
+        if max_concurrent_runs < 0 or max_recoveries < 0 or max_parked < 0 or not 0.001 <= lease < float("inf"):
+            raise ValueError(
+                "An engine needs max_concurrent_runs, max_recoveries and max_parked of at least 0, and a lease of at "
+                "least a millisecond, in seconds."
+            )
+        check_durability(durability)
         self._limits = Limits(
             max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps, dead_letter
         )
         self._webhook_url = webhook_url
         self._durability: Durability = durability
         self._retention = None if retain_runs is None else to_timedelta(retain_runs)
+        if self._retention is not None and self._retention < timedelta(0):
+            raise ValueError(f"retain_runs is a time of at least 0, not {retain_runs!r}.")
         self._clock = clock or SystemClock()
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
@@ -122,7 +128,6 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
         self._store: Store | None = None
-        self._idle = asyncio.Event()
         self._purge_timer: TimerHandle | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -137,6 +142,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
         if self._store is not None:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
         store = self._open()
+        self._idle = asyncio.Event()  # of the event loop that there is now
+        self._stopping = asyncio.Lock()
         store.on_commit = self._on_commit
         store.on_change = self._on_change
         store.journal.is_listening = self._events.is_listening
@@ -182,13 +189,16 @@ class Engine(Inspection, Management, Outside, Scheduling):
         With ``drain``, the runs that are executing may finish; without, they are given back at once and go on from
         their last committed step with the next engine. Does nothing when the engine is not running.
         """
-        if self._store is None:
+        store = self._store
+        if store is None:
             return
         self._dispatcher.claim(0)
         if drain:
             await self._dispatcher.drain()
-        await self._dispatcher.stop()
-        self._close()
+        async with self._stopping:
+            if self._store is store:  # else somebody else was faster
+                await self._dispatcher.stop()
+                self._close()
 
     def _close(self) -> None:
         if self._purge_timer is not None:
@@ -216,11 +226,14 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._running_store()
         before = self._dispatcher.claimed
         self._idle.clear()
-        self._dispatcher.claim(float("inf") if max_runs is None else max_runs)
-        if not self._dispatcher.is_idle:
-            await self._idle.wait()
-        self._dispatcher.claim(float("inf") if self._is_claiming else 0)
-        return self._dispatcher.claimed - before
+        dispatcher = self._dispatcher
+        dispatcher.claim(float("inf") if max_runs is None else max_runs)
+        try:
+            if not dispatcher.is_idle:
+                await self._idle.wait()
+        finally:
+            dispatcher.claim(float("inf") if self._is_claiming else 0)
+        return dispatcher.claimed - before
 
     async def run_one(self) -> bool:
         """Execute the run whose turn it is; ``False`` when there is none."""
@@ -259,7 +272,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises ValueError: when a label, a time or a combination of options is wrong.
         """
         store = self._running_store()
-        checked = [(trigger, *trigger.check(self._registry)) for trigger in triggers]
+        checked = [(trigger, *trigger.check(self._registry)) for trigger in _all_triggers(triggers)]
         if any(job.flow.singleton is not None for _, job, _ in checked):
             self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
         with store.transaction():
@@ -435,6 +448,14 @@ class Engine(Inspection, Management, Outside, Scheduling):
             deleted = 0
         delay = 0.0 if deleted == PURGE_BATCH else PURGE_SECONDS
         self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
+
+
+def _all_triggers(triggers: Iterable[Trigger]) -> Iterator[Trigger]:
+    """:raises TypeError: when one is something else."""
+    for item in triggers:
+        if not isinstance(item, Trigger):
+            raise TypeError(f"trigger_many takes Trigger objects, Trigger(job, input, ...), not {item!r}.")
+        yield item
 
 
 def _report(

@@ -41,7 +41,7 @@ class Inspection(EngineParts):
             page of runs is small however much they hold.
         :raises ValueError: when a status, the order or the limit is none.
         """
-        if not 1 <= limit <= 1000:
+        if type(limit) is not int or not 1 <= limit <= 1000:
             raise ValueError(f"limit is a number from 1 to 1000, not {limit!r}")
         if order not in ("newest", "oldest"):
             raise ValueError(f'order is "newest" or "oldest", not {order!r}')
@@ -147,7 +147,7 @@ class Inspection(EngineParts):
         :raises RunNotFound: when there is no such run.
         :raises ValueError: when the limit or the level is none.
         """
-        if not 1 <= limit <= 1000:
+        if type(limit) is not int or not 1 <= limit <= 1000:
             raise ValueError(f"limit is a number from 1 to 1000, not {limit!r}")
         self._running_store()
         found = await self._timeline.logs(run_id, from_seq, limit, at_least(level))

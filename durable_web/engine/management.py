@@ -106,7 +106,13 @@ class Management(EngineParts):
             store.runs.delete(run_id, self._clock.now())
 
     async def purge_runs(self, older_than: datetime, limit: int = 500) -> int:
-        """Delete runs that ended before ``older_than``, the oldest first, at most ``limit``; returns how many."""
+        """Delete runs that ended before ``older_than``, the oldest first, at most ``limit``; returns how many.
+
+        :param older_than: an aware ``datetime``.
+        :raises ValueError: when it is none, or ``limit`` is not at least 1.
+        """
+        if type(limit) is not int or limit < 1:
+            raise ValueError(f"limit is a whole number of at least 1, not {limit!r}.")
         return self._purge(to_milliseconds(older_than) or 0, limit)
 
     def _purge(self, moment: int, limit: int) -> int:

@@ -106,7 +106,7 @@ class GroupCommit:
                     group.append(self._pending.popleft())
                     self._perform(group[-1])
         except BaseException as error:
-            if group or self._store.database.is_trouble(error):
+            if group or first is None or self._store.database.is_trouble(error):
                 group += self._pending
                 self._pending.clear()
                 _settle(group, error)

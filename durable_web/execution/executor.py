@@ -22,7 +22,7 @@ from ..job import Job
 from ..model import RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun, StepRecord
 from .compensation import COMPENSATION, PREFIX, Compensation
-from .leaving import ContinueAsNew, Unwind, own_reason
+from .leaving import ContinueAsNew, Unwind, is_closing, own_reason
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
@@ -115,12 +115,12 @@ class Execution:
         failure: BaseException | None = None
         text = ""
         try:
-            input_value = self.job.validate_input(decode(self.claim.input, self.job.input_type))
+            input_value = self.job.validate_input(decode(self.claim.input))
             output = self.job.validate_output(await self.job.function(context, input_value))
             text = encode(output, path=f"output of job {self.job.name!r}")
-        except GeneratorExit:
-            raise
         except BaseException as error:
+            if is_closing([self._task]):  # it has not failed
+                raise
             failure = own_reason(error)
         with suppress(Unwind, asyncio.CancelledError):  # it may be taken away while it is being compensated
             await self._end(self._broken or failure, text)

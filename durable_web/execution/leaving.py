@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
 from ..store import NewRun
 
 
@@ -26,3 +30,16 @@ def own_reason(error: BaseException) -> BaseException:
             if found is not None:
                 return found
     return error
+
+
+def is_of_the_engine(error: BaseException) -> bool:
+    """Whether the engine has thrown it, to leave a body."""
+    return isinstance(own_reason(error), (Unwind, ContinueAsNew))
+
+
+def is_closing(tasks: Collection[asyncio.Task[Any] | None]) -> bool:
+    """Whether Python closes the coroutine that asks, because it will never go on, and none of its tasks executes it."""
+    try:
+        return asyncio.current_task() not in tasks
+    except RuntimeError:  # no event loop is left
+        return True

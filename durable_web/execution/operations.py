@@ -7,7 +7,7 @@ import contextvars
 import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..codec import decode, encode, readable, return_annotation, write_down
@@ -17,7 +17,7 @@ from ..model import StepStatus
 from ..store import PUBLISH, StepRecord, published_as
 from ..triggers import Trigger
 from .compensation import Undo
-from .leaving import ContinueAsNew
+from .leaving import ContinueAsNew, is_closing, is_of_the_engine
 from .parking import LONGEST_TIMER_SECONDS
 from .reports import current_step
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 STEP, TRANSACTION, VALUE, PATCH = "step", "transaction", "value", "patch"
 
-_FAILURES = (Exception, KeyboardInterrupt, SystemExit)
 _PLAIN = frozenset({type(None), bool, int, float, str, list, dict})  # what steps mostly return: nothing to be awaited
 
 
@@ -133,13 +132,20 @@ class Operations:
                 async with self._time_limit(timeout):
                     result = await result
             return *_write_down(result, record.name, annotation), None
-        except _FAILURES as error:
+        except Exception as error:
             return "", None, error
         except asyncio.CancelledError:
             self._execution.interrupt(record)
             raise
+        except BaseException as error:  # such as KeyboardInterrupt and SystemExit
+            if is_of_the_engine(error) or is_closing(self._execution.tasks):
+                raise
+            return "", None, error
         finally:
-            current_step.reset(token)
+            try:  # noqa: SIM105 (every step comes here)
+                current_step.reset(token)
+            except ValueError:  # Python closes the coroutine, and does so in another context
+                pass
 
     @asynccontextmanager
     async def _time_limit(self, seconds: float | None) -> AsyncIterator[None]:
@@ -198,8 +204,8 @@ class Operations:
                     result = context.run(function, connection, *arguments)
                     result = _refuse_awaitable(result, self._store.database.path)
                     text, value = _write_down(result, record.name, annotation)
-            except _FAILURES as error:
-                if self._store.database.is_trouble(error):
+            except BaseException as error:
+                if self._store.database.is_trouble(error) or is_of_the_engine(error):
                     raise
                 outcome.append(error)
                 self._execution.record_outcome(record, StepStatus.FAILED, error=describe(error))
@@ -210,7 +216,8 @@ class Operations:
         try:
             await self._execution.commit(write)
         finally:
-            current_step.reset(token)
+            with suppress(ValueError):
+                current_step.reset(token)
         recorded = self._execution.records[record.name]
         if recorded.status == StepStatus.FAILED:
             raise _step_failed(recorded) from outcome[0]

@@ -1,6 +1,6 @@
 """The store: the only part that speaks SQL. ``schema.sql`` opens with a map of the tables."""
 
-from .database import SCHEMA_VERSION, Database, Durability
+from .database import SCHEMA_VERSION, Database, Durability, check_durability
 from .journal import Claim, Fact
 from .runs import Lease, LeaseLost, NewRun, as_made
 from .steps import PUBLISH, StepRecord, published_as
@@ -19,5 +19,6 @@ __all__ = [
     "StepRecord",
     "Store",
     "as_made",
+    "check_durability",
     "published_as",
 ]

@@ -69,14 +69,18 @@ class Database:
     """
 
     def __init__(self, path: str, *, durability: Durability = "full", exclusive: bool = False) -> None:
-        if durability not in _SYNCHRONOUS:
-            raise ValueError(f"durability is 'full' or 'normal', not {durability!r}")
+        check_durability(durability)
         self.path = path
         self._guarded = False
         with self._translated():
             self.connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, uri=path.startswith("file:")
+                path,
+                timeout=BUSY_TIMEOUT_SECONDS,
+                isolation_level=None,
+                uri=path.startswith("file:"),
+                factory=_Connection,
             )
+            self.connection.path = path
         try:
             with self._translated():
                 if exclusive:  # before the first read: without it a write-ahead log needs shared memory to be read
@@ -203,11 +207,11 @@ class Database:
         """
         self.connection.execute(_SAVEPOINT)
         factories = self.connection.row_factory, self.connection.text_factory
-        self._guarded = True
+        self._guarded = self.connection.is_lent = True
         try:
             yield self.connection
         except BaseException as error:
-            self._guarded = False
+            self._guarded = self.connection.is_lent = False
             if self.connection.in_transaction:  # SQLite itself rolls back when the disk is full
                 self.connection.execute(_ROLLBACK_TO)
                 self.connection.execute(_RELEASE)
@@ -221,7 +225,7 @@ class Database:
                 ) from error
             raise
         else:
-            self._guarded = False
+            self._guarded = self.connection.is_lent = False
             self.connection.execute(_RELEASE)
         finally:
             self.connection.row_factory, self.connection.text_factory = factories
@@ -286,6 +290,7 @@ class Database:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
         self.connection.execute("PRAGMA temp_store = MEMORY")
+        self.connection.create_function("durable_fold", 1, str.casefold, deterministic=True)
 
     def _migrate(self) -> None:
         if self._user_version() == SCHEMA_VERSION:
@@ -301,6 +306,51 @@ class Database:
             self.roll_back()
             raise
         self.commit()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that foreign code, while it is lent, can neither close nor make refuse what the engine does."""
+
+    path = ""
+    is_lent = False
+
+    def close(self) -> None:
+        self._refuse("close")
+        super().close()
+
+    def set_authorizer(self, *arguments: Any) -> None:
+        self._refuse("set_authorizer")
+        super().set_authorizer(*arguments)
+
+    def set_progress_handler(self, *arguments: Any) -> None:
+        self._refuse("set_progress_handler")
+        super().set_progress_handler(*arguments)
+
+    def setlimit(self, *arguments: Any) -> int:
+        self._refuse("setlimit")
+        return super().setlimit(*arguments)
+
+    def backup(self, *arguments: Any, **keywords: Any) -> None:  # it would wait for this transaction for ever
+        self._refuse("backup")
+        super().backup(*arguments, **keywords)
+
+    def deserialize(self, *arguments: Any, **keywords: Any) -> None:
+        self._refuse("deserialize")
+        super().deserialize(*arguments, **keywords)
+
+    def _refuse(self, method: str) -> None:
+        if self.is_lent:
+            raise TransactionError(
+                self.path,
+                f"A function given to ctx.transaction called connection.{method}(...), but the connection is the "
+                "engine's own, and only lent: just execute your statements.",
+            )
+
+
+def check_durability(durability: str) -> None:
+    """:raises ValueError: when there is no such durability."""
+    if durability not in _SYNCHRONOUS:
+        raise ValueError(f"durability is 'full' or 'normal', not {durability!r}")
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -256,7 +256,7 @@ class Steps:
 
     def _tell(self, run_id: str, record: StepRecord, now: int) -> None:
         common = {"step_name": record.name, "step_index": record.position}
-        duration = None if record.completed_at is None else _seconds(record.started_at, record.completed_at)
+        duration = _seconds(record.started_at, now if record.completed_at is None else record.completed_at)
         if record.status == StepStatus.COMPLETED:
             output = None if record.output is None else decode(record.output)
             self._journal.tell("step:complete", run_id, now, **common, output=output, duration=duration)

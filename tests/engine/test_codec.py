@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum
 from uuid import UUID
@@ -65,6 +65,30 @@ def test_whatever_is_written_is_read_back_the_same(value):
 def test_what_json_alone_would_bend_is_kept(value):
     assert same(decode(encode(value)), value)
     assert math.copysign(1, decode(encode(-0.0))) == -1
+
+
+class Fixed(tzinfo):
+    """The offset of whoever has parsed a time, such as pydantic and dateutil."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        return timedelta(hours=2)
+
+    def dst(self, moment: datetime | None) -> None: ...
+
+
+class Unknown(Fixed):
+    """A zone without a name whose offset depends on the time."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta | None:  # type: ignore[override]
+        return None if moment is None else timedelta(hours=moment.month)
+
+
+def test_a_time_at_a_fixed_offset_is_kept_whoever_made_the_offset():
+    moment = datetime(2026, 1, 31, 8, 0, tzinfo=Fixed())
+    found = decode(encode(moment))
+    assert (found, found.utcoffset()) == (moment, moment.utcoffset())
+    with pytest.raises(SerializationError, match="time zone has no name"):
+        encode(moment.replace(tzinfo=Unknown()))
 
 
 class Text(str): ...

@@ -110,6 +110,38 @@ async def test_a_listener_that_fails_goes_to_the_error_handler_and_disturbs_nobo
     assert errors == [("synchronous", "run:complete"), ("asynchronous", "run:complete")]
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize("type", ["run:trigger", "run:leased", "step:complete", "run:complete"])
+async def test_a_listener_that_raises_what_ends_programs_ends_neither_the_engine_nor_the_run(running, kind, type):
+    errors = []
+
+    def leaves(event: object) -> None:
+        raise kind("listening")
+
+    async with running(work) as engine:
+        engine.on(type, leaves)
+        engine.on_error(lambda error, event: errors.append((error.__class__, event.type)))
+        run = await finish(engine, await engine.trigger("work", "fine"))
+        assert (await finish(engine, await engine.trigger("work", "too"))).output == "too"
+    assert (run.status, run.recoveries) == ("completed", 0)
+    assert errors == [(kind, type)] * 2
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+async def test_an_asynchronous_listener_that_raises_what_ends_programs_does_not_end_the_event_loop(running, kind):
+    errors = []
+
+    async def leaves(event: object) -> None:
+        raise kind("listening")
+
+    async with running(work) as engine:
+        engine.on("run:complete", leaves)
+        engine.on_error(lambda error, event: errors.append(error.__class__))
+        await finish(engine, await engine.trigger("work", "fine"))
+        await settle()
+    assert errors == [kind]
+
+
 async def test_a_listener_that_was_removed_hears_nothing_and_an_unknown_event_is_refused(running):
     heard = []
     async with running(work) as engine:

@@ -313,6 +313,69 @@ async def test_a_death_at_any_commit_neither_loses_nor_doubles_a_child_that_wait
     await survive_every_death(running, [maps, note], play, check, clock=clock)
 
 
+@pytest.mark.parametrize("slots", [1, 10])
+async def test_a_debounced_child_is_made_once_and_answers_whenever_the_engine_dies(running, slots):
+    clock = MockClock()
+    save = quick(debounce=Debounce("doc", 10))
+    asks = asking(save)
+
+    async def play(engine: Engine, key: str) -> Run:
+        run = await engine.trigger(asks, {"doc": key}, idempotency_key=key)
+        await clock.advance(25)
+        return await finish(engine, run)
+
+    async def check(engine: Engine, key: str, run: Run) -> None:
+        assert (run.status, run.output) == (RunStatus.COMPLETED, {"doc": key})
+        (child,) = await engine.list_runs(job="quick", parent=run.id)
+        assert (child.id, child.status) == (derive(run.id, "answer"), RunStatus.COMPLETED)
+        assert (child.started_at - child.created_at).total_seconds() >= 10
+
+    await survive_every_death(running, [asks, save], play, check, clock=clock, max_concurrent_runs=slots)
+
+
+async def test_children_that_share_a_debounced_run_all_hear_of_it_whenever_the_engine_dies(running):
+    clock = MockClock()
+    save = quick(debounce=Debounce("doc", 10))
+
+    @job("maps")
+    async def maps(ctx: Context, doc: str) -> list[Any]:
+        return await ctx.map("each", save, [{"doc": doc, "n": n} for n in range(3)])
+
+    async def play(engine: Engine, key: str) -> Run:
+        run = await engine.trigger(maps, key, idempotency_key=key)
+        await clock.advance(25)
+        return await finish(engine, run)
+
+    async def check(engine: Engine, key: str, run: Run) -> None:
+        assert run.status == RunStatus.COMPLETED
+        numbers = [answer["n"] for answer in run.output]
+        made = [child.input["n"] for child in await engine.list_runs(job="quick", search=key)]
+        assert sorted(set(numbers)) == sorted(made), "every run that was made has answered, and none was made twice"
+        assert numbers == sorted(numbers)
+        assert numbers[-1] == 2, "the last input counts"
+        assert all(number >= place for place, number in enumerate(numbers)), "nobody gets an answer from before it came"
+
+    await survive_every_death(running, [maps, save], play, check, clock=clock)
+
+
+async def test_a_run_that_is_started_debounced_is_made_once_whenever_its_starter_dies(running):
+    clock = MockClock()
+    save = quick(debounce=Debounce("doc", 10, max_wait=15))
+    starts = starting(save)
+
+    async def play(engine: Engine, key: str) -> tuple[Run, Run]:
+        run = await finish(engine, await engine.trigger(starts, {"doc": key}, idempotency_key=key))
+        await clock.advance(25)
+        return run, await engine.wait_for_run(run.output)
+
+    async def check(engine: Engine, key: str, runs: tuple[Run, Run]) -> None:
+        starter, started = runs
+        assert [run.id for run in await engine.list_runs(job="quick", search=key)] == [started.id]
+        assert (starter.status, started.output) == (RunStatus.COMPLETED, {"doc": key})
+
+    await survive_every_death(running, [starts, save], play, check, clock=clock)
+
+
 async def test_a_child_that_cancels_the_previous_one_does_both_or_nothing_whenever_the_engine_dies(running):
     sync = standing(singleton=Singleton("group", mode="cancel_previous"))
     asks = asking(sync)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from watching import finish
@@ -55,6 +56,82 @@ async def test_a_type_adapter_validates_inputs_and_outputs(running):
         run = await finish(engine, await engine.trigger("sum", [-5]))
     assert run.error.type == "InvalidInput"
     assert "output of job 'sum'" in run.error.message
+
+
+class Person(pydantic.BaseModel):
+    name: str = pydantic.Field(validation_alias="fullName")
+
+
+class Visit(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    at: datetime
+    people: tuple[Person, ...] = ()
+    minutes: int = pydantic.Field(default=1, serialization_alias="min")
+
+    @pydantic.computed_field
+    @property
+    def seconds(self) -> int:
+        return self.minutes * 60
+
+
+class Shown(pydantic.BaseModel):
+    first_name: str = pydantic.Field(alias="firstName")
+
+    @pydantic.computed_field
+    @property
+    def initial(self) -> str:
+        return self.first_name[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        (Visit, {"at": "2026-01-31T08:00:00Z"}),
+        (Visit, {"at": "2026-01-31T08:00:00+02:00", "people": [{"fullName": "Ada"}], "minutes": 2}),
+        (Person, {"fullName": "Ada"}),
+        (Shown, {"firstName": "Ada"}),
+    ],
+)
+async def test_a_model_is_read_back_as_it_was_whatever_its_aliases_and_times(running, model, given):
+    async def find() -> Any:
+        return model.model_validate(given)
+
+    find.__annotations__["return"] = model
+
+    async def visit(ctx: Context, value: Any) -> Any:
+        assert value == await ctx.step("find", find) == model.model_validate(given)
+        return value
+
+    async with running(job("visit", input=model, output=model)(visit)) as engine:
+        for value in (given, model.model_validate(given)):
+            run = await finish(engine, await engine.trigger("visit", value))
+            assert (run.status, run.error) == ("completed", None)
+            again = await finish(engine, await engine.retrigger(run.id))
+            assert again.output == run.output
+
+
+async def test_a_page_sees_a_model_under_its_aliases_and_with_what_it_computes(running):
+    async def show(ctx: Context, value: Any) -> Any:
+        return value
+
+    async with running(job("show", input=Shown, output=Shown)(show)) as engine:
+        run = await finish(engine, await engine.trigger("show", {"firstName": "Ada"}))
+    assert run.output == {"firstName": "Ada", "initial": "A"}
+
+
+async def test_a_stored_input_that_the_changed_model_refuses_fails_the_run_and_says_so(running):
+    async def place(ctx: Context, order: Any) -> None: ...
+
+    def version(model: Any) -> Any:
+        return job("order", input=model)(place)
+
+    async with running(version(Any), max_concurrent_runs=0) as engine:
+        run = await engine.trigger("order", {"count": 1})
+    async with running(version(Order)) as engine:
+        run = await finish(engine, run)
+    assert run.error.type == "InvalidInput"
+    assert "input of job 'order'" in run.error.message
 
 
 def test_pydantic_is_not_imported_unless_it_is_used():

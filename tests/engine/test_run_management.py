@@ -7,7 +7,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from watching import finish, timeline
+from watching import finish, on_a_desk_only, timeline
 
 from durable_web import (
     ConflictError,
@@ -253,7 +253,8 @@ async def test_a_run_tells_the_public_what_is_not_only_for_engines(running):
         run = await finish(engine, await engine.trigger("three", 1))
     public = run.public()
     assert public["output"] == [1, 2, 3]
-    assert not {"generation", "lease_owner", "lease_expires_at"} & public.keys()
+    internal = {"generation", "lease_owner", "lease_expires_at", "recoveries", "ready_at", "disposition"}
+    assert public.keys() == {field.name for field in dataclasses.fields(run)} - internal
 
 
 async def test_time_randomness_and_identifiers_are_the_same_on_every_execution(running):
@@ -365,3 +366,80 @@ async def test_a_run_tells_up_to_which_frame_it_is_known(running):
         assert run.last_seq == (await timeline(engine, run))[-1].seq
         (listed,) = await engine.list_runs()
         assert listed.last_seq == run.last_seq
+
+
+async def test_executing_by_hand_ends_with_the_engine_and_executes_nothing_once_that_is_stopping(running):
+    begun: list[int] = []
+
+    @job("wait")
+    async def wait(ctx: Context, _: None) -> None:
+        begun.append(ctx.attempt)
+        await ctx.step("wait", asyncio.Event().wait)
+
+    async with running(wait) as engine:
+        run = await engine.trigger("wait")
+        executing = asyncio.ensure_future(engine.run_until_idle())
+        await settle()
+        await engine.stop(drain=False)
+        assert await executing == 0  # it was executing already
+        await settle()
+    async with running(max_concurrent_runs=0) as engine:
+        run = await engine.get_run(run.id)
+    assert (run.status, run.attempt, run.recoveries) == (RunStatus.PENDING, 1, 0)
+    assert begun == [1]
+
+
+async def test_whoever_gives_up_executing_by_hand_leaves_nothing_executing_by_itself(database_path):
+    @job("wait")
+    async def wait(ctx: Context, gate: str) -> None:
+        if gate == "closed":
+            await asyncio.Event().wait()
+
+    engine = Engine(database_path, [wait], exclusive=True)
+    await engine.start(claim=False)
+    waiting = await engine.trigger("wait", "closed")
+    executing = asyncio.ensure_future(engine.run_until_idle())
+    await settle()
+    executing.cancel()
+    await settle()
+    later = await engine.trigger("wait", "open")
+    await settle()
+    assert (await engine.get_run(waiting.id)).status == RunStatus.LEASED
+    assert (await engine.get_run(later.id)).status == RunStatus.PENDING
+    await engine.stop(drain=False)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_an_engine_may_be_stopped_by_several_at_a_time(running, drain):
+    gate = asyncio.Event()
+
+    @job("wait")
+    async def wait(ctx: Context, _: None) -> str:
+        await gate.wait()
+        return await ctx.step("end", lambda: "done")
+
+    async with running(wait) as engine:
+        await engine.trigger("wait")
+        await settle()
+        stopping = asyncio.gather(*(engine.stop(drain=drain) for _ in range(3)))
+        await settle()
+        gate.set()
+        assert await stopping == [None] * 3
+
+
+@on_a_desk_only("a page has one event loop")
+def test_one_engine_may_be_started_in_one_event_loop_after_the_other(database_path):
+    @job("echo")
+    async def echo(ctx: Context, value: int) -> int:
+        await asyncio.sleep(0)
+        return value
+
+    engine = Engine(database_path, [echo])
+
+    async def execute(number: int) -> int:
+        async with engine:
+            run = await engine.trigger("echo", number)
+            await engine.run_until_idle()
+            return (await engine.get_run(run.id)).output
+
+    assert [asyncio.run(execute(number)) for number in range(2)] == [0, 1]

@@ -320,29 +320,6 @@ async def test_a_step_that_a_timeout_called_off_runs_again_on_replay(running):
     assert step.attempt == 2
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("place", ["body", "step"])
-async def test_a_job_that_raises_what_ends_programs_does_not_end_the_engine(running, error, place):
-    def leave() -> None:
-        raise error
-
-    @job("leave")
-    async def leave_job(ctx: Context, _: None) -> None:
-        if place == "step":
-            await ctx.step("leave", leave)
-        leave()
-
-    @job("stay")
-    async def stay(ctx: Context, _: None) -> str:
-        return "still here"
-
-    async with running(leave_job, stay) as engine:
-        left = await finish(engine, await engine.trigger("leave"))
-        assert left.status == RunStatus.FAILED
-        assert error.__name__ in left.error.message + left.error.type
-        assert (await finish(engine, await engine.trigger("stay"))).output == "still here"
-
-
 async def test_a_fatal_error_fails_the_run_with_its_own_message(running):
     @job("fatal")
     async def fatal(ctx: Context, _: None) -> None:

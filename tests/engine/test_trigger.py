@@ -94,6 +94,9 @@ async def test_lists_are_newest_first_filtered_and_in_pages(running):
         assert [run.id for run in await engine.list_runs(status=["failed", "dead"], job=["echo"])] == []
         first = await engine.list_runs(limit=2)
         assert [run.id for run in await engine.list_runs(limit=2, cursor=first[-1].id)] == ids[2:4]
+        oldest = await engine.list_runs(order="oldest", limit=2)
+        next_page = await engine.list_runs(order="oldest", limit=2, cursor=oldest[-1].id)
+        assert [run.id for run in oldest + next_page] == ids[::-1][:4]
         for wrong in ({"status": "finished"}, {"limit": 0}):
             with pytest.raises(ValueError, match=r"finished|limit"):
                 await engine.list_runs(**wrong)

@@ -256,9 +256,24 @@ async def test_runs_are_found_by_their_labels_all_of_them(running):
         assert await found(labels={"a": "1", "b/c": "2"}) == [1]
         assert await found(labels={"a": "3"}) == []
         assert await found(search="B/C") == [1, 2]
+        assert await found(job=echo, labels={"a": "1"}) == await found(job=[echo, "none"], labels={"a": "1"}) == [0, 1]
         for wrong in ({"ü": "x"}, {"": "x"}, {"a": 1}):
             with pytest.raises(ValueError, match="label"):
                 await engine.trigger("echo", labels=wrong)
+
+
+@pytest.mark.parametrize(
+    "search", ["ärger", "ÄRGER mit", 'DER "straße"', "a\\b", "c\td", "\ud800", '{"subject":', "grün", "Team"]
+)
+async def test_runs_are_found_by_a_text_in_any_case_and_with_any_characters(running, search):
+    subject = 'Ärger mit der "Straße", a\\b und c\td'
+    async with running(echo) as engine:
+        lonely = "\ud800" in search
+        wanted = {"subject": subject + "\ud800" * lonely}
+        run = await engine.trigger("echo", wanted, labels={"team": "Grün"})
+        await finish(engine, await engine.trigger("echo", {"other": "subject"}))
+        assert [found.id for found in await engine.list_runs(search=search)] == [run.id]
+        assert await engine.list_runs(search=search + "?") == []
 
 
 async def test_no_more_runs_of_a_job_execute_than_it_allows(running):
@@ -294,7 +309,7 @@ async def test_an_input_that_does_not_fit_the_declared_type_is_refused(running):
     Paint.__annotations__["colour"] = Colour
     async with running(job("paint", input=Paint)(paint)) as engine:
         assert (await finish(engine, await engine.trigger("paint", Paint(Colour.RED)))).output == "RED"
-        for wrong in ({"colour": "blue"}, {"color": "red"}, 5):
+        for wrong in ({"colour": "blue"}, {"color": "red"}, 5, None):
             with pytest.raises(InvalidInput, match="input of job 'paint'"):
                 await engine.trigger("paint", wrong)
 

@@ -14,7 +14,7 @@ from watching import finish, on_a_desk_only
 
 from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
 from durable_web.store import LeaseLost
-from durable_web.testing import MockClock, settle
+from durable_web.testing import MockClock, crash, settle
 
 
 class Unspeakable(Exception):
@@ -182,6 +182,16 @@ async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(ru
         assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == ["1", None, "1"]
 
 
+async def test_whoever_waits_for_a_group_that_finds_its_database_closed_is_told(running):
+    async with running() as engine:
+        commits = engine._dispatcher.commits
+        engine._store.close()
+        group = asyncio.gather(*(commits.commit(lambda: None) for _ in range(2)), return_exceptions=True)
+        outcomes = await asyncio.wait_for(group, 5)
+        await crash(engine)
+    assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * 2
+
+
 async def test_an_error_without_words_is_still_recorded(running):
     def fail() -> None:
         raise Unspeakable
@@ -295,6 +305,31 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
         assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
     async with running(harm_job) as engine:
         assert len(await engine.list_runs()) == 1
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda connection: connection.close(),
+        lambda connection: connection.set_authorizer(None),
+        lambda connection: connection.set_progress_handler(lambda: 1, 1),
+        lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10),
+        lambda connection: connection.backup(sqlite3.connect(":memory:")),
+        lambda connection: connection.rollback(),
+        lambda connection: connection.execute("VACUUM"),
+    ],
+    ids=["close", "set_authorizer", "set_progress_handler", "setlimit", "backup", "rollback", "vacuum"],
+)
+async def test_a_transaction_function_cannot_take_the_connection_away_from_the_engine(running, harm):
+    @job("harm")
+    async def harm_job(ctx: Context, _: None) -> str:
+        with pytest.raises(StepFailed, match=r"only lent|transaction"):
+            await ctx.transaction("harm", harm)
+        return await ctx.step("after", lambda: "as before")
+
+    async with running(harm_job) as engine:
+        assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
+        assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
 
 
 async def test_a_run_parks_also_when_the_branch_that_kept_it_busy_ends_after_the_wait_began(running):

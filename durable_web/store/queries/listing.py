@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from ...codec import to_json
 from ...model import Run, RunFilter, to_milliseconds
 from .parameters import many
 
@@ -116,7 +117,7 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
             names, more = many(column, list(values))
             conditions.append(f"{column} IN ({names})")
             parameters |= more
-    for number, (key, value) in enumerate(sorted(wanted.labels.items())):
+    for number, (key, value) in enumerate(sorted((wanted.labels or {}).items())):
         conditions.append(
             f"id IN (SELECT run_id FROM durable_labels WHERE key = :label_key_{number} AND value = :label_{number})"
         )
@@ -129,9 +130,20 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
             conditions.append(f"created_at {comparison} :{name}")
             parameters[name] = to_milliseconds(moment)
     if wanted.search:
-        conditions.append("(id = :search OR instr(lower(job || ' ' || input || ' ' || labels), lower(:search)))")
-        parameters["search"] = wanted.search
+        condition, more = _search(wanted.search)
+        conditions.append(condition)
+        parameters |= more
     if wanted.parent is not None:
         conditions.append("parent_run_id = :parent")
         parameters["parent"] = wanted.parent
     return conditions, parameters
+
+
+def _search(text: str) -> tuple[str, dict[str, Any]]:
+    """The condition that finds a text as it is, and as JSON has it, where that has to escape a part of it."""
+    fold = "lower" if text.isascii() else "durable_fold"  # SQLite's own knows no other letters, and is faster
+    written = to_json(text)[1:-1]
+    conditions = [f"id = :search OR instr({fold}(job || ' ' || input || ' ' || labels), {fold}(:search))"]
+    if written != text:
+        conditions.append(f"instr({fold}(input || ' ' || labels), {fold}(:written))")
+    return f"({' OR '.join(conditions)})", {"search": text.encode(errors="replace").decode(), "written": written}

@@ -1,0 +1,164 @@
+"""What does not make sense is refused where it is said, in words, and before anything is written or deleted."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from watching import finish
+
+from durable_web import Context, Engine, Retry, Trigger, job
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@job("echo")
+async def echo(ctx: Context, value: object) -> object:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"run_at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001
+        ({"deadline": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001
+        ({"run_at": "2030-01-01"}, "A time is a datetime"),
+        ({"deadline": timedelta(hours=1)}, "A time is a datetime"),
+        ({"run_at": date(2030, 1, 1)}, "A time is a datetime"),
+        ({"priority": 1 << 70}, "64 bits"),
+        ({"priority": 1.5}, "whole number"),
+        ({"labels": None}, "a dictionary of strings"),
+        ({"labels": {"team": "\ud800"}}, "no form in UTF-8"),
+        ({"idempotency_key": "\ud800"}, "idempotency_key .* no form in UTF-8"),
+        ({"concurrency_key": "\ud800"}, "concurrency_key .* no form in UTF-8"),
+        ({"concurrency_key": ""}, "non-empty string"),
+        ({"coalesce": "always", "concurrency_key": "k"}, "coalesce is"),
+    ],
+)
+async def test_a_trigger_that_makes_no_sense_is_refused_before_anything_is_written(running, options, said):
+    heard: list[str] = []
+    async with running(echo) as engine:
+        engine.on("run:trigger", lambda event: heard.append(event.run_id))
+        changes = engine._store.database.changes
+        with pytest.raises(ValueError, match=said):
+            await engine.trigger_many([Trigger("echo", 1), Trigger("echo", 2, **options)])
+        assert engine._store.database.changes == changes
+        assert await engine.list_runs() == []
+    assert heard == []
+
+
+async def test_only_triggers_are_triggered(running):
+    async with running(echo) as engine:
+        for other in (("echo", 1), {"job": "echo"}, echo):
+            with pytest.raises(TypeError, match="Trigger objects"):
+                await engine.trigger_many([Trigger("echo", 1), other])
+        assert await engine.list_runs() == []
+
+
+async def test_a_run_may_be_meant_to_begin_never(running):
+    async with running(echo) as engine:
+        run = await engine.trigger("echo", run_at=NEVER, deadline=NEVER)
+        assert all(NEVER - moment < timedelta(milliseconds=2) for moment in (run.run_at, run.deadline))
+        assert [found.id for found in await engine.list_runs(created_before=NEVER)] == [run.id]
+
+
+async def test_the_part_of_a_filter_that_is_none_is_as_if_not_given(running):
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo"))
+        nothing: dict[str, Any] = dict.fromkeys(
+            ["status", "job", "labels", "created_after", "created_before", "search", "parent", "cursor"]
+        )
+        assert await engine.list_runs(**nothing) == [run]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001, 2.5, "5", True, None])
+async def test_a_page_has_a_size(running, limit):
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo"))
+        with pytest.raises(ValueError, match="limit is a number from 1 to 1000"):
+            await engine.list_runs(limit=limit)
+        with pytest.raises(ValueError, match="limit is a number from 1 to 1000"):
+            await engine.logs(run.id, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("older_than", "limit"),
+    [(NEVER, -1), (NEVER, 0), (NEVER, 2.5), (timedelta(0), 500), ("30d", 500), (datetime(2030, 1, 1), 500)],  # noqa: DTZ001
+)
+async def test_purging_by_mistake_deletes_nothing(running, older_than, limit):
+    async with running(echo) as engine:
+        await finish(engine, await engine.trigger("echo"))
+        with pytest.raises(ValueError, match=r"limit is|datetime"):
+            await engine.purge_runs(older_than, limit=limit)
+        assert len(await engine.list_runs()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_concurrent_runs": -1},
+        {"lease": 0},
+        {"lease": 0.0001},
+        {"lease": float("inf")},
+        {"lease": float("nan")},
+        {"max_recoveries": -1},
+        {"max_parked": -1},
+        {"durability": "fully"},
+        {"retain_runs": "a month"},
+        {"retain_runs": timedelta(days=-1)},
+        {"retain_runs": -5},
+        {"retain_runs": "99999999999d"},
+    ],
+    ids=str,
+)
+def test_an_engine_that_makes_no_sense_is_refused_when_it_is_made(options):
+    with pytest.raises(ValueError, match=r"."):
+        Engine("unused.sqlite3", [echo], **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": 1.5},
+        {"backoff": -1},
+        {"backoff": float("nan")},
+        {"backoff": timedelta(seconds=1)},
+        {"factor": -2},
+        {"max_delay": -1},
+        {"max_delay": "5m"},
+        {"jitter": 1.1},
+        {"jitter": -0.1},
+        {"timeout": 0},
+        {"timeout": timedelta(seconds=1)},
+    ],
+    ids=str,
+)
+def test_a_retry_that_makes_no_sense_is_refused_when_it_is_made(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Retry(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_concurrent": 0},
+        {"max_concurrent": 1.5},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": "5s"},
+        {"version": 2},
+        {"version": "\ud800"},
+        {"retry": 3},
+    ],
+    ids=ascii,
+)
+def test_a_job_that_makes_no_sense_is_refused_when_it_is_declared(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        job("echo", **options)
+
+
+def test_a_job_has_a_name_that_can_be_stored():
+    with pytest.raises(ValueError, match="no form in UTF-8"):
+        job("\ud800")
