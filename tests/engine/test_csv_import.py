@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -475,9 +476,8 @@ async def test_a_forgotten_import_leaves_no_tables_and_others_keep_theirs(runnin
         forgotten = await finish(engine, await engine.trigger("forget-import", forgetting))
         again = await finish(engine, await engine.trigger("forget-import", forgetting))
     assert (forgotten.output, again.output) == ({"tables": 2}, {"tables": 0})
-    tables = sqlite3.connect(database_path).execute(
-        "SELECT name FROM sqlite_master WHERE name LIKE 'csv@_%' ESCAPE '@'"
-    )
-    kept = {name for (name,) in tables}
+    with closing(sqlite3.connect(database_path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'csv@_%' ESCAPE '@'")
+        kept = {name for (name,) in tables}
     assert kept >= {other.output["table"], other.output["bad_table"], "csv_imports"}
     assert not kept & {first.output["table"], first.output["bad_table"]}

@@ -314,7 +314,7 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
         lambda connection: connection.set_authorizer(None),
         lambda connection: connection.set_progress_handler(lambda: 1, 1),
         lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10),
-        lambda connection: connection.backup(sqlite3.connect(":memory:")),
+        lambda connection: connection.backup(connection),
         lambda connection: connection.rollback(),
         lambda connection: connection.execute("VACUUM"),
     ],
