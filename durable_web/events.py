@@ -104,8 +104,10 @@ class Events:
     def add(self, type: str, listener: Listener) -> None:
         """Listen to a type of event.
 
-        :raises ValueError: when there is no such type.
+        :raises ValueError, TypeError: when there is no such type, or the listener cannot be called.
         """
+        if not callable(listener):
+            raise TypeError(f"A listener is a function of an event, not {listener!r}.")
         if type not in DOMAIN | OPERATIONAL:
             raise ValueError(f"There is no event {type!r}; there are {', '.join(sorted(DOMAIN | OPERATIONAL))}.")
         self._listeners.setdefault(type, []).append(listener)

@@ -23,7 +23,8 @@ class Trigger:
 
     :param job: a job, or the name of one.
     :param input: what the job function gets.
-    :param idempotency_key: unique per job for ever: a second trigger with it is given the run of the first.
+    :param idempotency_key: unique per job for ever: a second trigger with it is given the run of the first, in whatever
+        state; only once that is deleted or purged, the key is free again.
     :param concurrency_key: at most one run of the job with it is pending, and executing runs with it never overlap,
         across jobs and engines.
     :param coalesce: what to do when a run of the job with the concurrency key is there already: ``"skip"`` gives back

@@ -82,6 +82,7 @@ class Execution:
         self._recoveries = claim.recoveries
         self.queued = claim.queued  # of the steps that the claim was made for
         self._abandoned = False
+        self._is_taken_away = False  # while it let go of its branches
         self._broken: NonDeterminismError | None = None
         self.unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -135,8 +136,10 @@ class Execution:
             await self.compensation.run()
             self._settle(RunStatus(self.claim.ending), error=self.claim.error, failed_step=self.claim.failed_step)
         elif isinstance(failure, ContinueAsNew):
+            await self._leave_branches()
             self._settle(RunStatus.COMPLETED, successor=failure.successor)
         elif failure is None:
+            await self._leave_branches()
             self._settle(RunStatus.COMPLETED, output=output)
         else:
             await self._fail(failure)
@@ -146,7 +149,20 @@ class Execution:
         failed_step = failure.step if isinstance(failure, StepFailed) else None
         if self._broken is None and await self.compensation.begin(error, failed_step):
             await self.compensation.run()
+        else:
+            await self._leave_branches()
         self._settle(RunStatus.FAILED, error=error, failed_step=failed_step)
+
+    async def _leave_branches(self) -> None:
+        """Let go of what other branches have under way, so that whoever is next sees nothing of it.
+
+        What they still try is refused, but the lease is kept, unless the run is taken away meanwhile.
+        """
+        if self.tasks:
+            self._abandoned = True
+            await self.stop_branches()
+            if self._is_taken_away:
+                self.unwind()
 
     def fail(self, error: Exception) -> None:
         """Settle the run as failed without executing it."""
@@ -220,6 +236,7 @@ class Execution:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
         self.cancelled = self.cancelled or cancelled
         if self._abandoned:
+            self._is_taken_away = True
             return  # a second cancellation would only disturb what is cleaning up after the first
         self._abandoned = True
         self.reports.stop()

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 
 import pytest
-from watching import finish, timeline
+from watching import finish, on_a_desk_only, timeline
 
 from durable_web import Context, RunNotActive, RunNotFound, RunStatus, StepStatus, job
-from durable_web.testing import MockClock
+from durable_web.testing import MockClock, settle
 
 
 async def test_a_run_is_cancelled_in_the_middle_of_a_step(running):
@@ -183,3 +183,44 @@ async def test_a_job_can_leave_by_itself_when_its_run_was_cancelled(running):
         assert (await engine.get_run(run.id)) == run
     assert (run.status, run.is_active, run.is_terminal) == (RunStatus.CANCELLED, False, True)
     assert noticed == [True]
+
+
+@on_a_desk_only("OPFS has one engine per file")
+@pytest.mark.parametrize("how", ["completes", "fails", "step", "transaction", "parks", "line"])
+async def test_what_a_run_comes_to_before_it_hears_of_its_cancellation_elsewhere_is_not_recorded(running, how):
+    clock = MockClock()  # which stands still: nobody looks what the other one has done
+    gate = asyncio.Event()
+    after: list[str] = []
+
+    @job("late")
+    async def late(ctx: Context, _: None) -> str:
+        await gate.wait()
+        match how:
+            case "fails":
+                raise ValueError("late")
+            case "step":
+                await ctx.step("late", lambda: 1)
+            case "transaction":
+                await ctx.transaction("late", lambda connection: connection.execute("CREATE TABLE late (x)") and 1)
+            case "parks":
+                await ctx.wait_for_signal("late")
+            case "line":
+                ctx.log.info("late")
+                await ctx.step("late", lambda: 1)
+        after.append("went on")
+        return "done"
+
+    options = {"clock": clock, "exclusive": False}
+    async with running(late, **options) as engine, running(max_concurrent_runs=0, **options) as neighbour:
+        run = await engine.trigger("late")
+        await settle()
+        cancelled = await neighbour.cancel(run.id)
+        gate.set()
+        await settle()
+        assert await engine.get_run(run.id) == cancelled
+        assert [step for step in await engine.get_steps(run.id) if step.status != StepStatus.CANCELLED] == []
+        assert [frame for frame in await timeline(engine, run) if frame.kind == "log"] == []
+        tables = engine._store.database.rows("SELECT name FROM sqlite_schema WHERE name = 'late'")
+        assert tables == []
+    assert after == (["went on"] if how == "completes" else [])
+    assert cancelled.status == RunStatus.CANCELLED

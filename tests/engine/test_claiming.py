@@ -7,13 +7,14 @@ import contextvars
 import dataclasses
 import weakref
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
 from watching import finish, on_a_desk_only, timeline
 
 from durable_web import Context, Engine, RunStatus, StorageError, Trigger, job
-from durable_web.testing import MockClock, engine, restart, settle
+from durable_web.testing import MockClock, crash, engine, restart, settle
 
 
 @job("gone")
@@ -102,6 +103,8 @@ async def test_whoever_is_next_begins_when_the_branches_of_the_run_before_have_l
             try:
                 await asyncio.Event().wait()
             finally:
+                for _ in range(100):
+                    await asyncio.sleep(0)  # as whoever says goodbye to a server
                 told.append(f"{number} lets go")
 
         async def fail() -> None:
@@ -117,7 +120,44 @@ async def test_whoever_is_next_begins_when_the_branches_of_the_run_before_have_l
         second = await e.trigger(branches, 2, **options)
         for run in (first, second):
             await finish(e, run)
+        await e.stop()
     assert told == ["1 begins", "1 lets go", "2 begins", "2 lets go"]
+
+
+@pytest.mark.parametrize("what", ["cancel", "stop", "crash"])
+async def test_a_run_that_is_taken_away_while_its_branches_let_go_is_left_as_it_is(running, what, caplog):
+    gate, told = asyncio.Event(), []
+
+    @job("branches")
+    async def branches(ctx: Context, _: None) -> str:
+        async def hold() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                with suppress(BaseException):  # what it still tries is refused
+                    await ctx.step("more", told.append, "more")
+                await gate.wait()
+
+        if ctx.attempt == 1:
+            holding = asyncio.ensure_future(ctx.step("hold", hold))
+            await ctx.step("first", asyncio.sleep, 0)
+            assert not holding.done()
+        return "done"
+
+    async with running(branches) as e:
+        run = await e.trigger(branches)
+        await settle()
+        assert (await e.get_run(run.id)).status == "leased"
+        if what == "cancel":
+            await e.cancel(run.id)
+        asyncio.get_running_loop().call_later(0.01, gate.set)
+        await (crash(e) if what == "crash" else e.stop(drain=what == "cancel"))
+    async with running(branches) as e:
+        ended = await finish(e, run)
+    assert (ended.status, ended.output) == (("cancelled", None) if what == "cancel" else ("completed", "done"))
+    assert ended.attempt == (1 if what == "cancel" else 2)
+    assert told == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("type", ["run:trigger", "run:complete"])

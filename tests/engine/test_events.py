@@ -150,6 +150,8 @@ async def test_a_listener_that_was_removed_hears_nothing_and_an_unknown_event_is
         await finish(engine, await engine.trigger("work", "fine"))
         with pytest.raises(ValueError, match="no event 'run:finished'"):
             engine.on("run:finished", heard.append)
+        with pytest.raises(TypeError, match="a function of an event"):
+            engine.on("run:complete", None)
     assert heard == []
 
 

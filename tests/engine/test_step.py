@@ -85,6 +85,30 @@ async def test_a_step_gives_the_same_value_first_and_replayed(running, value):
     assert [type(item) for item in seen] == [type(value)] * 2
 
 
+@pytest.mark.parametrize("kind", ["enum", "list", "dict"])
+async def test_what_has_no_form_of_its_own_is_plain_data_first_and_replayed(running, kind):
+    seen: list[Any] = []
+    point, plain = Point(1, Colour.RED), {"x": 1, "colour": "red"}
+    values = {"enum": (Colour.RED, "red"), "list": ([point], [plain]), "dict": ({"at": point}, {"at": plain})}
+    value, expected = values[kind]
+
+    @job("echo")
+    async def echo(ctx: Context, _: None) -> None:
+        seen.append(await ctx.step("value", lambda: value))
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+
+    async with running(echo) as engine:
+        run = await engine.trigger("echo")
+        while not seen:
+            await asyncio.sleep(0)
+        await crash(engine)
+    async with running(echo) as engine:
+        await finish(engine, run)
+    assert seen == [expected, expected]
+    assert [repr(item) for item in seen] == [repr(expected)] * 2
+
+
 async def test_what_is_handed_to_the_body_is_what_was_written_down_not_the_original(running):
     original = {"rows": [1]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -307,6 +308,11 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
         assert len(await engine.list_runs()) == 1
 
 
+def back_up(connection: sqlite3.Connection) -> None:
+    with closing(sqlite3.connect(":memory:")) as target:
+        connection.backup(target)
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -314,7 +320,7 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
         lambda connection: connection.set_authorizer(None),
         lambda connection: connection.set_progress_handler(lambda: 1, 1),
         lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10),
-        lambda connection: connection.backup(connection),
+        back_up,
         lambda connection: connection.rollback(),
         lambda connection: connection.execute("VACUUM"),
     ],
