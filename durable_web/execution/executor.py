@@ -74,7 +74,7 @@ class Execution:
         self._unreached: set[str] = set()
         self._unvisited: set[str] = set()
         self._last_position = -1
-        if not claim.is_new:
+        if claim.has_steps:
             self._load()
         self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}

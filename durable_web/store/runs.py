@@ -138,7 +138,7 @@ class Runs(RunReading):
             self._journal.has_claimable = True
         else:
             expires, deadline = lease.expires_at, run.deadline
-            claim = Claim(run.id, run.job, run.version, run.input, 1, 0, 1, expires, deadline, is_new=True)
+            claim = Claim(run.id, run.job, run.version, run.input, 1, 0, 1, expires, deadline, has_steps=False)
             self._note_claim(claim, lease.owner, now)
 
     def find_by_idempotency_key(self, job: str, key: str) -> str | None:
@@ -173,8 +173,8 @@ class Runs(RunReading):
             row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
             if row is None:
                 return None
-            *values, ending, error, failed_step = row
-            claim = Claim(*values, ending, None if error is None else json.loads(error), failed_step)
+            *values, error, failed_step, has_steps = row
+            claim = Claim(*values, None if error is None else json.loads(error), failed_step, bool(has_steps))
             obstacle = find_obstacle(claim)
             if obstacle is None:
                 break
