@@ -280,14 +280,15 @@ class Runs(RunReading):
             raise LeaseLost(claim.run_id)
         reason = None if continued_as is None else f"it goes on as {continued_as}"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
-        if row[3]:  # there is a run that started it, that it has started, or that waits for it
-            self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
+        started_at, parent_run_id, parent_step, has_relatives = row
+        if parent_run_id is not None or has_relatives:  # not asked in SQL: in RETURNING, 3.40 takes NULL for NOT NULL
+            self.on_end(Ended(claim.run_id, parent_run_id, parent_step, status, output, error, continued_as), now)
         if not self._journal.is_listening:
             return
         if status == RunStatus.CANCELLED:
             self._journal.tell("run:cancel", claim.run_id, now)
         elif status == RunStatus.COMPLETED:
-            duration = max(now - row[0], 0) / 1000
+            duration = max(now - started_at, 0) / 1000
             self._journal.tell("run:complete", claim.run_id, now, output=decode(output or "null"), duration=duration)
         else:
             info = None if error is None else ErrorInfo(**error)

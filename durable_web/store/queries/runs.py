@@ -133,8 +133,7 @@ UPDATE durable_runs
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
 RETURNING started_at, parent_run_id, parent_step,
-          parent_run_id IS NOT NULL
-       OR EXISTS (SELECT 1
+          EXISTS (SELECT 1
                     FROM durable_runs AS child INDEXED BY durable_runs_by_parent
                    WHERE child.parent_run_id = :id)
        OR EXISTS (SELECT 1
