@@ -9,11 +9,11 @@ from typing import Any
 
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotTerminal
-from ..flow import Gate
-from ..model import ErrorInfo, Run, RunStatus, from_milliseconds
+from ..model import ErrorInfo, RunStatus, from_milliseconds
 from .database import Database
 from .flow import Flow
 from .journal import Claim, Journal
+from .new_run import Lease, NewRun, row_of
 from .queries import runs as queries
 from .reading import RunReading
 
@@ -25,35 +25,6 @@ _FOR_EVER = 1 << 62
 
 class LeaseLost(Exception):
     """The run was cancelled, taken over or deleted: whoever executed it may not write any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """A run that is to be inserted; ``input`` is the codec's text, times are milliseconds."""
-
-    id: str
-    job: str
-    version: str | None
-    input: str
-    labels: dict[str, str]
-    idempotency_key: str | None = None
-    concurrency_key: str | None = None
-    priority: int = 0
-    run_at: int | None = None
-    deadline: int | None = None
-    parent_run_id: str | None = None
-    parent_step: str | None = None
-    continued_from: str | None = None
-    dead_letter_of: str | None = None
-    gates: tuple[Gate, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What a run is leased with that nothing keeps from being executed the moment it is made."""
-
-    owner: str
-    expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +68,10 @@ class Runs(RunReading):
         :param lease: claim it in the same moment, if it is due, without gates, and without a concurrency key. For
             whoever knows that nothing else is to be claimed before it.
         """
-        is_due = run.run_at is None or run.run_at <= now
-        if lease is not None and (not is_due or run.gates or run.concurrency_key is not None):
+        if lease is not None and (not run.is_due(now) or run.gates or run.concurrency_key is not None):
             lease = None
-        status = (RunStatus.PENDING, 0, 0, None, None, None)
-        if lease is not None:
-            status = (RunStatus.LEASED, 1, 1, lease.owner, lease.expires_at, now)
-        values = (
-            run.id,
-            run.job,
-            run.version,
-            run.input,
-            to_json(run.labels),
-            run.idempotency_key,
-            run.concurrency_key,
-            run.priority,
-            run.run_at,
-            run.deadline,
-            run.parent_run_id,
-            run.parent_step,
-            run.continued_from,
-            run.dead_letter_of,
-            is_due,
-            now if is_due else run.run_at,
-            now,
-            now,
-            *status,
-        )
         self._journal.forget_run(run.id)
-        self._database.execute(queries.INSERT_RUN, values)
+        self._database.execute(queries.INSERT_RUN, row_of(run, now, lease))
         if run.labels:
             labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
             self._database.executemany(queries.INSERT_LABEL, labels)
@@ -509,54 +455,6 @@ class Runs(RunReading):
     def ended_before(self, moment: int, limit: int) -> list[str]:
         """The ids of the runs that ended longest ago, before ``moment``."""
         return [row[0] for row in self._database.rows(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
-
-
-def as_made(run: NewRun, now: int) -> Run:
-    """A run as it stands the moment it is made, as ``get`` would give it."""
-    created_at, run_at = from_milliseconds(now), from_milliseconds(run.run_at)
-    is_due = run.run_at is None or run.run_at <= now
-    assert created_at is not None
-    return Run(
-        id=run.id,
-        job=run.job,
-        version=run.version,
-        status=RunStatus.PENDING,
-        input=decode(run.input),
-        output=None,
-        error=None,
-        failed_step=None,
-        progress=None,
-        labels=dict(run.labels),
-        idempotency_key=run.idempotency_key,
-        concurrency_key=run.concurrency_key,
-        priority=run.priority,
-        attempt=0,
-        recoveries=0,
-        generation=0,
-        lease_owner=None,
-        lease_expires_at=None,
-        paused=False,
-        waiting_reason=None,
-        ending=None,
-        parent_run_id=run.parent_run_id,
-        parent_step=run.parent_step,
-        continued_from=run.continued_from,
-        continued_as=None,
-        dead_letter_of=run.dead_letter_of,
-        dead_letter_id=None,
-        run_at=run_at,
-        wake_at=None,
-        deadline=from_milliseconds(run.deadline),
-        created_at=created_at,
-        ready_at=created_at if is_due or run_at is None else run_at,
-        started_at=None,
-        completed_at=None,
-        updated_at=created_at,
-        current_step=None,
-        completed_steps=0,
-        last_seq=1,
-        disposition="created",
-    )
 
 
 def _decoded(text: str) -> Any:
