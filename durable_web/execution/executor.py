@@ -70,12 +70,10 @@ class Execution:
         self._commits = services.commits
         self._services = services
         self._clock = services.clock
-        self.records: dict[str, StepRecord] = {}
-        self._unreached: set[str] = set()
-        self._unvisited: set[str] = set()
-        self._last_position = -1
-        if not claim.is_new:
-            self._load()
+        self.records = services.store.steps.load(claim.run_id) if claim.has_steps else {}
+        self._unreached = {name for name, record in self.records.items() if record.kind != COMPENSATION}
+        self._unvisited = {name for name, record in self.records.items() if record.is_settled}
+        self._last_position = max((record.position for record in self.records.values()), default=-1)
         self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
         self._ordinals: dict[str, int] = {}
@@ -95,16 +93,6 @@ class Execution:
         self.waiting = Waiting(self, services)
         self.compensation = Compensation(self, services)
         self.reports = Reports(self, services)
-
-    def _load(self) -> None:
-        """Look up what the run has recorded."""
-        self.records = self._store.steps.load(self.claim.run_id)
-        for name, record in self.records.items():
-            if record.kind != COMPENSATION:
-                self._unreached.add(name)
-            if record.is_settled:
-                self._unvisited.add(name)
-            self._last_position = max(self._last_position, record.position)
 
     # --- the run -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from .database import SCHEMA_VERSION, Database, Durability, check_durability
 from .journal import Claim, Fact
-from .runs import Lease, LeaseLost, NewRun, as_made
+from .new_run import Lease, NewRun, as_made
+from .runs import LeaseLost
 from .steps import PUBLISH, StepRecord, published_as
 from .store import Store
 

@@ -45,7 +45,7 @@ class Claim:
     ending: str | None = None  # what a run that is to be compensated then ends as
     error: dict[str, str] | None = None  # why it failed
     failed_step: str | None = None
-    is_new: bool = False  # the run was made in the same moment: nothing of it is recorded
+    has_steps: bool = True  # whether the run has recorded any
 
 
 @dataclass(slots=True)

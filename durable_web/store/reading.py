@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..codec import decode
+from ..codec import decode, from_json
 from ..errors import RunNotFound
 from ..model import ErrorInfo, Progress, Run, RunFilter, RunStatus, from_milliseconds
 from .database import Database
@@ -90,7 +90,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "output": decode,
     "error": lambda text: ErrorInfo(**json.loads(text)),
     "progress": lambda text: Progress(**json.loads(text)),
-    "labels": json.loads,
+    "labels": from_json,
     "paused": bool,
     **dict.fromkeys(queries.TIMES, from_milliseconds),
 }

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotTerminal
-from ..flow import Gate
-from ..model import ErrorInfo, Run, RunStatus, from_milliseconds
+from ..model import ErrorInfo, RunStatus, from_milliseconds
 from .database import Database
 from .flow import Flow
 from .journal import Claim, Journal
+from .new_run import Lease, NewRun, row_of
 from .queries import runs as queries
 from .reading import RunReading
 
@@ -25,35 +25,6 @@ _FOR_EVER = 1 << 62
 
 class LeaseLost(Exception):
     """The run was cancelled, taken over or deleted: whoever executed it may not write any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """A run that is to be inserted; ``input`` is the codec's text, times are milliseconds."""
-
-    id: str
-    job: str
-    version: str | None
-    input: str
-    labels: dict[str, str]
-    idempotency_key: str | None = None
-    concurrency_key: str | None = None
-    priority: int = 0
-    run_at: int | None = None
-    deadline: int | None = None
-    parent_run_id: str | None = None
-    parent_step: str | None = None
-    continued_from: str | None = None
-    dead_letter_of: str | None = None
-    gates: tuple[Gate, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What a run is leased with that nothing keeps from being executed the moment it is made."""
-
-    owner: str
-    expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +68,10 @@ class Runs(RunReading):
         :param lease: claim it in the same moment, if it is due, without gates, and without a concurrency key. For
             whoever knows that nothing else is to be claimed before it.
         """
-        is_due = run.run_at is None or run.run_at <= now
-        if lease is not None and (not is_due or run.gates or run.concurrency_key is not None):
+        if lease is not None and (not run.is_due(now) or run.gates or run.concurrency_key is not None):
             lease = None
-        status = (RunStatus.PENDING, 0, 0, None, None, None)
-        if lease is not None:
-            status = (RunStatus.LEASED, 1, 1, lease.owner, lease.expires_at, now)
-        values = (
-            run.id,
-            run.job,
-            run.version,
-            run.input,
-            to_json(run.labels),
-            run.idempotency_key,
-            run.concurrency_key,
-            run.priority,
-            run.run_at,
-            run.deadline,
-            run.parent_run_id,
-            run.parent_step,
-            run.continued_from,
-            run.dead_letter_of,
-            is_due,
-            now if is_due else run.run_at,
-            now,
-            now,
-            *status,
-        )
         self._journal.forget_run(run.id)
-        self._database.execute(queries.INSERT_RUN, values)
+        self._database.execute(queries.INSERT_RUN, row_of(run, now, lease))
         if run.labels:
             labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
             self._database.executemany(queries.INSERT_LABEL, labels)
@@ -138,7 +84,7 @@ class Runs(RunReading):
             self._journal.has_claimable = True
         else:
             expires, deadline = lease.expires_at, run.deadline
-            claim = Claim(run.id, run.job, run.version, run.input, 1, 0, 1, expires, deadline, is_new=True)
+            claim = Claim(run.id, run.job, run.version, run.input, 1, 0, 1, expires, deadline, has_steps=False)
             self._note_claim(claim, lease.owner, now)
 
     def find_by_idempotency_key(self, job: str, key: str) -> str | None:
@@ -173,8 +119,8 @@ class Runs(RunReading):
             row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
             if row is None:
                 return None
-            *values, ending, error, failed_step = row
-            claim = Claim(*values, ending, None if error is None else json.loads(error), failed_step)
+            *values, error, failed_step, has_steps = row
+            claim = Claim(*values, None if error is None else json.loads(error), failed_step, bool(has_steps))
             obstacle = find_obstacle(claim)
             if obstacle is None:
                 break
@@ -280,14 +226,15 @@ class Runs(RunReading):
             raise LeaseLost(claim.run_id)
         reason = None if continued_as is None else f"it goes on as {continued_as}"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
-        if row[3]:  # there is a run that started it, that it has started, or that waits for it
-            self.on_end(Ended(claim.run_id, row[1], row[2], status, output, error, continued_as), now)
+        started_at, parent_run_id, parent_step, has_relatives = row
+        if parent_run_id is not None or has_relatives:  # not asked in SQL: in RETURNING, 3.40 takes NULL for NOT NULL
+            self.on_end(Ended(claim.run_id, parent_run_id, parent_step, status, output, error, continued_as), now)
         if not self._journal.is_listening:
             return
         if status == RunStatus.CANCELLED:
             self._journal.tell("run:cancel", claim.run_id, now)
         elif status == RunStatus.COMPLETED:
-            duration = max(now - row[0], 0) / 1000
+            duration = max(now - started_at, 0) / 1000
             self._journal.tell("run:complete", claim.run_id, now, output=decode(output or "null"), duration=duration)
         else:
             info = None if error is None else ErrorInfo(**error)
@@ -508,54 +455,6 @@ class Runs(RunReading):
     def ended_before(self, moment: int, limit: int) -> list[str]:
         """The ids of the runs that ended longest ago, before ``moment``."""
         return [row[0] for row in self._database.rows(queries.ENDED_BEFORE, {"moment": moment, "limit": limit})]
-
-
-def as_made(run: NewRun, now: int) -> Run:
-    """A run as it stands the moment it is made, as ``get`` would give it."""
-    created_at, run_at = from_milliseconds(now), from_milliseconds(run.run_at)
-    is_due = run.run_at is None or run.run_at <= now
-    assert created_at is not None
-    return Run(
-        id=run.id,
-        job=run.job,
-        version=run.version,
-        status=RunStatus.PENDING,
-        input=decode(run.input),
-        output=None,
-        error=None,
-        failed_step=None,
-        progress=None,
-        labels=dict(run.labels),
-        idempotency_key=run.idempotency_key,
-        concurrency_key=run.concurrency_key,
-        priority=run.priority,
-        attempt=0,
-        recoveries=0,
-        generation=0,
-        lease_owner=None,
-        lease_expires_at=None,
-        paused=False,
-        waiting_reason=None,
-        ending=None,
-        parent_run_id=run.parent_run_id,
-        parent_step=run.parent_step,
-        continued_from=run.continued_from,
-        continued_as=None,
-        dead_letter_of=run.dead_letter_of,
-        dead_letter_id=None,
-        run_at=run_at,
-        wake_at=None,
-        deadline=from_milliseconds(run.deadline),
-        created_at=created_at,
-        ready_at=created_at if is_due or run_at is None else run_at,
-        started_at=None,
-        completed_at=None,
-        updated_at=created_at,
-        current_step=None,
-        completed_steps=0,
-        last_seq=1,
-        disposition="created",
-    )
 
 
 def _decoded(text: str) -> Any:

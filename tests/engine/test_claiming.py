@@ -334,7 +334,7 @@ async def test_a_run_that_is_leased_as_it_is_made_is_as_any_other_that_is_leased
 
 
 @on_a_desk_only("two engines share the file")
-async def test_no_run_is_leased_as_it_is_made_while_an_older_one_waits_that_another_engine_has_made(running):
+async def test_no_run_is_leased_as_it_is_made_before_another_whose_turn_it_is_and_that_another_engine_has_made(running):
     order: list[str] = []
 
     @job("in order")
@@ -345,6 +345,6 @@ async def test_no_run_is_leased_as_it_is_made_while_an_older_one_waits_that_anot
         running(in_order, exclusive=False, max_concurrent_runs=0) as other,
         running(in_order, exclusive=False, max_concurrent_runs=1) as e,
     ):
-        await other.trigger(in_order, "older")
-        await finish(e, await e.trigger(in_order, "younger"))
-    assert order == ["older", "younger"]
+        await other.trigger(in_order, "urgent", priority=1)
+        await finish(e, await e.trigger(in_order, "not urgent"))
+    assert order == ["urgent", "not urgent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
@@ -195,3 +196,14 @@ def test_pages_get_plain_json_data():
         "5": {"colour": "red", "at": "2026-01-31"},
     }
     assert printable(float("inf")) == "inf"
+
+
+@pytest.mark.parametrize("text", ['{"a":[1,null]}', "7", ' {"a": 1}', "[1] ", "\n3\n", '"\\ud800"'])
+def test_a_text_with_blanks_around_it_reads_as_one_without(text):
+    assert decode(text) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", "1 2", "[1]x", '{"a":1}}', "nul"])
+def test_a_text_that_is_not_json_is_refused_wherever_it_goes_wrong(text):
+    with pytest.raises(json.JSONDecodeError):
+        decode(text)

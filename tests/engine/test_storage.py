@@ -27,7 +27,6 @@ from durable_web import (
     SchemaVersionError,
     StorageError,
     StorageFullError,
-    Trigger,
     job,
 )
 from durable_web.store import messages, queries, waits
@@ -282,22 +281,29 @@ async def test_a_damaged_file_is_refused_when_the_engine_starts(running, databas
         await Engine(database_path).start()
 
 
-async def test_runs_whose_records_cannot_be_read_are_given_back_and_executed_later(running, monkeypatch):
+async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_later(running, monkeypatch):
+    @job("pauses")
+    async def pauses(ctx: Context, how_many: int) -> int:
+        await ctx.step("before", str, how_many)
+        await ctx.sleep("pause", 60)
+        return how_many
+
     clock = MockClock()
     states: list[str] = []
-    options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
-    async with running(steps, **options) as engine:
+    options = {"clock": clock, "max_parked": 0, "on_state": lambda state, message: states.append(state)}
+    async with running(pauses, **options) as engine:
         load = engine._store.steps.load
 
         def fail(run_id: str) -> None:
             raise StorageError(engine.path, "the disk is busy")
 
         monkeypatch.setattr(engine._store.steps, "load", fail)
-        runs = await engine.trigger_many([Trigger("steps", 2), Trigger("steps", 3)])
+        run = await engine.trigger("pauses", 2)
+        await clock.advance(60)
         assert states == ["storage_error"]
         monkeypatch.setattr(engine._store.steps, "load", load)
         await clock.advance(3)
-        assert [(await engine.get_run(run.id)).output for run in runs] == [2, 3]
+        assert (await engine.get_run(run.id)).output == 2
     assert states == ["storage_error", "running"]
 
 
@@ -311,8 +317,13 @@ QUERIES = {
 }
 
 PLANS = {
-    "CLAIM": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
-    "CLAIM_BUT_SATURATED": {RUN, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
+    "CLAIM": {RUN, STEP, "candidate by durable_runs_to_claim", "other by durable_runs_by_concurrency_key"},
+    "CLAIM_BUT_SATURATED": {
+        RUN,
+        STEP,
+        "candidate by durable_runs_to_claim",
+        "other by durable_runs_by_concurrency_key",
+    },
     "HAS_CLAIMABLE": {
         "durable_runs by durable_runs_to_claim",
         "durable_held by durable_held_by_gate",

@@ -61,7 +61,10 @@ UPDATE durable_runs
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
 RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline,
-          MAX(:now - ready_at, 0), ending, error, failed_step
+          MAX(:now - ready_at, 0), ending, error, failed_step,
+          EXISTS (SELECT 1
+                    FROM durable_steps
+                   WHERE run_id = durable_runs.id)
 """
 
 CLAIM = _CLAIM.format(condition="")
@@ -130,8 +133,7 @@ UPDATE durable_runs
        updated_at = :now
  WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
 RETURNING started_at, parent_run_id, parent_step,
-          parent_run_id IS NOT NULL
-       OR EXISTS (SELECT 1
+          EXISTS (SELECT 1
                     FROM durable_runs AS child INDEXED BY durable_runs_by_parent
                    WHERE child.parent_run_id = :id)
        OR EXISTS (SELECT 1
