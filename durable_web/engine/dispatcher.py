@@ -22,8 +22,9 @@ from ..clock import Clock, TimerHandle
 from ..context import Context
 from ..errors import JobNotFound, StorageError
 from ..events import Events
+from ..execution.branches import STUBBORN_SECONDS
 from ..execution.commits import GroupCommit
-from ..execution.executor import STUBBORN_SECONDS, Execution
+from ..execution.executor import Execution
 from ..execution.services import Services
 from ..files import Files
 from ..job import Job, Registry
@@ -281,7 +282,7 @@ class Dispatcher:
         if predecessor is None or claim.ending is None:
             running = execution.run(context)
         else:
-            running = self._run_after({predecessor[1], *predecessor[0].tasks}, execution, context)
+            running = self._run_after({predecessor[1], *predecessor[0].branches.tasks}, execution, context)
         task = self._context.copy().run(asyncio.get_running_loop().create_task, running)
         self.executing[claim.run_id] = execution, task
         task.add_done_callback(lambda done: self._on_executed(execution, done))

@@ -99,7 +99,7 @@ class Compensation:
         if not any(record.undo for record in execution.records.values()):
             return False
         self.is_running = True
-        await execution.stop_branches()
+        await execution.branches.stop()
         if not self._to_undo():
             return False
 

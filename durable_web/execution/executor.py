@@ -21,6 +21,7 @@ from ..errors import NonDeterminismError, StepFailed, StorageError, TransactionE
 from ..job import Job
 from ..model import RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun, StepRecord
+from .branches import Branches
 from .compensation import COMPENSATION, PREFIX, Compensation
 from .leaving import ContinueAsNew, Unwind, is_closing, own_reason
 from .operations import Operations
@@ -30,32 +31,9 @@ from .services import Services
 from .timeouts import Timeouts
 from .waiting import WAITS, Waiting
 
-STUBBORN_SECONDS = 5.0  # for branches that swallow their cancellation; what they still try is refused
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
 
 _ORDINAL = re.compile(r"#\d+$")
-
-
-class UnderWay:
-    """What one branch of an execution is in the middle of; a class, not a generator, because every step is one."""
-
-    __slots__ = ("_execution", "_task")
-
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
-        self._task = asyncio.current_task()
-
-    def __enter__(self) -> None:
-        if self._task is not None:
-            self._execution.tasks.append(self._task)
-        self._execution.parking.in_flight += 1
-
-    def __exit__(self, *exception: object) -> None:
-        if self._task is not None:
-            self._execution.tasks.remove(self._task)
-        self._execution.parking.land()
-        if not self._execution.tasks:
-            self._execution.rest()
 
 
 class Execution:
@@ -84,8 +62,7 @@ class Execution:
         self._broken: NonDeterminismError | None = None
         self.unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
-        self.tasks: list[asyncio.Task[Any]] = []  # of the steps and waits under way
-        self._at_rest: asyncio.Future[None] | None = None  # for whoever waits until there are none
+        self.branches = Branches(self)
         self._last_turn = time.perf_counter()
         self.timeouts = Timeouts(self, services)
         self.parking = Parking(self, services)
@@ -146,9 +123,9 @@ class Execution:
 
         What they still try is refused, but the lease is kept, unless the run is taken away meanwhile.
         """
-        if self.tasks:
+        if self.branches.tasks:
             self._abandoned = True
-            await self.stop_branches()
+            await self.branches.stop()
             if self._is_taken_away:
                 self.unwind()
 
@@ -186,7 +163,7 @@ class Execution:
                 self._store.flow.copy(self.claim.run_id, successor.id)
             if status == RunStatus.COMPLETED and not self._services.preserve_steps:
                 self._store.steps.delete(self.claim.run_id)
-            if not self.tasks:  # else these have to stop first
+            if not self.branches.tasks:  # else these have to stop first
                 self._services.claim(self.claim.run_id)  # whoever is next begins without a commit of its own
 
         try:
@@ -196,29 +173,11 @@ class Execution:
         except StorageError as trouble:
             self._services.on_storage_trouble(self.claim, trouble)
         else:
-            if not self.tasks:
+            if not self.branches.tasks:
                 self._services.on_settled(self)
         finally:
             self._abandoned = True
-            self._cancel_tasks()
-
-    def under_way(self) -> UnderWay:
-        """For ``with``: a branch is in the middle of something, and is told when that has to stop."""
-        return UnderWay(self)
-
-    def rest(self) -> None:
-        """No branch is in the middle of anything."""
-        if self._at_rest is not None and not self._at_rest.done():
-            self._at_rest.set_result(None)
-
-    async def stop_branches(self) -> None:
-        """Tell what other branches of the body have under way to stop, and return when it has, or will not."""
-        self._cancel_tasks()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STUBBORN_SECONDS):
-                while self.tasks:
-                    self._at_rest = asyncio.get_running_loop().create_future()
-                    await self._at_rest
+            self.branches.cancel()
 
     def abandon(self, *, cancelled: bool = False) -> None:
         """Stop executing: the run is no longer ours. What the body still tries is refused."""
@@ -229,14 +188,7 @@ class Execution:
         self._abandoned = True
         self.reports.stop()
         self.parking.stop()
-        self._cancel_tasks()
-
-    def _cancel_tasks(self) -> None:
-        """Tell the job body, and every step that it has under way in other tasks, to stop."""
-        current = asyncio.current_task()
-        for task in {self._task, *self.tasks}:
-            if task is not None and task is not current:
-                task.cancel()
+        self.branches.cancel()
 
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""

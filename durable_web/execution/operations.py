@@ -71,12 +71,12 @@ class Operations:
         annotation = return_annotation(function)
         if record.is_settled:
             if record.timeouts is not None:
-                with execution.under_way():
+                with execution.branches.under_way():
                     await execution.timeouts.recall(record.name)
             return _replay(record, annotation)
         if has_undo:
             record = execution.put(record._replace(undo=1))
-        with execution.under_way():
+        with execution.branches.under_way():
             record = await execution.may_begin(record)
             return await self._attempts(record, function, arguments, retry, annotation)
 
@@ -138,7 +138,7 @@ class Operations:
             self._execution.interrupt(record)
             raise
         except BaseException as error:  # such as KeyboardInterrupt and SystemExit
-            if is_of_the_engine(error) or is_closing(self._execution.tasks):
+            if is_of_the_engine(error) or is_closing(self._execution.branches.tasks):
                 raise
             return "", None, error
         finally:
@@ -189,7 +189,7 @@ class Operations:
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
-        with self._execution.under_way():
+        with self._execution.branches.under_way():
             record = await self._execution.may_begin(record)
         token = current_step.set(record)
         self._execution.ending.add(record.name)
@@ -228,7 +228,7 @@ class Operations:
         record = await self._execution.arrive(self._execution.name(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
-        with self._execution.under_way():
+        with self._execution.branches.under_way():
             record = await self._execution.may_begin(record)
         text = encode(make(), path=f"value {record.name!r}")
         await self._execution.commit_step(record, StepStatus.COMPLETED, output=text)
@@ -246,7 +246,7 @@ class Operations:
         if execution.is_unwinding and not decision:
             return False  # only to find what is to be undone: nothing is recorded any more
         record = await execution.arrive(key, PATCH)
-        with execution.under_way():
+        with execution.branches.under_way():
             record = await execution.may_begin(record)
         if key not in execution.ending:  # what another branch has written comes first in the next commit as well
             await execution.commit_step(record, StepStatus.COMPLETED, output=encode(decision))
@@ -260,7 +260,7 @@ class Operations:
         record = await self._execution.arrive(self._execution.name(published_as(key)), PUBLISH)
         if record.is_settled:
             return  # a replay publishes nothing again: what came after it would be taken back
-        with self._execution.under_way():
+        with self._execution.branches.under_way():
             record = await self._execution.may_begin(record)
 
         def write() -> None:

@@ -229,7 +229,7 @@ class Timeouts:
         body = self._execution.task
         if body is not None:
             survey.visit(body, None)
-        for task in self._execution.tasks:
+        for task in self._execution.branches.tasks:
             if id(task) not in besides:
                 survey.visit(task, body)
         return survey

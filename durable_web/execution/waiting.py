@@ -102,7 +102,7 @@ class Waiting:
         """The recorded name of a new webhook, and its token."""
         token = urlsafe_b64encode(os.urandom(24)).decode()
         key = self._execution.name(name)
-        with self._execution.under_way():
+        with self._execution.branches.under_way():
             record = await self._begin(key, WEBHOOK, topic=f"{WEBHOOK}:{token}", detail=encode(token))
         return key, decode(record.detail or "null")
 
@@ -254,7 +254,7 @@ class Waiting:
         """
         execution = self._execution
         had_ended = execution.has_outcome(key)
-        with execution.under_way():
+        with execution.branches.under_way():
             try:
                 await execution.timeouts.recall(key, call)
                 if self._was_called_off(key, kind):
