@@ -162,3 +162,16 @@ def test_a_job_that_makes_no_sense_is_refused_when_it_is_declared(options):
 def test_a_job_has_a_name_that_can_be_stored():
     with pytest.raises(ValueError, match="no form in UTF-8"):
         job("\ud800")
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_job_cannot_stop_the_engine_that_executes_it(running, drain):
+    @job("stop")
+    async def stop(ctx: Context, _: None) -> str:
+        with pytest.raises(RuntimeError, match="it would wait for its own end"):
+            await engine.stop(drain)
+        return "still here"
+
+    async with running(stop, echo) as engine:
+        assert (await finish(engine, await engine.trigger("stop"))).output == "still here"
+        assert (await finish(engine, await engine.trigger("echo", 1))).output == 1
