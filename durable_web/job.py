@@ -112,6 +112,12 @@ class Job:
     def __call__(self, *arguments: Any, **keywords: Any) -> Awaitable[Any]:
         return self.function(*arguments, **keywords)
 
+    @property
+    def limits_concurrency(self) -> bool:
+        """Whether not any number of its runs may execute at a time."""
+        flow = self.flow
+        return self.max_concurrent is not None or flow.concurrency is not None or flow.singleton is not None
+
     def validate_input(self, value: Any) -> Any:
         """``value`` as the input type has it.
 

@@ -26,7 +26,8 @@ class Trigger:
     :param idempotency_key: unique per job for ever: a second trigger with it is given the run of the first, in whatever
         state; only once that is deleted or purged, the key is free again.
     :param concurrency_key: at most one run of the job with it is pending, and executing runs with it never overlap,
-        across jobs and engines.
+        across jobs and engines. One that is cancelled or overdue lets go of what it holds, for 5 seconds at the most,
+        before the next one of its engine begins; an engine in another process does not wait for that.
     :param coalesce: what to do when a run of the job with the concurrency key is there already: ``"skip"`` gives back
         a pending one, ``"active"`` a pending, else a leased, else a waiting one.
     :param labels: texts by which runs can be found; keys of letters, digits and ``._/-``.

@@ -269,12 +269,12 @@ class Dispatcher:
 
     def _execute(self, claim: Claim) -> None:
         entry = self.parked.pop(claim.run_id, None)
-        if entry is not None and entry[0].is_resumed_by(claim):
+        stopping = self._stopping(claim)
+        if entry is not None and not stopping and entry[0].is_resumed_by(claim):
             self.executing[claim.run_id] = entry
             entry[0].resume(claim)
             return
-        predecessor = self.executing.get(claim.run_id)
-        for stale in (entry, predecessor):  # of before it went on, or was retried, elsewhere
+        for stale in (entry, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
             if stale is not None:
                 stale[0].abandon()
         try:
@@ -283,20 +283,34 @@ class Dispatcher:
             Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
             return
         context = self.new_context(execution, self._files)
-        if predecessor is None or claim.ending is None:
-            running = execution.run(context)
-        else:
-            running = self._run_after({predecessor[1], *predecessor[0].branches.tasks}, execution, context)
+        running = self._run_after(stopping, execution, context) if stopping else execution.run(context)
         task = self._context.copy().run(asyncio.get_running_loop().create_task, running)
         self.executing[claim.run_id] = execution, task
         task.add_done_callback(lambda done: self._on_executed(execution, done))
+
+    def _stopping(self, claim: Claim) -> set[asyncio.Task[Any]]:
+        """What has to let go before a run may begin: of itself, and of those that it may not overlap with.
+
+        A run that was cancelled, or is overdue, has ended for everybody else, though its code may still clean up.
+        """
+        found: set[asyncio.Task[Any]] = set()
+        for run_id, (other, task) in self.executing.items():
+            if run_id == claim.run_id or (other.is_abandoned and self._are_kept_apart(other.claim, claim)):
+                found |= {task, *other.branches.tasks}
+        return found
+
+    def _are_kept_apart(self, one: Claim, other: Claim) -> bool:
+        """Whether not both may execute at the same time."""
+        if one.job == other.job and one.job in self._registry and self._registry[one.job].limits_concurrency:
+            return True
+        return one.concurrency_key is not None and one.concurrency_key == other.concurrency_key
 
     def _admit_child(self, child: NewRun, now: int, awaited: bool) -> str:
         """Insert a run that another one starts, or find the one that stands for it: its id."""
         return Admission(self._store, self._registry[child.job], child, now).admit_child(awaited=awaited)
 
     async def _run_after(self, stopping: set[asyncio.Task[Any]], execution: Execution, context: Context) -> None:
-        """Execute a run that is to be compensated, once what it had under way has stopped."""
+        """Execute a run once what it may not overlap with has let go, or will not."""
         await asyncio.wait(stopping, timeout=STUBBORN_SECONDS)
         await execution.run(context)
 

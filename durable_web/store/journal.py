@@ -41,6 +41,7 @@ class Claim:
     generation: int
     lease_expires_at: int = 0
     deadline: int | None = None
+    concurrency_key: str | None = None
     queued: int = 0  # milliseconds for which the run could have been claimed, and was not
     ending: str | None = None  # what a run that is to be compensated then ends as
     error: dict[str, str] | None = None  # why it failed

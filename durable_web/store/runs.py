@@ -84,7 +84,19 @@ class Runs(RunReading):
             self._journal.has_claimable = True
         else:
             expires, deadline = lease.expires_at, run.deadline
-            claim = Claim(run.id, run.job, run.version, run.input, 1, 0, 1, expires, deadline, has_steps=False)
+            claim = Claim(
+                run.id,
+                run.job,
+                run.version,
+                run.input,
+                1,
+                0,
+                1,
+                expires,
+                deadline,
+                run.concurrency_key,
+                has_steps=False,
+            )
             self._note_claim(claim, lease.owner, now)
 
     def find_by_idempotency_key(self, job: str, key: str) -> str | None:

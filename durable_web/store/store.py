@@ -74,6 +74,9 @@ class Store:
                 self.on_commit(frames, facts)
         finally:  # whatever a listener does, what is leased is executed
             if claims is not None:
+                if changed and (others := changed.difference(claim.run_id for claim in claims)):
+                    self.on_change(others)  # first: what has to stop for them is told so
+                    changed -= others
                 self.on_claims(claims)
             if changed is not None:
                 self.on_change(changed)

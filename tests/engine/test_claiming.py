@@ -8,12 +8,13 @@ import dataclasses
 import weakref
 from collections import Counter
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import finish, on_a_desk_only, reach, timeline
 
-from durable_web import Context, Engine, RunStatus, StorageError, Trigger, job
+from durable_web import Concurrency, Context, Engine, Job, RunStatus, Singleton, StorageError, Trigger, job
 from durable_web.testing import MockClock, crash, engine, restart, settle
 
 
@@ -122,6 +123,143 @@ async def test_whoever_is_next_begins_when_the_branches_of_the_run_before_have_l
             await finish(e, run)
         await e.stop()
     assert told == ["1 begins", "1 lets go", "2 begins", "2 lets go"]
+
+
+def letting_go(told: list[str], gate: asyncio.Event, **options: Any) -> Job:
+    """A job whose first run lets go of what it holds only when the gate is opened."""
+
+    @job("prints", **options)
+    async def prints(ctx: Context, number: int) -> int:
+        async def hold() -> None:
+            try:
+                if number == 1 and "1 lets go" not in told:
+                    await asyncio.Event().wait()
+            finally:
+                if number == 1:
+                    await gate.wait()
+                told.append(f"{number} lets go")
+
+        told.append(f"{number} begins")
+        await ctx.step("hold", hold)
+        return number
+
+    return prints
+
+
+KEPT_APART = {
+    "one key": ({}, {"concurrency_key": "printer"}),
+    "one at a time": ({"max_concurrent": 1}, {}),
+    "one of its group at a time": ({"concurrency": Concurrency(limit=1)}, {}),
+}
+
+
+@pytest.mark.parametrize(("limits", "options"), KEPT_APART.values(), ids=KEPT_APART)
+@pytest.mark.parametrize("end", ["cancelled", "overdue"])
+async def test_what_may_not_overlap_begins_when_the_one_that_was_told_to_stop_has_let_go(end, limits, options):
+    told: list[str] = []
+    gate, clock = asyncio.Event(), MockClock()
+    prints = letting_go(told, gate, **limits)
+    async with engine(prints, clock=clock) as e:
+        deadline = datetime.fromtimestamp(clock.now() / 1000, UTC) + timedelta(seconds=60) if end == "overdue" else None
+        first = await e.trigger(prints, 1, deadline=deadline, **options)
+        await settle()
+        if end == "overdue":
+            await clock.advance(60)
+        else:
+            await e.cancel(first.id)
+        assert (await e.get_run(first.id)).is_terminal
+        second = await e.trigger(prints, 2, **options)
+        await settle()
+        assert told == ["1 begins"]
+        gate.set()
+        assert (await finish(e, second)).output == 2
+    assert told == ["1 begins", "1 lets go", "2 begins", "2 lets go"]
+
+
+async def test_a_singleton_that_replaces_another_begins_when_that_has_let_go(running):
+    told: list[str] = []
+    gate = asyncio.Event()
+    prints = letting_go(told, gate, singleton=Singleton(mode="cancel_previous"))
+    async with running(prints) as e:
+        await e.trigger(prints, 1)
+        await settle()
+        second = await e.trigger(prints, 2)
+        await settle()
+        assert told == ["1 begins"]
+        gate.set()
+        await finish(e, second)
+    assert told == ["1 begins", "1 lets go", "2 begins", "2 lets go"]
+
+
+async def test_what_may_overlap_does_not_wait_for_one_that_was_told_to_stop(running):
+    told: list[str] = []
+    gate = asyncio.Event()
+    prints = letting_go(told, gate)
+    async with running(prints) as e:
+        first = await e.trigger(prints, 1, concurrency_key="one printer")
+        await settle()
+        await e.cancel(first.id)
+        await finish(e, await e.trigger(prints, 2, concurrency_key="another printer"))
+        await finish(e, await e.trigger(prints, 3))
+        assert "1 lets go" not in told
+        gate.set()
+
+
+async def test_a_run_that_is_retried_while_it_lets_go_begins_again_when_it_has(running):
+    told: list[str] = []
+    gate = asyncio.Event()
+    prints = letting_go(told, gate)
+    async with running(prints) as e:
+        run = await e.trigger(prints, 1)
+        await settle()
+        await e.cancel(run.id)
+        await e.retry(run.id)
+        await settle()
+        assert told == ["1 begins"]
+        gate.set()
+        assert (await finish(e, run)).output == 1
+    assert told == ["1 begins", "1 lets go", "1 begins", "1 lets go"]
+
+
+async def test_one_that_waits_for_another_to_let_go_can_be_cancelled_and_the_next_one_still_waits(running):
+    told: list[str] = []
+    gate = asyncio.Event()
+    prints = letting_go(told, gate)
+    async with running(prints) as e:
+        runs = []
+        for number in (1, 2, 3):
+            runs.append(await e.trigger(prints, number, concurrency_key="printer"))
+            await settle()
+            if number < 3:
+                await e.cancel(runs[-1].id)
+        assert told == ["1 begins"]
+        gate.set()
+        await finish(e, runs[2])
+    assert told == ["1 begins", "1 lets go", "3 begins", "3 lets go"]
+
+
+async def test_a_parked_run_goes_on_when_the_one_with_its_key_has_let_go(running):
+    told: list[str] = []
+    gate = asyncio.Event()
+    prints = letting_go(told, gate)
+
+    @job("waits")
+    async def waits(ctx: Context, _: None) -> None:
+        await ctx.wait_for_signal("go")
+        told.append("the parked one goes on")
+
+    async with running(prints, waits) as e:
+        parked = await e.trigger(waits, concurrency_key="printer")
+        await reach(e, parked.id, "waiting")
+        first = await e.trigger(prints, 1, concurrency_key="printer")
+        await settle()
+        await e.signal(parked.id, "go")
+        await e.cancel(first.id)
+        await settle()
+        assert told == ["1 begins"]
+        gate.set()
+        await finish(e, parked)
+    assert told == ["1 begins", "1 lets go", "the parked one goes on"]
 
 
 @pytest.mark.parametrize("what", ["cancel", "stop", "crash"])

@@ -61,7 +61,7 @@ UPDATE durable_runs
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
 RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline,
-          MAX(:now - ready_at, 0), ending, error, failed_step,
+          concurrency_key, MAX(:now - ready_at, 0), ending, error, failed_step,
           EXISTS (SELECT 1
                     FROM durable_steps
                    WHERE run_id = durable_runs.id)
