@@ -439,10 +439,10 @@ def _wire_parts(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
     if not issubclass(kind, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return None
     names = [part.name for part in dataclasses.fields(kind)]
-    return tuple((name, camel_case(name), name in OWN_TIMES) for name in names)
+    return tuple((name, camel_case(name), name in _OWN_TIMES) for name in names)
 
 
-OWN_TIMES = frozenset(
+_OWN_TIMES = frozenset(
     {
         "ts",
         "created_at",
