@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -110,6 +110,76 @@ async def test_an_io_error_never_reaches_the_job_and_never_loses_the_checkpoint(
         run = await engine.get_run(run.id)
         assert [step.status for step in await engine.get_steps(run.id)] == ["completed"]
     assert (run.output, caught) == ("result", [])
+
+
+async def test_what_could_not_be_committed_is_never_told_of(running, monkeypatch):
+    heard: list[str] = []
+
+    @job("echo")
+    async def echo(ctx: Context, _: None) -> None: ...
+
+    async with running(echo, max_concurrent_runs=0) as engine:
+        engine.on("run:trigger", lambda event: heard.append(event.run_id))
+        database = engine._store.database
+
+        def fail() -> None:
+            database.roll_back()
+            raise StorageError("path", "the disk is busy")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(database, "commit", fail)
+            with pytest.raises(StorageError, match="busy"):
+                await engine.trigger("echo")
+        run = await engine.trigger("echo")
+        assert heard == [run.id]
+
+
+async def test_what_was_rolled_back_leaves_no_gap_in_a_timeline(running):
+    @job("echo")
+    async def echo(ctx: Context, _: None) -> None: ...
+
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo"))
+        store = engine._store
+
+        def fail() -> None:
+            store.steps.set_value(run.id, "key", "1", 1, 0)
+            raise ZeroDivisionError
+
+        with suppress(ZeroDivisionError), store.transaction():
+            fail()
+        with store.transaction():
+            with suppress(ZeroDivisionError), store.part():
+                fail()
+            store.steps.set_value(run.id, "key", "2", 2, 0)
+        frames = store.read_frames(run.id, 0, 100)
+        assert [frame.seq for frame in frames] == list(range(1, run.last_seq + 2))
+
+
+async def test_a_disk_that_is_full_in_a_transaction_function_never_reaches_the_job(running):
+    clock = MockClock()
+    states: list[str] = []
+
+    def fill(connection: sqlite3.Connection) -> int:
+        connection.execute("CREATE TABLE item (value)")
+        connection.execute("INSERT INTO item VALUES (zeroblob(1000000))")
+        return 1
+
+    @job("fill")
+    async def job_that_fills(ctx: Context, _: None) -> int:
+        return await ctx.transaction("fill", fill)
+
+    options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
+    async with running(job_that_fills, **options) as engine:
+        connection = engine._store.database.connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 10}")
+        run = await engine.trigger("fill")
+        await settle()
+        assert states == ["storage_full"]
+        connection.execute("PRAGMA max_page_count = 100000")
+        await clock.advance(5)
+        assert (await finish(engine, run)).output == 1
 
 
 async def test_a_write_that_fails_fails_alone(running):
