@@ -11,7 +11,7 @@ import pytest
 from watching import finish, timeline
 
 from durable_web import Context, RunStatus, StepFailed, job
-from durable_web.testing import crash, settle
+from durable_web.testing import MockClock, crash, settle
 
 
 def create(connection: sqlite3.Connection) -> None:
@@ -222,6 +222,32 @@ async def test_a_function_that_rolls_the_transaction_back_fails_no_other_run(run
     assert (first.output, last.output) == (0, 2)
     assert failed.error.type == "StepFailed"
     assert "TransactionError" in failed.error.message
+
+
+async def test_a_disk_that_is_full_in_a_transaction_function_never_reaches_the_job(running):
+    clock = MockClock()
+    states: list[str] = []
+
+    def fill(connection: sqlite3.Connection) -> int:
+        connection.execute("CREATE TABLE item (value)")
+        connection.execute("INSERT INTO item VALUES (zeroblob(1000000))")
+        return 1
+
+    @job("fill")
+    async def job_that_fills(ctx: Context, _: None) -> int:
+        return await ctx.transaction("fill", fill)
+
+    options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
+    async with running(job_that_fills, **options) as engine:
+        connection = engine._store.database.connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 10}")
+        run = await engine.trigger("fill")
+        await settle()
+        assert states == ["storage_full"]
+        connection.execute("PRAGMA max_page_count = 100000")
+        await clock.advance(5)
+        assert (await finish(engine, run)).output == 1
 
 
 async def test_log_lines_and_progress_written_inside_are_kept(running):

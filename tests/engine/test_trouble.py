@@ -156,32 +156,6 @@ async def test_what_was_rolled_back_leaves_no_gap_in_a_timeline(running):
         assert [frame.seq for frame in frames] == list(range(1, run.last_seq + 2))
 
 
-async def test_a_disk_that_is_full_in_a_transaction_function_never_reaches_the_job(running):
-    clock = MockClock()
-    states: list[str] = []
-
-    def fill(connection: sqlite3.Connection) -> int:
-        connection.execute("CREATE TABLE item (value)")
-        connection.execute("INSERT INTO item VALUES (zeroblob(1000000))")
-        return 1
-
-    @job("fill")
-    async def job_that_fills(ctx: Context, _: None) -> int:
-        return await ctx.transaction("fill", fill)
-
-    options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
-    async with running(job_that_fills, **options) as engine:
-        connection = engine._store.database.connection
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {pages + 10}")
-        run = await engine.trigger("fill")
-        await settle()
-        assert states == ["storage_full"]
-        connection.execute("PRAGMA max_page_count = 100000")
-        await clock.advance(5)
-        assert (await finish(engine, run)).output == 1
-
-
 async def test_a_write_that_fails_fails_alone(running):
     gate = asyncio.Event()
 
