@@ -130,6 +130,8 @@ def test_the_targets_of_the_project_are_these():
     assert wanted["100 runs in parallel against one, steps"] == 2
     assert wanted["steps with 100,000 finished runs against none"] == 0.9
     assert wanted["repeat visit, snapshot against plain start"] == 4
+    assert wanted["CPython: steps against raw single-row commits"] == 0.5
+    assert wanted["CPython: the same, 10 runs at a time"] == 0.5
     assert wanted["CPython: steps against dbos on SQLite"] == 10
     assert [limit for *_, limit in LIMITS] == [1200.0, 30.0]
 

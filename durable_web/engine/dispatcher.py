@@ -146,6 +146,10 @@ class Dispatcher:
         self._claims_left = 0 if self._has_ended else at_most
         self.fill_slots()
 
+    def is_executing_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether it is the task of a job body."""
+        return any(task is each for _, each in self.executing.values())
+
     async def drain(self) -> None:
         """Wait until nothing is executing: every run has ended, or is parked."""
         while self.executing:

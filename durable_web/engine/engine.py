@@ -188,10 +188,17 @@ class Engine(Inspection, Management, Outside, Scheduling):
 
         With ``drain``, the runs that are executing may finish; without, they are given back at once and go on from
         their last committed step with the next engine. Does nothing when the engine is not running.
+
+        :raises RuntimeError: when a job calls it that this engine executes.
         """
         store = self._store
         if store is None:
             return
+        if self._dispatcher.is_executing_in(asyncio.current_task()):
+            raise RuntimeError(
+                "A job cannot stop the engine that executes it: it would wait for its own end. Tell the code that "
+                "started the engine to stop it, with an asyncio.Event for example."
+            )
         self._dispatcher.claim(0)
         if drain:
             await self._dispatcher.drain()

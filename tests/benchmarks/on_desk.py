@@ -17,7 +17,7 @@ from environment import BUILD, ROOT
 from .peers import HERE, WEB
 from .scale import Scale
 from .series import Bench, Measurement
-from .targets import PACED_COMMITS
+from .targets import PACED_COMMITS, TEN_RUNS
 
 DBOS, TUNED_DBOS = "dbos", "dbos, write-ahead log"
 _PASTS = (1_000, 10_000, 100_000)
@@ -93,6 +93,7 @@ def _steps(bench: Bench, running: dict[str, Process], scale: Scale) -> Measureme
     engine = running["engine"]
     subjects: dict[str, Callable[[], float]] = {
         "engine": lambda: count / engine.ask("runs", name="empty", count=1, steps=count),
+        TEN_RUNS: lambda: count / engine.ask("runs", name="empty", count=10, steps=count // 10),
         "raw commits": lambda: count / engine.ask("commits", count=count),
         PACED_COMMITS: lambda: count / engine.ask("commits", count=count, pause=_PACE),
     }
@@ -101,6 +102,7 @@ def _steps(bench: Bench, running: dict[str, Process], scale: Scale) -> Measureme
     for measure in subjects.values():
         measure()
     notes = {
+        TEN_RUNS: "as many as an engine executes at a time when it is told nothing else; they share their flushes",
         PACED_COMMITS: f"{_PACE * 1e6:.0f} µs of computing before each, which do not count",
         DBOS: "as it comes, with a rollback journal",
         TUNED_DBOS: "the same, with journal_mode=WAL set from outside",

@@ -54,6 +54,7 @@ class Verdict:
 FULL, NORMAL = "engine, full", "engine, normal"
 RAW_FULL, RAW_NORMAL = "raw commits, full", "raw commits, normal"
 PACED_RAW, PACED_COMMITS = "raw commits, full, after a pause", "raw commits, after a pause"
+TEN_RUNS = "engine, 10 runs at a time"
 PEER, TUNED_PEER, SLOW_PEER = "peer", "peer, write-ahead log", "peer, default poll"
 
 _FLUSHES = (
@@ -104,8 +105,9 @@ TARGETS = (
     Target("commit to page, against a bare message", "commit-to-page", "engine", "bare message", 3, at_most=True),
     Target("replay to the page, against the bare port", "watch", "engine", "bare port", 0.25),
     Target("CPython: steps against raw single-row commits", "desk-steps", "engine", "raw commits", 0.5, tried=_STEPS),
+    Target("CPython: the same, 10 runs at a time", "desk-steps", TEN_RUNS, "raw commits", 0.5, tried=_STEPS),
     Target(
-        "CPython: the same, against raw commits that come after a pause",
+        "CPython: the same, one run, against raw commits that come after a pause",
         "desk-steps",
         "engine",
         PACED_COMMITS,

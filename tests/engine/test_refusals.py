@@ -181,3 +181,16 @@ async def test_a_name_that_the_database_cannot_hold_is_refused_in_words(running)
     async with running(names) as engine:
         run = await finish(engine, await engine.trigger("names"))
     assert all("has no form in UTF-8" in said for said in run.output)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_job_cannot_stop_the_engine_that_executes_it(running, drain):
+    @job("stop")
+    async def stop(ctx: Context, _: None) -> str:
+        with pytest.raises(RuntimeError, match="it would wait for its own end"):
+            await engine.stop(drain)
+        return "still here"
+
+    async with running(stop, echo) as engine:
+        assert (await finish(engine, await engine.trigger("stop"))).output == "still here"
+        assert (await finish(engine, await engine.trigger("echo", 1))).output == 1
