@@ -175,7 +175,8 @@ class RunFilter:
     :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
     :param parent: the id of the run that has started them.
 
-    ``None``, or nothing in it, is a part that is not given.
+    ``None`` is a part that is not given. No run has one of no statuses, or is of one of no jobs: an empty list there,
+    which a program may have come to, passes none.
     """
 
     status: str | Iterable[str] | None = None
@@ -186,17 +187,26 @@ class RunFilter:
     search: str | None = None
     parent: str | None = None
 
+    def __post_init__(self) -> None:
+        """Take down what may be there to be gone through only once."""
+        for name in ("status", "job"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str) and not hasattr(value, "name"):
+                object.__setattr__(self, name, tuple(value))
+
     @property
-    def statuses(self) -> list[RunStatus]:
-        """The statuses that are meant; empty for all.
+    def statuses(self) -> list[RunStatus] | None:
+        """The statuses that are meant; ``None`` for all.
 
         :raises ValueError: when a status is unknown.
         """
-        return [RunStatus(item) for item in names(self.status)]
+        return None if self.status is None else [RunStatus(item) for item in names(self.status)]
 
     @property
-    def jobs(self) -> list[str]:
-        """The names of the jobs that are meant; empty for all."""
+    def jobs(self) -> list[str] | None:
+        """The names of the jobs that are meant; ``None`` for all."""
+        if self.job is None:
+            return None
         jobs = [self.job] if hasattr(self.job, "name") else names(self.job)
         return [getattr(item, "name", item) for item in jobs]
 
@@ -429,10 +439,10 @@ def _wire_parts(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
     if not issubclass(kind, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return None
     names = [part.name for part in dataclasses.fields(kind)]
-    return tuple((name, camel_case(name), name in OWN_TIMES) for name in names)
+    return tuple((name, camel_case(name), name in _OWN_TIMES) for name in names)
 
 
-OWN_TIMES = frozenset(
+_OWN_TIMES = frozenset(
     {
         "ts",
         "created_at",

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import ConflictError, RunNotActive, RunNotFound, RunNotTerminal
-from ..model import Run, RunStatus, to_milliseconds
+from ..model import Run, RunFilter, RunStatus, to_milliseconds
 from ..triggers import Trigger
 from .parts import EngineParts
 
@@ -140,9 +140,10 @@ class Management(EngineParts):
     async def _for_each(
         self, act: Callable[[str], Any], filters: dict[str, Any], applies: Callable[[Run], bool]
     ) -> list[str]:
+        wanted = RunFilter(**filters)
         done: list[str] = []
         cursor = None
-        while page := await self.list_runs(**filters, limit=BULK_BATCH, cursor=cursor):
+        while page := self._page(wanted, cursor):
             cursor = page[-1].id
             for run in page:
                 if not applies(run):
@@ -151,3 +152,7 @@ class Management(EngineParts):
                     await act(run.id)
                     done.append(run.id)
         return done
+
+    def _page(self, wanted: RunFilter, cursor: str | None) -> list[Run]:
+        runs = self._running_store().runs
+        return runs.list(wanted, oldest_first=False, after=cursor, limit=BULK_BATCH, payloads=False)

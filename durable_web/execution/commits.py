@@ -82,7 +82,12 @@ class GroupCommit:
             return
         own = _Pending(write, simple)
         self._pending.append(own)
-        self.flush()
+        try:
+            self.flush()
+        except StorageError as error:
+            if own.error is None:
+                raise
+            self._on_failure(error)  # of what was to be committed with it
         if own.error is not None:
             raise own.error
 
@@ -129,10 +134,19 @@ class GroupCommit:
         except BaseException as error:
             if self._store.database.is_trouble(error):
                 raise
-            item.error = error
             if item.simple and self._store.database.changes != changes:
                 raise self._half_written(error) from error
+            item.error = error
+            if not self._store.database.in_transaction:
+                raise self._rolled_back() from error
             self._store.journal.forget_since(mark)
+
+    def _rolled_back(self) -> StorageError:
+        return StorageError(
+            self._store.database.path,
+            "A function given to ctx.transaction rolled the engine's transaction back, so nothing of what was to be "
+            "committed with it was written. Other runs of which that was a part go on from their last step.",
+        )
 
     def _half_written(self, error: BaseException) -> StorageError:
         """A defect of the engine: the group is rolled back, because this write alone cannot be."""
@@ -172,7 +186,7 @@ def _settle(group: list[_Pending], error: BaseException | None) -> None:
     for item in group:
         if item.committed is None or item.committed.done():
             continue
-        outcome = error or item.error
+        outcome = item.error or error
         if outcome is None:
             item.committed.set_result(None)
         else:

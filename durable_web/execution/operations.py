@@ -205,7 +205,8 @@ class Operations:
                     result = _refuse_awaitable(result, self._store.database.path)
                     text, value = _write_down(result, record.name, annotation)
             except BaseException as error:
-                if self._store.database.is_trouble(error) or is_of_the_engine(error):
+                database = self._store.database
+                if database.is_trouble(error) or not database.in_transaction or is_of_the_engine(error):
                     raise
                 outcome.append(error)
                 self._execution.record_outcome(record, StepStatus.FAILED, error=describe(error))
@@ -215,6 +216,9 @@ class Operations:
 
         try:
             await self._execution.commit(write)
+        except TransactionError as error:  # it has ended the transaction in which its failure would be recorded
+            outcome[:] = [error]
+            await self._execution.commit_step(record, StepStatus.FAILED, error=describe(error))
         finally:
             with suppress(ValueError):
                 current_step.reset(token)

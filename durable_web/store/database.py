@@ -45,6 +45,8 @@ _TROUBLE = frozenset(
     }
 )
 
+_ERRORS = (sqlite3.Error, UnicodeEncodeError)
+
 # The comments make these texts the engine's own: a transaction function that says "COMMIT" is prepared, and refused,
 # by itself instead of being served our statement from the connection's cache.
 _BEGIN = "BEGIN IMMEDIATE /* durable-web */"
@@ -104,45 +106,46 @@ class Database:
         """Execute a statement that gives no rows.
 
         :raises StorageError: when the storage is in trouble; other mistakes stay ``sqlite3.Error``.
+        :raises ValueError: when a parameter is a text with lone surrogates.
         """
         try:
             return self.connection.execute(text, parameters)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._raise(error)
 
     def insert(self, text: str, parameters: Parameters) -> int:
         """Execute a statement that inserts one row, and return its rowid; raises what ``execute`` does."""
         try:
             return self.connection.execute(text, parameters).lastrowid or 0
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._raise(error)
 
     def executemany(self, text: str, parameters: Iterable[Parameters]) -> None:
         """Execute a statement that gives no rows once for each of several parameters; raises what ``execute`` does."""
         try:
             self.connection.executemany(text, parameters)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._raise(error)
 
     def row(self, text: str, parameters: Parameters = ()) -> Any:
         """The first row that a statement gives, or ``None``; raises what ``execute`` does."""
         try:
             return self.connection.execute(text, parameters).fetchone()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._raise(error)
 
     def rows(self, text: str, parameters: Parameters = ()) -> list[Any]:
         """All rows that a statement gives; raises what ``execute`` does."""
         try:
             return self.connection.execute(text, parameters).fetchall()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._raise(error)
 
     def each(self, text: str, parameters: Parameters = ()) -> Iterator[Any]:
         """The rows that a statement gives, one by one, for whoever may stop early; raises what ``execute`` does."""
         try:
             yield from self.connection.execute(text, parameters)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             self._raise(error)
 
     # --- transactions ------------------------------------------------------------------------------------------------
@@ -203,7 +206,10 @@ class Database:
         """Lend the connection to foreign code inside the open transaction; roll back only its part when it raises.
 
         Inside, transaction control, attaching databases, changing pragmas and whatever would change the engine's own
-        tables are refused.
+        tables are refused. A conflict that rolls back, as ``INSERT OR ROLLBACK`` does, cannot be: it ends the whole
+        transaction, after which nothing more is written.
+
+        :raises TransactionError: when that code has done something of this.
         """
         self.connection.execute(_SAVEPOINT)
         factories = self.connection.row_factory, self.connection.text_factory
@@ -212,9 +218,11 @@ class Database:
             yield self.connection
         except BaseException as error:
             self._guarded = self.connection.is_lent = False
-            if self.connection.in_transaction:  # SQLite itself rolls back when the disk is full
+            if self.connection.in_transaction:
                 self.connection.execute(_ROLLBACK_TO)
                 self.connection.execute(_RELEASE)
+            elif not self.is_trouble(error):  # SQLite itself rolls back when the disk is full, say
+                raise self._rolled_back() from error
             if isinstance(error, sqlite3.DatabaseError) and "not authorized" in str(error):
                 raise TransactionError(
                     self.path,
@@ -226,15 +234,27 @@ class Database:
             raise
         else:
             self._guarded = self.connection.is_lent = False
+            if not self.connection.in_transaction:
+                raise self._rolled_back()
             self.connection.execute(_RELEASE)
         finally:
             self.connection.row_factory, self.connection.text_factory = factories
+
+    def _rolled_back(self) -> TransactionError:
+        return TransactionError(
+            self.path,
+            "A function given to ctx.transaction rolled the engine's transaction back: INSERT OR ROLLBACK, ON CONFLICT "
+            "ROLLBACK in a table and RAISE(ROLLBACK) in a trigger do that. Nothing of it was written. Use ABORT, which "
+            "is SQLite's default, instead.",
+        )
 
     def _authorize(self, action: int, first: str | None, second: str | None, database: object, trigger: object) -> int:
         if not self._guarded:
             return sqlite3.SQLITE_OK
         if action in _HARMLESS:
             return sqlite3.SQLITE_OK
+        if not self.connection.in_transaction:  # it would be committed by itself
+            return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_PRAGMA:
             is_reading = second is None or (first or "").lower() in _READING_PRAGMAS
             return sqlite3.SQLITE_OK if is_reading else sqlite3.SQLITE_DENY
@@ -253,7 +273,10 @@ class Database:
         except sqlite3.Error as error:
             self._raise(error)
 
-    def _raise(self, error: sqlite3.Error) -> NoReturn:
+    def _raise(self, error: sqlite3.Error | UnicodeEncodeError) -> NoReturn:
+        if isinstance(error, UnicodeEncodeError):
+            what = f"{error.object!r} has no form in UTF-8"
+            raise ValueError(f"{what}, so the database can neither hold nor find it.") from error
         translated = self._translate(error)
         if translated is None:
             raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -162,6 +163,24 @@ def test_a_job_that_makes_no_sense_is_refused_when_it_is_declared(options):
 def test_a_job_has_a_name_that_can_be_stored():
     with pytest.raises(ValueError, match="no form in UTF-8"):
         job("\ud800")
+
+
+@pytest.mark.parametrize("verb", ["get_run", "get_steps", "cancel", "retry", "retrigger", "delete_run", "wait_for_run"])
+async def test_an_id_that_the_database_cannot_hold_is_refused_in_words(running, verb):
+    async with running(echo) as engine:
+        with pytest.raises(ValueError, match=r"'\\ud800' has no form in UTF-8"):
+            await getattr(engine, verb)("\ud800")
+
+
+async def test_a_name_that_the_database_cannot_hold_is_refused_in_words(running):
+    @job("names")
+    async def names(ctx: Context, _: None) -> list[str]:
+        outcomes = (ctx.step("\ud800", lambda: 1), ctx.set_event("\ud800", 1), ctx.wait_for_signal("\ud800"))
+        return [str(error) for error in await asyncio.gather(*outcomes, return_exceptions=True)]
+
+    async with running(names) as engine:
+        run = await finish(engine, await engine.trigger("names"))
+    assert all("has no form in UTF-8" in said for said in run.output)
 
 
 @pytest.mark.parametrize("drain", [True, False])

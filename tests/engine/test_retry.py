@@ -38,7 +38,7 @@ async def test_a_failed_step_is_tried_again_and_its_failed_attempts_are_listed(r
         run = await finish(engine, await engine.trigger("flaky"))
         (step,) = await engine.get_steps(run.id)
     assert run.output == "came through"
-    assert (step.attempt, step.status, step.error) == (3, StepStatus.COMPLETED, None)
+    assert (step.attempt, step.status, step.error, step.retry_at) == (3, StepStatus.COMPLETED, None, None)
     assert [(attempt.number, attempt.error.message) for attempt in step.failed_attempts] == [
         (1, "failure 1"),
         (2, "failure 2"),

@@ -227,6 +227,33 @@ async def test_runs_are_counted_and_changed_in_bulk(running):
             await engine.count_runs(by="input")
 
 
+@pytest.mark.parametrize("nothing", [[], (), iter(())])
+@pytest.mark.parametrize("part", ["status", "job"])
+async def test_a_filter_with_an_empty_list_passes_no_run(running, part, nothing):
+    three, _, _ = breakable()
+    async with running(three) as engine:
+        await finish(engine, await engine.trigger("three", 1))
+        filters = {part: nothing}
+        assert await engine.list_runs(**filters) == []
+        assert await engine.delete_runs(**filters) == []
+        assert await engine.retry_runs(**filters) == []
+        assert await engine.cancel_runs(**filters) == []
+        assert await engine.count_runs() == {"failed": 1}
+
+
+async def test_a_filter_that_can_be_gone_through_only_once_holds_for_every_page(running, monkeypatch):
+    monkeypatch.setattr("durable_web.engine.management.BULK_BATCH", 1)
+    three, broken, _ = breakable()
+    async with running(three) as engine:
+        for _ in range(2):
+            await finish(engine, await engine.trigger("three", 1))
+        broken.clear()
+        for _ in range(2):
+            await finish(engine, await engine.trigger("three", 1))
+        assert len(await engine.delete_runs(status=(status for status in ["failed"]))) == 2
+        assert await engine.count_runs() == {"completed": 2}
+
+
 async def test_runs_are_executed_by_hand(running, database_path):
     @job("echo")
     async def echo(ctx: Context, value: int) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from watching import finish
+from watching import finish, timeline
 
 from durable_web import Context, RunStatus, StepFailed, job
-from durable_web.testing import crash
+from durable_web.testing import MockClock, crash, settle
 
 
 def create(connection: sqlite3.Connection) -> None:
@@ -145,6 +146,108 @@ async def test_what_would_tear_rows_and_checkpoint_apart_is_refused(running, fun
 
     async with running(tear) as engine:
         assert (await finish(engine, await engine.trigger("tear"))).output == 0
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO item VALUES (1)")
+    connection.execute("INSERT OR ROLLBACK INTO item VALUES (1)")
+
+
+def roll_back_and_go_on(connection: sqlite3.Connection) -> str:
+    with suppress(sqlite3.IntegrityError):
+        roll_back(connection)
+    connection.execute("INSERT INTO item VALUES (2)")
+    return "as if nothing had happened"
+
+
+def roll_back_and_return(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.IntegrityError):
+        roll_back(connection)
+
+
+ROLLING_BACK = [roll_back, roll_back_and_go_on, roll_back_and_return]
+
+
+@pytest.mark.parametrize("function", ROLLING_BACK)
+async def test_a_function_that_rolls_the_transaction_back_fails_and_leaves_no_row(running, function):
+    calls: list[int] = []
+
+    def call(connection: sqlite3.Connection) -> Any:
+        calls.append(1)
+        return function(connection)
+
+    @job("save")
+    async def save(ctx: Context, _: None) -> list[Any]:
+        await ctx.transaction("create", lambda c: c.execute("CREATE TABLE item (value UNIQUE)") and None)
+        try:
+            outcome = await ctx.transaction("save", call)
+        except StepFailed as error:
+            outcome = (error.error_type, "OR ROLLBACK" in error.error_message)
+        return [outcome, await ctx.transaction("count", count)]
+
+    async with running(save) as engine:
+        run = await finish(engine, await engine.trigger("save"))
+        assert run.output == [("TransactionError", True), 0]
+        assert [step.status.value for step in await engine.get_steps(run.id)] == ["completed", "failed", "completed"]
+        assert [frame.seq for frame in await timeline(engine, run)] == list(range(1, run.last_seq + 1))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("function", ROLLING_BACK)
+async def test_a_function_that_rolls_the_transaction_back_fails_no_other_run(running, clock, function):
+    begin = asyncio.Event()
+
+    @job("create")
+    async def make(ctx: Context, _: None) -> None:
+        await ctx.transaction("create", lambda c: c.execute("CREATE TABLE item (value UNIQUE)") and None)
+
+    @job("save")
+    async def save(ctx: Context, _: None) -> None:
+        await begin.wait()
+        await ctx.transaction("save", function)
+
+    @job("work")
+    async def work(ctx: Context, number: int) -> int:
+        await begin.wait()
+        return await ctx.step("work", lambda: number)
+
+    async with running(make, save, work, clock=clock) as engine:
+        await finish(engine, await engine.trigger("create"))
+        runs = [await engine.trigger(name, n) for n, name in enumerate(["work", "save", "work"])]
+        await settle()
+        begin.set()  # all three share a commit
+        await settle()
+        await clock.advance(2)
+        first, failed, last = [await finish(engine, run) for run in runs]
+    assert (first.output, last.output) == (0, 2)
+    assert failed.error.type == "StepFailed"
+    assert "TransactionError" in failed.error.message
+
+
+async def test_a_disk_that_is_full_in_a_transaction_function_never_reaches_the_job(running):
+    clock = MockClock()
+    states: list[str] = []
+
+    def fill(connection: sqlite3.Connection) -> int:
+        connection.execute("CREATE TABLE item (value)")
+        connection.execute("INSERT INTO item VALUES (zeroblob(1000000))")
+        return 1
+
+    @job("fill")
+    async def job_that_fills(ctx: Context, _: None) -> int:
+        return await ctx.transaction("fill", fill)
+
+    options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
+    async with running(job_that_fills, **options) as engine:
+        connection = engine._store.database.connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 10}")
+        run = await engine.trigger("fill")
+        await settle()
+        assert states == ["storage_full"]
+        connection.execute("PRAGMA max_page_count = 100000")
+        await clock.advance(5)
+        assert (await finish(engine, run)).output == 1
 
 
 async def test_log_lines_and_progress_written_inside_are_kept(running):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -110,6 +110,50 @@ async def test_an_io_error_never_reaches_the_job_and_never_loses_the_checkpoint(
         run = await engine.get_run(run.id)
         assert [step.status for step in await engine.get_steps(run.id)] == ["completed"]
     assert (run.output, caught) == ("result", [])
+
+
+async def test_what_could_not_be_committed_is_never_told_of(running, monkeypatch):
+    heard: list[str] = []
+
+    @job("echo")
+    async def echo(ctx: Context, _: None) -> None: ...
+
+    async with running(echo, max_concurrent_runs=0) as engine:
+        engine.on("run:trigger", lambda event: heard.append(event.run_id))
+        database = engine._store.database
+
+        def fail() -> None:
+            database.roll_back()
+            raise StorageError("path", "the disk is busy")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(database, "commit", fail)
+            with pytest.raises(StorageError, match="busy"):
+                await engine.trigger("echo")
+        run = await engine.trigger("echo")
+        assert heard == [run.id]
+
+
+async def test_what_was_rolled_back_leaves_no_gap_in_a_timeline(running):
+    @job("echo")
+    async def echo(ctx: Context, _: None) -> None: ...
+
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo"))
+        store = engine._store
+
+        def fail() -> None:
+            store.steps.set_value(run.id, "key", "1", 1, 0)
+            raise ZeroDivisionError
+
+        with suppress(ZeroDivisionError), store.transaction():
+            fail()
+        with store.transaction():
+            with suppress(ZeroDivisionError), store.part():
+                fail()
+            store.steps.set_value(run.id, "key", "2", 2, 0)
+        frames = store.read_frames(run.id, 0, 100)
+        assert [frame.seq for frame in frames] == list(range(1, run.last_seq + 2))
 
 
 async def test_a_write_that_fails_fails_alone(running):

@@ -198,6 +198,7 @@ async def test_a_signal_that_comes_back_goes_before_a_newer_one(is_committed):
         if is_committed:
             e._dispatcher.commits.flush()
         await e.signal(run.id, "go", "newer")
+        await e.signal(run.id, "go", "newest")
         assert branches[0].cancelled()
         assert (await finish(e, run)).output == ["older", "newer"]
 

@@ -113,7 +113,7 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
     conditions: list[str] = []
     parameters: dict[str, Any] = {}
     for column, values in (("status", wanted.statuses), ("job", wanted.jobs)):
-        if values:
+        if values is not None:
             names, more = many(column, list(values))
             conditions.append(f"{column} IN ({names})")
             parameters |= more
