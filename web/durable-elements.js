@@ -202,9 +202,10 @@ export class DurableRuns extends DurableElement {
 
   /** @param {Durable} client */
   begin(client) {
+    const statuses = words(this, "status") ?? [];
     const filter = {
-      job: this.getAttribute("job") ?? undefined,
-      status: words(this, "status"),
+      job: this.getAttribute("job") || undefined,
+      status: statuses.length > 0 ? statuses : undefined, // an empty list would be of no status
       labels: json(this, "labels"),
       search: this.getAttribute("search") ?? undefined,
     };

@@ -96,6 +96,8 @@ class Dispatcher:
         self._on_idle = on_idle
         self._on_neighbour = on_neighbour
         self.new_context = new_context
+        self._leased: deque[Claim] = deque()  # and about to be executed
+        store.on_leased = self._leased.extend
         store.on_claims = self.execute
         self._services = Services(
             store,
@@ -117,7 +119,6 @@ class Dispatcher:
         )
         self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
-        self._leased: deque[Claim] = deque()  # and about to be executed
         self._is_executing = False
         self._context = copy_context()  # of every run: none begins with what the code that makes room for it has set
         self._has_left = asyncio.Event()  # set when a run is no longer executing
@@ -241,9 +242,8 @@ class Dispatcher:
             return None
         return self.claiming.lease(job, self._clock.now())
 
-    def execute(self, claims: list[Claim]) -> None:
-        """Execute runs that were leased in a transaction that is committed now."""
-        self._leased += claims
+    def execute(self) -> None:
+        """Execute the runs that were leased in transactions that are committed now."""
         if self._is_executing:  # a run could not be executed, and in the transaction of its end others were leased
             return
         self._is_executing = True

@@ -1,9 +1,9 @@
 """The store: one database, its transactions, and the verbs on runs, steps and frames.
 
 A verb that writes must be called inside ``with store.transaction():``; the frames and events that it causes reach
-``on_commit`` after the commit and never before it, ``on_claims`` is given the runs that were leased, for execution,
-and ``on_change`` hears of runs that may go on. Verbs of an executing run come after ``runs.fence``, which raises
-``LeaseLost`` before anything is written when the run is no longer this engine's.
+``on_commit`` after the commit and never before it. ``on_leased`` is given the runs that were leased, and ``on_claims``
+called when they are to be executed; ``on_change`` hears of runs that may go on. Verbs of an executing run come after
+``runs.fence``, which raises ``LeaseLost`` before anything is written when the run is no longer this engine's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PAGE_CHARACTERS = 1 << 20
 
 OnCommit = Callable[[list[StoredFrame], list[Fact]], None]
 OnChange = Callable[[set[str]], None]
-OnClaims = Callable[[list[Claim]], None]
+OnLeased = Callable[[list[Claim]], None]
+OnClaims = Callable[[], None]
 
 
 class Store:
@@ -40,7 +41,8 @@ class Store:
         self.journal = Journal(database)
         self._transaction = _Transaction(self)
         self.on_change: OnChange = lambda run_ids: None
-        self.on_claims: OnClaims = lambda claims: None
+        self.on_leased: OnLeased = lambda claims: None
+        self.on_claims: OnClaims = lambda: None
         self.runs = Runs(database, self.journal)
         self.steps = Steps(database, self.journal)
         self.messages = Messages(database)
@@ -69,6 +71,8 @@ class Store:
         frames, facts = journal.take()
         changed = journal.take_changed() if journal.changed or journal.has_claimable else None
         claims = journal.take_claims() if journal.has_claims else None
+        if claims:
+            self.on_leased(claims)  # before anybody is told: what a listener does finds their slots taken
         try:
             if frames or facts:
                 self.on_commit(frames, facts)
@@ -77,7 +81,7 @@ class Store:
                 if changed and (others := changed.difference(claim.run_id for claim in claims)):
                     self.on_change(others)  # first: what has to stop for them is told so
                     changed -= others
-                self.on_claims(claims)
+                self.on_claims()
             if changed is not None:
                 self.on_change(changed)
 

@@ -253,6 +253,13 @@ def test_runs_are_listed_live_and_paged(show):
     expect(titles).to_have_text(["number 5", "number 4", "number 3"])
 
 
+@pytest.mark.parametrize("attributes", ["", 'status="" job=""', 'status="completed leased" job="count"'])
+def test_an_empty_attribute_of_a_list_is_one_that_is_not_there(show, attributes):
+    page = show(f"<durable-runs {attributes}></durable-runs>")
+    page.evaluate(ENDED, ["count", {"to": 1}])
+    expect(part(page, "durable-runs", "status")).to_have_text(["Done"])
+
+
 def test_a_run_is_cancelled_kept_and_deleted_by_keyboard_from_the_list(show):
     page = show('<durable-runs job="hold"></durable-runs>')
     page.evaluate(TRIGGER, ["hold", {}])

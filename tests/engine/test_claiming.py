@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from watching import finish, on_a_desk_only, reach, timeline
 
-from durable_web import Concurrency, Context, Engine, Job, RunStatus, Singleton, StorageError, Trigger, job
+from durable_web import Concurrency, Context, Engine, Event, Job, RunStatus, Singleton, StorageError, Trigger, job
 from durable_web.testing import MockClock, crash, engine, restart, settle
 
 
@@ -57,6 +57,24 @@ async def test_runs_that_cannot_be_executed_count_among_those_that_were_asked_fo
     assert await e.run_until_idle(max_runs=3) == 3
     assert await e.count_runs(by="status") == {"failed": 3, "pending": 7}
     await e.stop()
+
+
+async def test_what_a_listener_triggers_finds_the_slot_of_what_it_is_told_of_taken(running):
+    most: Counter[str] = Counter()
+    here = limited(most)
+    async with running(here, max_concurrent_runs=1) as e:
+
+        def trigger_another(event: Event) -> None:
+            if event.fields["input"] < 5:
+                with suppress(StopIteration):  # at once, as a task of an eager task factory
+                    e.trigger(here, event.fields["input"] + 1).send(None)
+
+        e.on("run:trigger", trigger_another)
+        await e.trigger(here, 0)
+        for run in await e.list_runs():
+            await finish(e, run)
+        assert await e.count_runs() == {"completed": 6}
+    assert most["most"] == 1
 
 
 async def test_no_run_sees_context_variables_that_another_has_set(running):
