@@ -125,33 +125,33 @@ class _Tail:
 class Selection:
     """Which frames of all runs are meant: those that pass every part that is given.
 
-    :param jobs: names of jobs; none means every job.
+    :param jobs: names of jobs; ``None`` means every job, an empty set none.
     :param labels: labels that a frame's run must have, all of them.
-    :param kinds: kinds of frames; none means every kind.
+    :param kinds: kinds of frames; ``None`` means every kind, an empty set none.
     """
 
-    jobs: frozenset[str] = frozenset()
+    jobs: frozenset[str] | None = None
     labels: dict[str, str] = field(default_factory=dict)
-    kinds: frozenset[str] = frozenset()
+    kinds: frozenset[str] | None = None
 
     @classmethod
     def of(
         cls, jobs: str | Iterable[str] | None, labels: dict[str, str] | None, kinds: str | Iterable[str] | None
     ) -> Selection:
         """:raises ValueError: when a kind is unknown."""
-        selection = cls(frozenset(names(jobs)), dict(labels or {}), frozenset(names(kinds)))
-        for kind in selection.kinds:
+        wanted = [None if part is None else frozenset(names(part)) for part in (jobs, kinds)]
+        for kind in wanted[1] or ():
             if kind not in FRAME_TYPES:
                 raise ValueError(f"A frame's kind is one of {', '.join(FRAME_TYPES)}, not {kind!r}.")
-        return selection
+        return cls(wanted[0], dict(labels or {}), wanted[1])
 
     @property
     def asks_for_runs(self) -> bool:
         """Whether it can only be told with the frame's run."""
-        return bool(self.jobs or self.labels)
+        return self.jobs is not None or bool(self.labels)
 
     def takes_run(self, job: str, labels: dict[str, str]) -> bool:
-        return (not self.jobs or job in self.jobs) and self.labels.items() <= labels.items()
+        return (self.jobs is None or job in self.jobs) and self.labels.items() <= labels.items()
 
 
 class Timeline:
@@ -375,7 +375,7 @@ class _Chosen:
 
     def among(self, frames: list[StoredFrame]) -> list[StoredFrame]:
         kinds = self._selection.kinds
-        if kinds:
+        if kinds is not None:
             frames = [frame for frame in frames if frame.kind in kinds]
         if self._selection.asks_for_runs:
             frames = [frame for frame in frames if self._takes(frame)]

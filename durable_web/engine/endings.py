@@ -13,7 +13,7 @@ class Endings:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._has_changed: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # of each run that somebody waits for
         self._is_closed = False
 
     async def wait(self, run_id: str) -> None:
@@ -21,17 +21,22 @@ class Endings:
         standing = None if self._is_closed else self._store.runs.standing(run_id)
         if standing is None or standing[0].is_terminal:
             return
-        has_changed = self._has_changed.get(run_id)
-        if has_changed is None:
-            has_changed = self._has_changed[run_id] = asyncio.Event()
-        await has_changed.wait()
+        waiting = self._waiting.setdefault(run_id, set())
+        may_have_ended = asyncio.get_running_loop().create_future()
+        waiting.add(may_have_ended)
+        try:
+            await may_have_ended
+        finally:
+            waiting.discard(may_have_ended)
+            if not waiting and self._waiting.get(run_id) is waiting:
+                del self._waiting[run_id]
 
     def look_again(self, run_ids: Iterable[str] | None = None) -> None:
         """Let those who wait for the end of these runs, or of any, look whether it has come."""
-        for run_id in list(self._has_changed) if run_ids is None else run_ids:
-            has_changed = self._has_changed.pop(run_id, None)
-            if has_changed is not None:
-                has_changed.set()
+        for run_id in list(self._waiting) if run_ids is None else run_ids:
+            for may_have_ended in self._waiting.pop(run_id, ()):
+                if not may_have_ended.done():
+                    may_have_ended.set_result(None)
 
     def close(self) -> None:
         """Let nobody wait any more."""

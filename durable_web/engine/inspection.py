@@ -114,9 +114,9 @@ class Inspection(EngineParts):
         Of a run that was deleted the history has one frame, of the kind ``run_deleted``, for 30 days.
 
         :param from_id: the ``id`` of the last frame that is known already; ``None`` for what is committed from now on.
-        :param jobs: only frames of runs of these jobs: a name, or several.
+        :param jobs: only frames of runs of these jobs: a name, or several; an empty list passes none.
         :param labels: only frames of runs that have these labels, all of them.
-        :param kinds: only frames of these kinds: ``"run_status"``, or several.
+        :param kinds: only frames of these kinds: ``"run_status"``, or several; an empty list passes none.
         :raises ValueError: when there is no such kind.
         """
         return _frames(self.watch_all_batches(from_id, jobs=jobs, labels=labels, kinds=kinds))

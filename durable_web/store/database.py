@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ _TROUBLE = frozenset(
 )
 
 _ERRORS = (sqlite3.Error, UnicodeEncodeError)
+_UNBINDABLE = re.compile(r"parameter.* type '(.+)' is not supported")
 
 # The comments make these texts the engine's own: a transaction function that says "COMMIT" is prepared, and refused,
 # by itself instead of being served our statement from the connection's cache.
@@ -107,6 +109,7 @@ class Database:
 
         :raises StorageError: when the storage is in trouble; other mistakes stay ``sqlite3.Error``.
         :raises ValueError: when a parameter is a text with lone surrogates.
+        :raises TypeError: when a parameter is nothing that SQLite knows.
         """
         try:
             return self.connection.execute(text, parameters)
@@ -262,8 +265,8 @@ class Database:
         return sqlite3.SQLITE_DENY if is_ours or action in _FORBIDDEN else sqlite3.SQLITE_OK
 
     def translate(self, error: BaseException) -> None:
-        """Raise an error of SQLite, as of foreign code, as what ``execute`` would raise; let others be."""
-        if isinstance(error, sqlite3.Error):
+        """Raise an error of the storage, as of foreign code, as what ``execute`` would raise; let others be."""
+        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
             self._raise(error)
 
     @contextmanager
@@ -277,6 +280,9 @@ class Database:
         if isinstance(error, UnicodeEncodeError):
             what = f"{error.object!r} has no form in UTF-8"
             raise ValueError(f"{what}, so the database can neither hold nor find it.") from error
+        if isinstance(error, sqlite3.ProgrammingError) and (kind := _UNBINDABLE.search(str(error))):
+            what = f"A {kind[1]} is nothing that the database can hold or find"
+            raise TypeError(f"{what}. Give a run, a step or a message by its id or its name, a text.") from error
         translated = self._translate(error)
         if translated is None:
             raise error

@@ -49,7 +49,7 @@ async def test_everybody_who_waits_for_a_run_is_given_it_as_it_has_ended(running
         ended = await asyncio.gather(first, *others)
         assert {(each.id, each.status, each.output) for each in ended} == {(run.id, "completed", "good")}
         assert ended[0] == await engine.wait_for_run(run.id) == await engine.get_run(run.id)
-        assert not engine._endings._has_changed, "nothing is kept of who has waited"
+        assert not engine._endings._waiting, "nothing is kept of who has waited"
 
 
 async def test_a_run_that_fails_or_is_cancelled_has_ended_too(running):
@@ -97,7 +97,12 @@ async def test_who_waits_is_told_when_the_engine_stops(running):
 async def test_a_time_limit_leaves_the_run_as_it_is(running):
     door = Door()
     async with running(door.job) as engine:
-        run, waiter = await begin(engine, door)
+        run = await engine.trigger(door.job, "good")
+        with pytest.raises(TimeoutError):
+            await engine.wait_for_run(run.id, timeout=0.01)
+        assert not engine._endings._waiting, "nothing is kept of who has waited in vain"
+        waiter = asyncio.create_task(engine.wait_for_run(run.id))
+        await settle()
         with pytest.raises(TimeoutError):
             await engine.wait_for_run(run.id, timeout=0.01)
         door.opened.set()

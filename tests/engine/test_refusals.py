@@ -172,6 +172,15 @@ async def test_an_id_that_the_database_cannot_hold_is_refused_in_words(running, 
             await getattr(engine, verb)("\ud800")
 
 
+@pytest.mark.parametrize("verb", ["get_run", "get_steps", "cancel", "retry", "retrigger", "delete_run", "wait_for_run"])
+async def test_a_run_in_place_of_its_id_is_refused_in_words(running, verb):
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo", 1))
+        with pytest.raises(TypeError, match=r"A Run is nothing .* Give a run, .* by its id"):
+            await getattr(engine, verb)(run)
+        assert await engine.get_run(run.id) == run
+
+
 async def test_a_name_that_the_database_cannot_hold_is_refused_in_words(running):
     @job("names")
     async def names(ctx: Context, _: None) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from watching import finish, on_a_desk_only, take, talk, timeline
 
 from durable_web import Context, Frame, job
-from durable_web.testing import MockClock
+from durable_web.testing import MockClock, settle
 
 
 async def test_all_runs_are_watched_in_the_order_of_their_commits(running):
@@ -52,6 +52,17 @@ async def test_frames_are_chosen_by_job_label_and_kind_however_rare_they_are(run
 
         third = await engine.trigger("other", labels={"tenant": "b"})
         assert [frame.run_id for frame in await live] == [rare[1].id, third.id]
+
+
+@pytest.mark.parametrize("empty", [{"jobs": []}, {"kinds": ()}, {"jobs": iter(())}], ids=str)
+async def test_of_no_jobs_and_of_no_kinds_there_are_no_frames(running, empty):
+    async with running(talk) as engine:
+        frames = engine.watch_all(**empty)
+        first = asyncio.create_task(anext(frames, "the end"))
+        await finish(engine, await engine.trigger("talk", 1))
+        await settle()
+        assert not first.done()
+    assert await first == "the end", "it comes when the engine stops"
 
 
 async def test_an_unknown_kind_of_frame_is_refused_at_once(running):
