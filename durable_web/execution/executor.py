@@ -9,7 +9,6 @@ and nothing of it is written.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,8 +21,9 @@ from ..job import Job
 from ..model import RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun, StepRecord
 from .branches import Branches
-from .compensation import COMPENSATION, PREFIX, Compensation
+from .compensation import COMPENSATION, Compensation
 from .leaving import ContinueAsNew, Unwind, is_closing, own_reason
+from .naming import Names
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
@@ -32,8 +32,6 @@ from .timeouts import Timeouts
 from .waiting import WAITS, Waiting
 
 TURN_SECONDS = 0.03  # how long quick steps may keep the event loop from turning
-
-_ORDINAL = re.compile(r"#\d+$")
 
 
 class Execution:
@@ -54,7 +52,6 @@ class Execution:
         self._last_position = max((record.position for record in self.records.values()), default=-1)
         self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
-        self._ordinals: dict[str, int] = {}
         self._recoveries = claim.recoveries
         self.queued = claim.queued  # of the steps that the claim was made for
         self._abandoned = False
@@ -62,6 +59,7 @@ class Execution:
         self._broken: NonDeterminismError | None = None
         self.unannounced: StepRecord | None = None
         self._task: asyncio.Task[Any] | None = None
+        self.names = Names(self)
         self.branches = Branches(self)
         self._last_turn = time.perf_counter()
         self.timeouts = Timeouts(self, services)
@@ -258,16 +256,6 @@ class Execution:
             return record
         return self.begin(record, ready_at=record.started_at)
 
-    def name(self, name: str) -> str:
-        """The name under which this call of ``name`` is recorded: that of the second one is ``name#2``."""
-        if not isinstance(name, str) or not name or ("#" in name and _ORDINAL.search(name)) or name.startswith(PREFIX):
-            raise ValueError(
-                f"A step's name is a non-empty string that does not end in '#' and a number, not {name!r}: "
-                f"the second step of one name is recorded as name#2. Nor does it begin with {PREFIX!r}."
-            )
-        ordinal = self._ordinals[name] = self._ordinals.get(name, 0) + 1
-        return name if ordinal == 1 else f"{name}#{ordinal}"
-
     def record(self, key: str) -> StepRecord:
         """What is recorded under a key that has been entered."""
         return self.records[key]
@@ -316,7 +304,7 @@ class Execution:
         """
         self.check()
         found = self.records.get(key)
-        self._unreached.discard(key)
+        self.reach(key)
         self._unvisited.discard(key)
         if found is None:
             self._last_position += 1
@@ -330,6 +318,7 @@ class Execution:
                 before,
                 queued=self.queued,
                 started_at=self._clock.now(),
+                place=self.names.places.get(key),
             )
             self.records[key] = self.unannounced = record
             return record
@@ -342,6 +331,10 @@ class Execution:
             return found
         was_called_off = found.status == StepStatus.CANCELLED
         return self.begin(found._replace(attempt=found.attempt + was_called_off, completed_at=None))
+
+    def reach(self, key: str) -> None:
+        """Note that the body has come to an operation, be it only to wait until it calls that off again."""
+        self._unreached.discard(key)
 
     def begin(self, record: StepRecord, ready_at: int | None = None) -> StepRecord:
         """Let an attempt begin now; it could have begun at ``ready_at``, or when the run could have been claimed."""
@@ -461,7 +454,7 @@ class Execution:
     def reference(self) -> str:
         """What the step that asks is called, among all steps of all runs."""
         step = current_step.get()
-        return self.claim.run_id if step is None else f"{self.claim.run_id}/{step.name}"
+        return self.claim.run_id if step is None else f"{self.claim.run_id}/{self.names.path(step.name)}"
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -50,7 +50,7 @@ class Operations:
     ) -> Any:
         """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
         execution = self._execution
-        key = execution.name(name)
+        key = execution.names.give(name)
         record = await execution.arrive(key, STEP) if execution.is_unwinding else execution.enter(key, STEP)
         retry = retry or execution.job.retry
         if undo is not None:
@@ -129,6 +129,7 @@ class Operations:
             result = function(*arguments)
             if type(result) not in _PLAIN and inspect.isawaitable(result):
                 self._execution.announce()
+                self._execution.names.homes[record.name] = asyncio.current_task()
                 async with self._time_limit(timeout):
                     result = await result
             return *_write_down(result, record.name, annotation), None
@@ -142,6 +143,7 @@ class Operations:
                 raise
             return "", None, error
         finally:
+            self._execution.names.homes.pop(record.name, None)
             try:  # noqa: SIM105 (every step comes here)
                 current_step.reset(token)
             except ValueError:  # Python closes the coroutine, and does so in another context
@@ -185,7 +187,7 @@ class Operations:
 
     async def transaction(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """The outcome of calling ``function(connection, *arguments)`` in the transaction of the checkpoint."""
-        record = await self._execution.arrive(self._execution.name(name), TRANSACTION)
+        record = await self._execution.arrive(self._execution.names.give(name), TRANSACTION)
         annotation = return_annotation(function)
         if record.is_settled:
             return _replay(record, annotation)
@@ -229,7 +231,7 @@ class Operations:
 
     async def value(self, name: str, make: Callable[[], Any]) -> Any:
         """A value that is made once and replayed ever after."""
-        record = await self._execution.arrive(self._execution.name(name), VALUE)
+        record = await self._execution.arrive(self._execution.names.give(name), VALUE)
         if record.is_settled:
             return _replay(record, Any)
         with self._execution.branches.under_way():
@@ -261,7 +263,7 @@ class Operations:
         if not isinstance(key, str) or not key:
             raise ValueError(f"An event's key is a non-empty string, not {key!r}.")
         text = encode(value, path=f"event {key!r}")
-        record = await self._execution.arrive(self._execution.name(published_as(key)), PUBLISH)
+        record = await self._execution.arrive(self._execution.names.give(published_as(key)), PUBLISH)
         if record.is_settled:
             return  # a replay publishes nothing again: what came after it would be taken back
         with self._execution.branches.under_way():

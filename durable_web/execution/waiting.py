@@ -101,7 +101,7 @@ class Waiting:
     async def webhook(self, name: str) -> tuple[str, str]:
         """The recorded name of a new webhook, and its token."""
         token = urlsafe_b64encode(os.urandom(24)).decode()
-        key = self._execution.name(name)
+        key = self._execution.names.give(name)
         with self._execution.branches.under_way():
             record = await self._begin(key, WEBHOOK, topic=f"{WEBHOOK}:{token}", detail=encode(token))
         return key, decode(record.detail or "null")
@@ -163,7 +163,10 @@ class Waiting:
         Their names are given now, and what they are to be started with is checked; of one that has ended already, it
         is not, because the code may have changed since.
         """
-        return [self._child(self._execution.name(name), trigger) for name, trigger in zip(names, triggers, strict=True)]
+        return [
+            self._child(self._execution.names.give(name), trigger)
+            for name, trigger in zip(names, triggers, strict=True)
+        ]
 
     def _child(self, key: str, trigger: Trigger) -> Callable[[], Awaitable[Any]]:
         made = self._check(key, trigger)
@@ -211,7 +214,7 @@ class Waiting:
 
     async def start(self, name: str, trigger: Trigger) -> str:
         """Start a run, and do not wait for it: its id, or that of the run that stands for it."""
-        key = self._execution.name(name)
+        key = self._execution.names.give(name)
         made = self._check(key, trigger)
 
         def insert(record: StepRecord, now: int) -> None:
@@ -243,7 +246,7 @@ class Waiting:
         due: Callable[[int], int] | None = None,
         take: Take | None = None,
     ) -> StepRecord:
-        key = self._execution.name(name)
+        key = self._execution.names.give(name)
         due = due or self._timeout(timeout)
         return await self._wait_for(key, kind, topic=topic, detail=detail, due=due, take=take)
 
@@ -253,6 +256,7 @@ class Waiting:
         :param call: which call of the body waits for it, from 0.
         """
         execution = self._execution
+        execution.reach(key)
         had_ended = execution.has_outcome(key)
         with execution.branches.under_way():
             try:

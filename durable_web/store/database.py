@@ -19,8 +19,9 @@ from ..errors import (
     TransactionError,
 )
 
-SCHEMA_VERSION = 3
-_MIGRATIONS = ("schema.sql", "migrations/2.sql", "migrations/3.sql")  # from 0, an empty file, to the latest; 1 to 2 ...
+SCHEMA_VERSION = 4
+_MIGRATIONS = ("schema.sql", *(f"migrations/{number}.sql" for number in range(2, SCHEMA_VERSION + 1)))
+"""From 0, an empty file, to the latest; from 1 to 2, and so on."""
 BUSY_TIMEOUT_SECONDS = 5.0
 Durability = Literal["full", "normal"]
 Parameters = Mapping[str, Any] | tuple[Any, ...]

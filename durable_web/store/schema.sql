@@ -155,6 +155,8 @@ CREATE TABLE durable_steps (
     completed_at     INTEGER,
     timeouts         TEXT,                           -- for each call that has waited for it, when the timers of asyncio
                                                      -- are due around it, the outermost first, and beside it: JSON
+    place            TEXT,                           -- '<n> <scope>': the n-th of its name in that branch of the body, or
+                                                     -- in that step; NULL where it is the body's, and its name says so
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
 

@@ -42,6 +42,7 @@ class StepRecord(NamedTuple):
     undo: int = 0
     started_at: int = 0
     completed_at: int | None = None
+    place: str | None = None  # in which branch it was asked for, and as which one of its name: see execution.naming
     timeouts: str | None = None  # as ``note_timeouts`` has it; kept whatever else is recorded
 
     @property
@@ -288,6 +289,7 @@ def _completion(record: StepRecord) -> tuple[Any, ...]:
         record.undo,
         record.started_at,
         record.completed_at,
+        record.place,
     )
 
 

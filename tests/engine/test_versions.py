@@ -450,3 +450,26 @@ async def test_blocking_and_going_on_survive_a_death_at_any_commit(running):
         assert (run.version, run.output) == ("1", "1")
 
     await survive_every_death(running, [new], play, check)
+
+
+@pytest.mark.parametrize("order", ["signal", "time"])
+async def test_a_wait_that_was_called_off_is_no_sign_of_having_been_further(running, order):
+    """A replay comes to that wait, and calls it off again, before it comes to the change."""
+
+    @job("race")
+    async def race(ctx: Context, _: None) -> bool:
+        branches = [asyncio.ensure_future(ctx.wait_for_signal("go")), asyncio.ensure_future(ctx.sleep("nap", 10))]
+        _, pending = await asyncio.wait(branches, return_when=asyncio.FIRST_COMPLETED)
+        for branch in pending:
+            branch.cancel()
+        await ctx.wait_for_signal("now")
+        return await ctx.patched("change")
+
+    clock = MockClock()
+    async with running(race, clock=clock, max_parked=0) as engine:
+        run = await engine.trigger("race")
+        await settle()
+        await (engine.signal(run.id, "go") if order == "signal" else clock.advance(10))
+        await settle()
+        await engine.signal(run.id, "now")
+        assert (await finish(engine, run)).output is True

@@ -15,7 +15,7 @@ UPDATE durable_runs
 """
 
 _STEP_COLUMNS = """name, kind, status, position, attempt, attempts_before, output, error, retry_at, queued, wake_at,
-       topic, detail, undo, started_at, completed_at, timeouts"""
+       topic, detail, undo, started_at, completed_at, place, timeouts"""
 
 STEPS = f"""
 SELECT {_STEP_COLUMNS}
@@ -107,8 +107,8 @@ DELETE FROM durable_steps
 
 COPY_STEPS = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, started_at,
-                           completed_at)
-SELECT :run_id, name, kind, status, position, attempt, output, error, queued, started_at, completed_at
+                           completed_at, place)
+SELECT :run_id, name, kind, status, position, attempt, output, error, queued, started_at, completed_at, place
   FROM durable_steps
  WHERE run_id = :source_run_id AND position < :position AND status = 'completed' AND kind <> 'compensation'
    AND 'compensate:' || name NOT IN (SELECT name
@@ -120,8 +120,8 @@ SELECT :run_id, name, kind, status, position, attempt, output, error, queued, st
 # Positional parameters here and for frames: there is one of each for every step, and names are looked up one by one.
 _RECORD_STEP = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, error, retry_at,
-                           queued, wake_at, topic, detail, undo, started_at, completed_at)
-SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+                           queued, wake_at, topic, detail, undo, started_at, completed_at, place)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
  WHERE {condition}
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
@@ -149,8 +149,8 @@ RECORD_STEP_FENCED = _RECORD_STEP.format(
 # What nearly every step comes to, in one short statement: completed, with nothing left of a failure or of a wait.
 RECORD_COMPLETED_FENCED = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, queued, undo,
-                           started_at, completed_at)
-SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?
+                           started_at, completed_at, place)
+SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?
   FROM durable_runs
  WHERE id = ? AND generation = ? AND status IN ('leased', 'cancelling')
     ON CONFLICT (run_id, name) DO UPDATE

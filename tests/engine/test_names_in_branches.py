@@ -1,0 +1,366 @@
+"""Branches, and steps, that use the same names: each is given its own again, in whatever order they come."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from watching import finish, on_a_desk_only
+
+from durable_web import Context, NonDeterminismError, Retry, job
+from durable_web.testing import crash, crash_at, engine, restart, settle
+
+
+def in_turns(*turns: int) -> Callable[[], Any]:
+    """A function that takes so many turns of the event loop when it is called first, second ..."""
+    remaining = itertools.chain(turns, itertools.repeat(0))
+
+    async def wait() -> None:
+        for _ in range(next(remaining)):
+            await asyncio.sleep(0)
+
+    return wait
+
+
+async def test_branches_that_finish_in_another_order_get_their_own_values_again(running):
+    seen: list[list[Any]] = []
+    waits = {"slow": in_turns(5), "quick": in_turns(0)}
+
+    @job("pages")
+    async def pages(ctx: Context, _: None) -> list[Any]:
+        async def page(name: str) -> list[Any]:
+            await ctx.step(f"fetch {name}", waits[name])
+            return [await ctx.uuid(), await ctx.step("parse", str.upper, name), await ctx.random()]
+
+        seen.append(await asyncio.gather(page("slow"), page("quick")))
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+        return seen[-1]
+
+    async with running(pages) as e:
+        run = await e.trigger("pages")
+        while not seen:
+            await settle()
+        names = [step.name for step in await e.get_steps(run.id)]
+        assert sorted(names) == [
+            "fetch quick",
+            "fetch slow",
+            "parse",
+            "parse#2",
+            "random",
+            "random#2",
+            "uuid",
+            "uuid#2",
+        ]
+        await crash(e)
+        await restart(e)
+        assert (await finish(e, run)).output == seen[0]
+        assert [step.name for step in await e.get_steps(run.id)] == names
+    assert [parsed for _, parsed, _ in seen[0]] == ["SLOW", "QUICK"]
+
+
+async def test_what_one_branch_has_recorded_is_not_given_to_another_that_asks_first(running):
+    """The engine dies when the quick branch has parsed, and the slow one has not begun to."""
+
+    @job("pages")
+    async def pages(ctx: Context, _: None) -> list[str]:
+        async def page(name: str) -> str:
+            await ctx.step(f"fetch {name}", lambda: 1)
+            if name == "slow" and ctx.attempt == 1:
+                await asyncio.Event().wait()
+            return await ctx.step("parse", str.upper, name)
+
+        return await asyncio.gather(page("slow"), page("quick"))
+
+    async with running(pages) as e:
+        point = crash_at(e, after="parse")
+        run = await e.trigger("pages")
+        await point
+        await restart(e)
+        assert (await finish(e, run)).output == ["SLOW", "QUICK"]
+        steps = {step.name: step.output for step in await e.get_steps(run.id)}
+        assert steps == {"fetch slow": 1, "fetch quick": 1, "parse": "QUICK", "parse#2": "SLOW"}
+
+
+async def test_the_reference_of_a_step_in_a_branch_is_the_same_before_it_is_recorded(running):
+    references: list[dict[str, str]] = []
+
+    @job("charges")
+    async def charges(ctx: Context, _: None) -> None:
+        told: dict[str, str] = {}
+        references.append(told)
+        ready = {name: asyncio.Event() for name in ("a", "b")}
+
+        async def charge(name: str) -> None:
+            told[name] = ctx.step_ref
+            if len(references) == 1:
+                await asyncio.Event().wait()
+
+        async def branch(name: str) -> None:
+            await ctx.step(f"prepare {name}", lambda: 1)
+            await ready[name].wait()
+            await ctx.step("charge", charge, name)
+
+        branches = asyncio.gather(branch("a"), branch("b"))
+        for name in ("b", "a") if len(references) == 1 else ("a", "b"):
+            await settle()
+            ready[name].set()
+        await branches
+
+    async with running(charges) as e:
+        run = await e.trigger("charges")
+        while not references or len(references[0]) < 2:
+            await settle()
+        await crash(e)
+        await restart(e)
+        await finish(e, run)
+    assert references[0] == references[1]
+    assert references[0] == {name: f"{run.id}/prepare {name} .. charge" for name in ("a", "b")}
+
+
+async def test_what_a_step_asks_for_itself_does_not_count_for_the_body(running):
+    """A replay does not call the step's function."""
+    outcomes: list[Any] = []
+
+    @job("nested")
+    async def nested(ctx: Context, _: None) -> Any:
+        async def load() -> list[Any]:
+            await ctx.set_event("state", "loading")
+            return [await ctx.uuid(), await ctx.step("fetch", lambda: "inner")]
+
+        outcomes.append([await ctx.step("load", load), await ctx.uuid(), await ctx.step("fetch", lambda: "outer")])
+        if len(outcomes) == 1:
+            await asyncio.Event().wait()
+        await ctx.set_event("state", "loaded")
+        return outcomes[-1]
+
+    async with running(nested) as e:
+        run = await e.trigger("nested")
+        while not outcomes:
+            await settle()
+        await crash(e)
+        await restart(e)
+        run = await finish(e, run)
+        assert run.output == outcomes[0]
+        assert run.output[0][1:] + run.output[2:] == ["inner", "outer"]
+        assert await e.get_event(run.id, "state") == "loaded"
+        assert [step.name for step in await e.get_steps(run.id)] == [
+            *("load", "event state", "uuid", "fetch", "uuid#2", "fetch#2", "event state#2")
+        ]
+
+
+async def test_every_attempt_at_a_step_is_given_the_values_of_the_first(running):
+    seen: list[Any] = []
+
+    @job("stubborn")
+    async def stubborn(ctx: Context, _: None) -> int:
+        async def work() -> int:
+            seen.append([await ctx.uuid(), await ctx.uuid(), await ctx.now(), ctx.step_ref])
+            if len(seen) < 3:
+                raise ConnectionError
+            return len(seen)
+
+        return await ctx.step("work", work, retry=Retry(3, backoff=0))
+
+    async with running(stubborn) as e:
+        run = await finish(e, await e.trigger("stubborn"))
+    assert run.output == 3
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] != seen[0][1]
+
+
+async def test_a_step_that_moves_into_a_branch_or_out_of_one_is_not_called_again(running):
+    called: list[str] = []
+
+    @job("moving")
+    async def moving(ctx: Context, _: None) -> list[int]:
+        def call(name: str) -> int:
+            called.append(name)
+            return len(called)
+
+        async def two(name: str) -> list[int]:
+            return [await ctx.step(f"{name} 1", call, f"{name} 1"), await ctx.step(f"{name} 2", call, f"{name} 2")]
+
+        if ctx.attempt == 1:
+            first = await two("a")
+            (second,) = await asyncio.gather(two("b"))
+            await asyncio.Event().wait()
+        else:
+            (first,) = await asyncio.gather(two("a"))
+            second = await two("b")
+        return [*first, *second]
+
+    async with running(moving) as e:
+        run = await e.trigger("moving")
+        while len(called) < 4:
+            await settle()
+        await settle()
+        await crash(e)
+        await restart(e)
+        assert (await finish(e, run)).output == [1, 2, 3, 4]
+    assert called == ["a 1", "a 2", "b 1", "b 2"]
+
+
+async def test_a_fork_has_what_the_branches_have_recorded(running):
+    called: list[str] = []
+
+    @job("pages")
+    async def pages(ctx: Context, _: None) -> list[str]:
+        async def page(name: str, wait: Callable[[], Any]) -> str:
+            await ctx.step(f"fetch {name}", wait)
+            return await ctx.step("parse", lambda: called.append(name) or name)
+
+        found = await asyncio.gather(page("slow", in_turns(5)), page("quick", in_turns(0)))
+        return [*found, await ctx.step("end", lambda: "end")]
+
+    async with running(pages) as e:
+        run = await finish(e, await e.trigger("pages"))
+        fork = await finish(e, await e.fork(run.id, "end"))
+    assert fork.output == run.output == ["slow", "quick", "end"]
+    assert called == ["quick", "slow"]
+
+
+async def test_a_name_that_comes_back_as_another_kind_in_its_branch_is_refused(running):
+    @job("changed")
+    async def changed(ctx: Context, _: None) -> None:
+        async def branch(name: str) -> None:
+            await ctx.step(f"begin {name}", lambda: 1)
+            if ctx.attempt == 1:
+                await ctx.step("go on", lambda: 1)
+                await asyncio.Event().wait()
+            await ctx.sleep("go on", 0)
+
+        await asyncio.gather(branch("a"), branch("b"))
+
+    async with running(changed) as e:
+        run = await e.trigger("changed")
+        while len(await e.get_steps(run.id)) < 4:
+            await settle()
+        await crash(e)
+        await restart(e)
+        run = await finish(e, run)
+    assert run.error.type == NonDeterminismError.__name__
+
+
+# --- any body ---------------------------------------------------------------------------------------------------------
+
+Item = Any  # a name; ["in", name, items]: a step that asks for these itself; ["both", items, items]: branches
+
+NAMES = st.sampled_from(["a", "b", "uuid"])
+bodies = st.lists(
+    st.recursive(
+        NAMES,
+        lambda items: st.one_of(
+            st.tuples(st.just("in"), NAMES.filter("uuid".__ne__), st.lists(items, max_size=3)).map(list),
+            st.tuples(st.just("both"), st.lists(items, max_size=3), st.lists(items, max_size=3)).map(list),
+        ),
+        max_leaves=10,
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+class World:
+    """What was seen at each place of a body, and what has been called there."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.seen: dict[str, Any] = {}
+        self.numbers = itertools.count()
+
+    def see(self, place: str, value: Any) -> Any:
+        """A body that has got a value has it for ever: it was committed."""
+        assert self.seen.setdefault(place, value) == value, place
+        return value
+
+    async def some_turns(self) -> None:
+        for _ in range(self.random.randrange(4)):
+            await asyncio.sleep(0)
+
+    async def play(self, ctx: Context, items: list[Item], place: str) -> list[Any]:
+        outcome: list[Any] = []
+        for number, item in enumerate(items):
+            here = f"{place}.{number}"
+            if item == "uuid":
+                outcome.append(self.see(here, str(await ctx.uuid())))
+            elif isinstance(item, str):
+                outcome.append(self.see(here, await ctx.step(item, self.call, here)))
+            elif item[0] == "in":
+                outcome.append(self.see(here, await ctx.step(item[1], self.play, ctx, item[2], here)))
+            else:
+                halves = [self.play(ctx, half, f"{here}{side}") for side, half in zip("lr", item[1:], strict=True)]
+                outcome.append(list(await asyncio.gather(*halves)))
+        return outcome
+
+    async def call(self, here: str) -> list[Any]:
+        await self.some_turns()
+        assert here not in self.seen, f"{here} is called again"
+        return [here, next(self.numbers)]
+
+
+@on_a_desk_only("some thousand engines take minutes there")
+@settings(max_examples=60)
+@given(items=bodies, seed=st.integers(0, 1000))
+def test_any_body_sees_the_same_at_the_same_place_wherever_its_engine_dies(items, seed):
+    async def check() -> None:
+        for when in ("before", "after"):
+            for number in itertools.count(1):
+                world = World(seed + number)
+
+                @job("body")
+                async def body(ctx: Context, _: None, world: World = world) -> list[Any]:
+                    return await world.play(ctx, items, "")
+
+                async with engine(body, max_recoveries=9) as e:
+                    run = await e.trigger("body")
+                    deaths = 0
+                    for _ in range(2):
+                        point = crash_at(e, **{when: number})
+                        ended = asyncio.ensure_future(e.wait_for_run(run.id))
+                        dead = asyncio.ensure_future(asyncio.wait_for(point, 5))
+                        await asyncio.wait([ended, dead], return_when=asyncio.FIRST_COMPLETED)
+                        for task in (ended, dead):
+                            task.cancel()
+                        await asyncio.wait([ended, dead])
+                        deaths += point.is_reached
+                        await restart(e)
+                    run = await e.wait_for_run(run.id, timeout=5)
+                    assert run.error is None, run.error
+                    assert run.status == "completed"
+                if not deaths:
+                    break
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_first_operations_of_branches_are_counted_in_the_order_in_which_these_were_made(running, same):
+    seen: list[Any] = []
+
+    @job("many")
+    async def many(ctx: Context, _: None) -> list[int]:
+        waits = [in_turns(count) for count in ((3, 1, 2) if not seen else (1, 2, 3))]
+
+        async def one(number: int) -> int:
+            await ctx.step("load" if same else f"load {number}", waits[number])
+            return await ctx.step("work", lambda: number)
+
+        seen.append(await asyncio.gather(*map(one, range(3))))
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+        return seen[-1]
+
+    async with running(many) as e:
+        run = await e.trigger("many")
+        while not seen:
+            await settle()
+        await crash(e)
+        await restart(e)
+        assert (await finish(e, run)).output == seen[0] == [0, 1, 2]
