@@ -131,7 +131,10 @@ class Context:
 
         The result is committed before it is returned, and every later execution of the run gets it without calling
         the function. The function may be synchronous or asynchronous; keyword arguments for it go through
-        ``functools.partial``. The second step of one name in an execution is recorded as ``name#2``.
+        ``functools.partial``. The second step of one name in an execution is recorded as ``name#2``. Branches, tasks
+        that the body makes, may use the same names: each is known by its first operation, and is given its own again.
+        Where two may begin in another order than they were made in, because they wait for something else first, give
+        their first operations names of their own.
 
         ``retry`` says whether a failure is followed by another attempt; by default what the job says.
 
@@ -326,7 +329,7 @@ class Context:
     @property
     def step_ref(self) -> str:
         """``<run id>/<step name>`` of the step that asks: the same on every attempt, and so an idempotency key towards
-        the outside. Outside of steps, the run's id."""
+        the outside. In a branch, after its first step, that one's name comes before. Outside of steps, the run's id."""
         return self._execution.reference()
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:

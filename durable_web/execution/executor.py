@@ -304,7 +304,7 @@ class Execution:
         """
         self.check()
         found = self.records.get(key)
-        self.reach(key)
+        self._unreached.discard(key)
         self._unvisited.discard(key)
         if found is None:
             self._last_position += 1

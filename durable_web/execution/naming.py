@@ -3,19 +3,22 @@
 The body asks by name, and how often a name was asked for tells its operations apart. That is counted for each *scope*
 of its own, because only there the order is the same in every execution: in the body's own task, and in every branch,
 which is another task that the body has made; and likewise in every attempt at a step whose function asks for something
-itself. A branch is known by its first operation, and these are counted together, since branches begin in the order in
-which they were made. Where the recorded name does not say all that, it is recorded beside it, as the step's *place*.
+itself. A branch is known by its first operation; those of the branches that one task has made are counted together,
+since they begin in the order in which they were made. Where the recorded name does not say all that, it is recorded
+beside it, as the step's *place*.
 
-Scopes are written so: ``""`` is the body's own task, ``*`` the first operations of its branches, ``by <path>`` a branch
-with that first operation; ``in <path>`` is a step's own task, ``* <path>`` the first operations of a step's branches.
+Scopes are written so: ``""`` is the body's own task, ``*`` the first operations of its branches; ``by <path>`` is the
+branch with that first operation, ``in <path>`` a step's own task, and ``by* <path>`` and ``in* <path>`` are the first
+operations of the branches that these have made.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
 
 from .compensation import PREFIX
 from .reports import current_step
@@ -25,8 +28,17 @@ if TYPE_CHECKING:
     from .executor import Execution
 
 BODY, FIRST = "", "*"
-_JOINTS = {"in": " >> ", FIRST: " >> * ", "by": " .. "}
+_JOINTS = {"in": " >> ", "in*": " >> * ", "by": " .. ", "by*": " .. * "}
 _ORDINAL = re.compile(r"#\d+$")
+
+
+class _Branch(NamedTuple):
+    task: ref[asyncio.Task[Any]]
+    step: str  # the path of that which has made it, if it was one
+    path: str
+
+
+_branch: ContextVar[_Branch | None] = ContextVar("durable_web_branch", default=None)  # that of this task, or its maker
 
 
 class Names:
@@ -40,7 +52,6 @@ class Names:
         self._counts: dict[Any, int] = {}
         self._given: set[str] = set()
         self._next_ordinals: dict[str, int] = {}
-        self._branches: WeakKeyDictionary[asyncio.Task[Any], dict[str, str]] = WeakKeyDictionary()
         self._founders: set[str] = set()  # the first operations of this execution's branches
         for record in execution.records.values():
             if record.place is not None:
@@ -58,20 +69,21 @@ class Names:
             )
         step, task = current_step.get(), asyncio.current_task()
         if step is None and task is self._execution.task:
-            scope, counted = BODY, name
+            scope = BODY
+            count = self._counts[name] = self._counts.get(name, 0) + 1
         else:
             scope = self._scope(step, task)
             counted = (scope, name, 0 if step is None else step.attempt)
-        count = self._counts[counted] = self._counts.get(counted, 0) + 1
-        plain = _numbered(name, count)
-        if scope != BODY or self._names or plain in self._given:
-            is_in_step = step is not None
-            given = self._recorded(scope, name, count, plain, is_in_step) or self._new(scope, name, count, plain)
-        else:  # nothing but the body's own task has asked for anything yet
-            given = plain
+            count = self._counts[counted] = self._counts.get(counted, 0) + 1
+        plain = name if count == 1 else f"{name}#{count}"
+        if scope == BODY and not self._names and plain not in self._given:  # only the body's own task has asked so far
+            self._given.add(plain)
+            return plain
+        is_in_step = step is not None
+        given = self._recorded(scope, name, count, plain, is_in_step) or self._new(scope, name, count, plain)
         self._given.add(given)
-        if scope.startswith(FIRST) and task is not None:
-            self._branches.setdefault(task, {})[scope] = f"by {self.path(given)}"
+        if task is not None and scope.partition(" ")[0].endswith(FIRST):
+            _branch.set(_Branch(ref(task), "" if step is None else self.path(step.name), self.path(given)))
             self._founders.add(given)
         return given
 
@@ -84,11 +96,14 @@ class Names:
         return path + _JOINTS[kind] + _numbered(_ORDINAL.sub("", given), int(count))
 
     def _scope(self, step: StepRecord | None, task: asyncio.Task[Any] | None) -> str:
-        home = self._execution.task if step is None else self.homes.get(step.name)
-        if task is home or task is None:
-            return BODY if step is None else f"in {self.path(step.name)}"
-        first = FIRST if step is None else f"{FIRST} {self.path(step.name)}"
-        return self._branches.get(task, {}).get(first, first)
+        """In whose order this task asks: it is the body's or a step's own, a branch, or one that begins."""
+        path = "" if step is None else self.path(step.name)
+        if task is None or task is (self.homes.get(step.name) if step else self._execution.task):
+            return f"in {path}" if step else BODY
+        branch = _branch.get()
+        if branch is None or branch.step != path:
+            return f"in* {path}" if step else FIRST
+        return f"by {branch.path}" if branch.task() is task else f"by* {branch.path}"
 
     def _recorded(self, scope: str, name: str, count: int, plain: str, is_in_step: bool) -> str | None:
         """Under what this is recorded, here or in an earlier execution; ``None`` when it is not."""
@@ -105,9 +120,9 @@ class Names:
         return plain if is_mine else None  # the code was changed: what is a branch now was none, or the other way round
 
     def _is_left(self, scope: str) -> bool:
-        """Whether the body's own task has come to the first operation of what was a branch."""
-        first = scope.removeprefix("by ")
-        return scope == FIRST or (first in self._given and first not in self._founders)
+        """Whether it is a branch's, and the body's own task has come to the first operation of that."""
+        kind, _, first = scope.partition(" ")
+        return kind == FIRST or (kind[:2] == "by" and first in self._given and first not in self._founders)
 
     def _new(self, scope: str, name: str, count: int, plain: str) -> str:
         """A name under which nothing is recorded yet."""
