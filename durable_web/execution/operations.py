@@ -160,14 +160,13 @@ class Operations:
         try:
             yield
         except asyncio.CancelledError:
-            if expired and task.uncancel() <= cancelling:
+            if expired and task.cancelling() - 1 <= cancelling:
                 raise TimeoutError(f"the attempt took longer than {seconds} s") from None
             raise
-        else:
-            if expired:  # the function swallowed the cancellation, and came to a result all the same
-                task.uncancel()
         finally:
             timer.cancel()
+            if expired:  # however the function took its cancellation: nobody is to find it in the task later
+                task.uncancel()
 
     async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
         described = describe(error)

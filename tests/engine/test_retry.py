@@ -240,6 +240,52 @@ async def test_an_attempt_that_takes_too_long_fails_and_is_tried_again(running):
     assert step.failed_attempts[0].error.type == "TimeoutError"
 
 
+@pytest.mark.parametrize("how", ["raises", "returns", "fails in a group"])
+async def test_nothing_of_the_cancellation_of_a_slow_attempt_is_left_in_its_task(running, how):
+    clock = MockClock()
+
+    async def slow() -> str:
+        try:
+            if how == "fails in a group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(clean_up_badly())
+                    await asyncio.Event().wait()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if how == "raises":
+                raise ConnectionError("could not close") from None
+        return "in the end"
+
+    async def clean_up_badly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("could not close")
+
+    def fail() -> None:
+        raise ValueError("bad")
+
+    @job("slow")
+    async def slow_job(ctx: Context, _: None) -> list:
+        said = None
+        try:
+            said = await ctx.step("slow", slow, retry=Retry(max_attempts=1, timeout=5))
+        except StepFailed as error:
+            said = error.error_type
+        left = asyncio.current_task().cancelling()
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ctx.step("bad", fail))
+        return [said, left, await ctx.step("after", lambda: "went on")]
+
+    async with running(slow_job, clock=clock) as engine:
+        run = await engine.trigger("slow")
+        await clock.advance(5)
+        run = await finish(engine, run)
+    said = {"raises": "ConnectionError", "returns": "in the end", "fails in a group": "ExceptionGroup"}[how]
+    assert run.output == [said, 0, "went on"]
+
+
 async def test_the_queue_time_of_a_retry_counts_from_when_it_was_due(running):
     clock = MockClock()
     gate = asyncio.Event()
