@@ -142,6 +142,7 @@ class Execution:
         failed_step: str | None = None,
         successor: NewRun | None = None,
     ) -> None:
+        self.reports.take_over()
         self.reports.write_progress()
 
         def write() -> None:
@@ -197,9 +198,10 @@ class Execution:
 
     def unwind(self) -> NoReturn:
         """Leave the body, or a branch of it for whose end nobody may be waiting any more."""
-        task = asyncio.current_task()
-        if task is not None and task is not self._task:
-            task.add_done_callback(_retrieve)
+        with suppress(RuntimeError):  # in another thread, which has no task
+            task = asyncio.current_task()
+            if task is not None and task is not self._task:
+                task.add_done_callback(_retrieve)
         raise Unwind(self.claim.run_id)
 
     @property
