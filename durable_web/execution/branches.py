@@ -32,16 +32,15 @@ class Branches:
         if self._at_rest is not None and not self.tasks and not self._at_rest.done():
             self._at_rest.set_result(None)
 
-    def cancel(self) -> None:
-        """Tell the job body, and whatever it has under way in other tasks, to stop."""
-        current = asyncio.current_task()
+    def cancel(self, besides: asyncio.Task[Any] | None = None) -> None:
+        """Tell the job body, and whatever it has under way in other tasks, to stop; ``besides`` stops by itself."""
         for task in {self._execution.task, *self.tasks}:
-            if task is not None and task is not current:
+            if task is not None and task is not besides:
                 task.cancel()
 
     async def stop(self) -> None:
-        """``cancel``, and return when everything has stopped, or will not."""
-        self.cancel()
+        """``cancel`` the others, and return when everything has stopped, or will not."""
+        self.cancel(besides=asyncio.current_task())
         with suppress(TimeoutError):
             async with asyncio.timeout(STUBBORN_SECONDS):
                 while self.tasks:

@@ -178,10 +178,14 @@ class Execution:
                 self._services.on_settled(self)
         finally:
             self._abandoned = True
-            self.branches.cancel()
+            self.branches.cancel(besides=asyncio.current_task())
 
-    def abandon(self, *, cancelled: bool = False) -> None:
-        """Stop executing: the run is no longer ours. What the body still tries is refused."""
+    def abandon(self, *, cancelled: bool = False, besides: asyncio.Task[Any] | None = None) -> None:
+        """Stop executing: the run is no longer ours. What the body still tries is refused.
+
+        :param besides: a branch that has found it out, and stops by itself; any other one is cancelled, be it the one
+            that has cancelled its own run.
+        """
         self.cancelled = self.cancelled or cancelled
         if self._abandoned:
             self._is_taken_away = True
@@ -189,7 +193,7 @@ class Execution:
         self._abandoned = True
         self.reports.stop()
         self.parking.stop()
-        self.branches.cancel()
+        self.branches.cancel(besides)
 
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""
@@ -290,7 +294,7 @@ class Execution:
         try:
             return self.reload(key)
         except StorageError as trouble:
-            self.abandon()
+            self.abandon(besides=asyncio.current_task())
             self._services.on_storage_trouble(self.claim, trouble)
             self.unwind()
 
@@ -446,11 +450,11 @@ class Execution:
             else:
                 await self._commits.commit(write, simple=simple)
         except LeaseLost:
-            self.abandon()
+            self.abandon(besides=asyncio.current_task())
         except StorageError as trouble:
             if isinstance(trouble, TransactionError):
                 raise
-            self.abandon()
+            self.abandon(besides=asyncio.current_task())
             self._services.on_storage_trouble(self.claim, trouble)
         finally:
             self.parking.land()
