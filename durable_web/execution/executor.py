@@ -23,7 +23,7 @@ from ..model import RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun, StepRecord
 from .branches import Branches
 from .compensation import COMPENSATION, PREFIX, Compensation
-from .leaving import ContinueAsNew, Unwind, is_closing, own_reason
+from .leaving import ContinueAsNew, Unwind, failed_step, is_closing, own_reason
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
@@ -111,12 +111,12 @@ class Execution:
 
     async def _fail(self, failure: BaseException) -> None:
         error = _describe_failure(failure)
-        failed_step = failure.step if isinstance(failure, StepFailed) else None
-        if self._broken is None and await self.compensation.begin(error, failed_step):
+        step = failed_step(failure)
+        if self._broken is None and await self.compensation.begin(error, step):
             await self.compensation.run()
         else:
             await self._leave_branches()
-        self._settle(RunStatus.FAILED, error=error, failed_step=failed_step)
+        self._settle(RunStatus.FAILED, error=error, failed_step=step)
 
     async def _leave_branches(self) -> None:
         """Let go of what other branches have under way, so that whoever is next sees nothing of it.
