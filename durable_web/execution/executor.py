@@ -178,14 +178,10 @@ class Execution:
                 self._services.on_settled(self)
         finally:
             self._abandoned = True
-            self.branches.cancel(besides=asyncio.current_task())
+            self.branches.cancel()
 
-    def abandon(self, *, cancelled: bool = False, besides: asyncio.Task[Any] | None = None) -> None:
-        """Stop executing: the run is no longer ours. What the body still tries is refused.
-
-        :param besides: a branch that has found it out, and stops by itself; any other one is cancelled, be it the one
-            that has cancelled its own run.
-        """
+    def abandon(self, *, cancelled: bool = False) -> None:
+        """Stop executing: the run is no longer ours. What the body still tries is refused."""
         self.cancelled = self.cancelled or cancelled
         if self._abandoned:
             self._is_taken_away = True
@@ -193,7 +189,7 @@ class Execution:
         self._abandoned = True
         self.reports.stop()
         self.parking.stop()
-        self.branches.cancel(besides)
+        self.branches.cancel_all()
 
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""
@@ -204,8 +200,10 @@ class Execution:
         """Leave the body, or a branch of it for whose end nobody may be waiting any more."""
         with suppress(RuntimeError):  # in another thread, which has no task
             task = asyncio.current_task()
-            if task is not None and task is not self._task:
-                task.add_done_callback(_retrieve)
+            if task is not None:
+                self.branches.excuse(task)
+                if task is not self._task:
+                    task.add_done_callback(_retrieve)
         raise Unwind(self.claim.run_id)
 
     @property
@@ -294,7 +292,7 @@ class Execution:
         try:
             return self.reload(key)
         except StorageError as trouble:
-            self.abandon(besides=asyncio.current_task())
+            self.abandon()
             self._services.on_storage_trouble(self.claim, trouble)
             self.unwind()
 
@@ -450,11 +448,11 @@ class Execution:
             else:
                 await self._commits.commit(write, simple=simple)
         except LeaseLost:
-            self.abandon(besides=asyncio.current_task())
+            self.abandon()
         except StorageError as trouble:
             if isinstance(trouble, TransactionError):
                 raise
-            self.abandon(besides=asyncio.current_task())
+            self.abandon()
             self._services.on_storage_trouble(self.claim, trouble)
         finally:
             self.parking.land()
