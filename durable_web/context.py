@@ -21,6 +21,9 @@ class Log:
 
     A line belongs to the step that wrote it, or else to the run. Fields that cannot be stored are kept as their
     ``repr``: a log line never fails a job.
+
+    Lines may also be written by another thread, such as that of ``await ctx.step("work", asyncio.to_thread, work)``:
+    they are there before the step has ended.
     """
 
     def __init__(self, execution: Execution) -> None:
@@ -111,11 +114,14 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was cancelled; for synchronous code that wants to stop early."""
+        """Whether the run was cancelled; for synchronous code that wants to stop early, also in another thread."""
         return self._execution.cancelled
 
     def raise_if_cancelled(self) -> None:
-        """Leave the job at once when the run was cancelled, or is no longer this engine's for another reason."""
+        """Leave the job at once when the run was cancelled, or is no longer this engine's for another reason.
+
+        In another thread it leaves what runs there.
+        """
         self._execution.check()
 
     async def step(
@@ -335,7 +341,8 @@ class Context:
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Tell how far the run has come, in units of your own; may be called freely in a tight loop.
 
-        The latest value is kept on the run; at most one frame in 100 ms is written, the last one always.
+        The latest value is kept on the run; at most one frame in 100 ms is written, the last one always. Another
+        thread may call it too.
         """
         self._execution.reports.progress(current, total, message)
 

@@ -19,6 +19,7 @@ class Branches:
         self.tasks: list[asyncio.Task[Any]] = []
         self._execution = execution
         self._at_rest: asyncio.Future[None] | None = None  # for whoever waits until there are none
+        self._asking: asyncio.Task[Any] | None = None  # that its own run be left, and may not know it yet
 
     def under_way(self) -> UnderWay:
         """For ``with``: a branch is in the middle of something, and is told when that has to stop."""
@@ -33,11 +34,32 @@ class Branches:
             self._at_rest.set_result(None)
 
     def cancel(self) -> None:
-        """Tell the job body, and whatever it has under way in other tasks, to stop."""
+        """Tell the job body, and whatever it has under way in other tasks, to stop; but not the task that asks."""
         current = asyncio.current_task()
         for task in {self._execution.task, *self.tasks}:
             if task is not None and task is not current:
                 task.cancel()
+
+    def cancel_all(self) -> None:
+        """``cancel``, and the task that asks as well, as where a job cancels its own run.
+
+        That one is left alone when it finds out by itself, and leaves, before it waits for anything.
+        """
+        self.cancel()
+        current = asyncio.current_task()
+        if current is not None and (current is self._execution.task or current in self.tasks):
+            self._asking = current
+            asyncio.get_running_loop().call_soon(self._cancel_asking)
+
+    def _cancel_asking(self) -> None:
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
+
+    def excuse(self, task: asyncio.Task[Any]) -> None:
+        """A task leaves by itself."""
+        if task is self._asking:
+            self._asking = None
 
     async def stop(self) -> None:
         """``cancel``, and return when everything has stopped, or will not."""

@@ -22,7 +22,7 @@ from ..model import RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun, StepRecord
 from .branches import Branches
 from .compensation import COMPENSATION, Compensation
-from .leaving import ContinueAsNew, Unwind, is_closing, own_reason
+from .leaving import ContinueAsNew, Unwind, failed_step, is_closing, own_reason
 from .naming import Names
 from .operations import Operations
 from .parking import Parking
@@ -109,12 +109,12 @@ class Execution:
 
     async def _fail(self, failure: BaseException) -> None:
         error = _describe_failure(failure)
-        failed_step = failure.step if isinstance(failure, StepFailed) else None
-        if self._broken is None and await self.compensation.begin(error, failed_step):
+        step = failed_step(failure)
+        if self._broken is None and await self.compensation.begin(error, step):
             await self.compensation.run()
         else:
             await self._leave_branches()
-        self._settle(RunStatus.FAILED, error=error, failed_step=failed_step)
+        self._settle(RunStatus.FAILED, error=error, failed_step=step)
 
     async def _leave_branches(self) -> None:
         """Let go of what other branches have under way, so that whoever is next sees nothing of it.
@@ -140,6 +140,7 @@ class Execution:
         failed_step: str | None = None,
         successor: NewRun | None = None,
     ) -> None:
+        self.reports.take_over()
         self.reports.write_progress()
 
         def write() -> None:
@@ -186,7 +187,7 @@ class Execution:
         self._abandoned = True
         self.reports.stop()
         self.parking.stop()
-        self.branches.cancel()
+        self.branches.cancel_all()
 
     def check(self) -> None:
         """Raise ``Unwind`` when the run is no longer ours."""
@@ -195,9 +196,12 @@ class Execution:
 
     def unwind(self) -> NoReturn:
         """Leave the body, or a branch of it for whose end nobody may be waiting any more."""
-        task = asyncio.current_task()
-        if task is not None and task is not self._task:
-            task.add_done_callback(_retrieve)
+        with suppress(RuntimeError):  # in another thread, which has no task
+            task = asyncio.current_task()
+            if task is not None:
+                self.branches.excuse(task)
+                if task is not self._task:
+                    task.add_done_callback(_retrieve)
         raise Unwind(self.claim.run_id)
 
     @property

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar
 
+from ..errors import StepFailed
 from ..store import NewRun
+
+Kind = TypeVar("Kind", bound=BaseException)
 
 
 class ContinueAsNew(BaseException):
@@ -22,14 +25,25 @@ class Unwind(BaseException):
 
 def own_reason(error: BaseException) -> BaseException:
     """Why a body was left: of a task group's errors, what the engine itself has thrown."""
-    if isinstance(error, BaseExceptionGroup):
-        for kind in (Unwind, ContinueAsNew):
-            found = error.subgroup(kind)
-            while isinstance(found, BaseExceptionGroup):
-                found = found.exceptions[0]
-            if found is not None:
-                return found
-    return error
+    return _first(error, Unwind) or _first(error, ContinueAsNew) or error
+
+
+def failed_step(error: BaseException) -> str | None:
+    """The step whose failure has ended a body, if it was one's: of a task group's errors, that of the first."""
+    found = _first(error, StepFailed)
+    return None if found is None else found.step
+
+
+def _first(error: BaseException, kind: type[Kind]) -> Kind | None:
+    """The first error of a kind: the error itself, or one in its groups."""
+    pending = [error]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, kind):
+            return error
+        if isinstance(error, BaseExceptionGroup):
+            pending += reversed(error.exceptions)
+    return None
 
 
 def is_of_the_engine(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from .compensation import Undo
 from .leaving import ContinueAsNew, is_closing, is_of_the_engine
 from .parking import LONGEST_TIMER_SECONDS
 from .reports import current_step
+from .timeouts import LATEST
 
 if TYPE_CHECKING:
     from .executor import Execution
@@ -97,7 +98,7 @@ class Operations:
                 await execution.commit_step(record, StepStatus.COMPLETED, output=text)
                 return value
             execution.check()
-            if not retry.wants(error, record.attempt - record.attempts_before):
+            if not _wants(retry, error, record.attempt - record.attempts_before):
                 await execution.commit_step(record, StepStatus.FAILED, error=describe(error))
                 raise _step_failed(execution.records[record.name]) from error
             record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
@@ -162,18 +163,18 @@ class Operations:
         try:
             yield
         except asyncio.CancelledError:
-            if expired and task.uncancel() <= cancelling:
+            if expired and task.cancelling() - 1 <= cancelling:
                 raise TimeoutError(f"the attempt took longer than {seconds} s") from None
             raise
-        else:
-            if expired:  # the function swallowed the cancellation, and came to a result all the same
-                task.uncancel()
         finally:
             timer.cancel()
+            if expired:  # however the function took its cancellation: nobody is to find it in the task later
+                task.uncancel()
 
     async def _commit_failed_attempt(self, record: StepRecord, error: BaseException, retry: Retry) -> StepRecord:
         described = describe(error)
-        retry_at = self._clock.now() + round(retry.delay(record.attempt - record.attempts_before) * 1000)
+        delay = retry.delay(record.attempt - record.attempts_before) * 1000
+        retry_at = min(self._clock.now() + round(min(LATEST, delay)), LATEST)
         waiting = record._replace(error=described, retry_at=retry_at)
 
         def write() -> None:
@@ -313,6 +314,16 @@ def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:
         raise
     except (TypeError, ValueError) as error:
         raise SerializationError(path, f"it does not fit the function's return annotation: {error}") from error
+
+
+def _wants(retry: Retry, error: BaseException, attempt: int) -> bool:
+    """Whether another attempt follows; a predicate that fails, by whatever it raises, wants none."""
+    try:
+        return bool(retry.wants(error, attempt))
+    except BaseException as raised:  # such as SystemExit, which would end the event loop; it is not what failed
+        if is_of_the_engine(raised):
+            raise
+        return False
 
 
 def _replay(record: StepRecord, annotation: Any) -> Any:

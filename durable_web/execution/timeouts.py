@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .executor import Execution
     from .services import Services
 
-_LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
+LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
 
 Dues = list[int | None]  # milliseconds; None for a timer that is never due
 
@@ -268,7 +268,7 @@ class Timeouts:
             remaining = timer.remaining(asyncio.get_running_loop().time())
             if remaining is None or not math.isfinite(remaining):
                 return None
-            due = min(self._clock.now() + round(min(remaining, _LATEST) * 1000), _LATEST)
+            due = min(self._clock.now() + round(min(remaining, LATEST) * 1000), LATEST)
             found = self._dues[timer.key] = _Due(timer.set_for, due)
         return found.at
 

@@ -32,6 +32,7 @@ from ..job import Job
 from ..model import RunStatus, StepStatus, to_milliseconds
 from ..store import NewRun, StepRecord
 from ..triggers import Trigger
+from .timeouts import LATEST
 
 if TYPE_CHECKING:
     from .executor import Execution
@@ -43,7 +44,6 @@ WAITS = frozenset({SLEEP, SIGNAL, EVENT, WEBHOOK, UPDATE, BREAKPOINT, CHILD})
 _CALLED_OFF = WAITS - {WEBHOOK}  # when the body waits no longer; a webhook may be waited for again
 
 _TIMEOUTS = {SIGNAL: SignalTimeout, EVENT: EventTimeout, WEBHOOK: WebhookTimeout, UPDATE: UpdateTimeout}
-_LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
 
 Take = Callable[[StepRecord, int], None]
 
@@ -324,7 +324,7 @@ class Waiting:
         if record.topic is None:
             wake_at = record.wake_at
             if wake_at is None and due is not None:
-                wake_at = min(due(self._clock.now()), _LATEST)
+                wake_at = min(due(self._clock.now()), LATEST)
             record = record._replace(topic=topic, detail=detail, wake_at=wake_at)
         return await self._commit(record, take)
 

@@ -185,6 +185,64 @@ async def test_a_job_can_leave_by_itself_when_its_run_was_cancelled(running):
     assert noticed == [True]
 
 
+@pytest.mark.parametrize("where", ["body", "step", "branch", "filter"])
+async def test_a_job_that_cancels_its_own_run_is_told_and_frees_its_slot(running, where):
+    told: list[str] = []
+
+    async def cancel(ctx: Context) -> None:
+        await (engine.cancel_runs(job="own") if where == "filter" else engine.cancel(ctx.run_id))
+        told.append((await engine.get_run(ctx.run_id)).status)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.append("told")
+            raise
+
+    @job("own")
+    async def own(ctx: Context, _: None) -> None:
+        match where:
+            case "body" | "filter":
+                await cancel(ctx)
+            case "step":
+                await ctx.step("cancel", cancel, ctx)
+            case "branch":
+                await asyncio.gather(ctx.step("cancel", cancel, ctx), ctx.step("wait", asyncio.Event().wait))
+
+    @job("next")
+    async def next_job(ctx: Context, _: None) -> None: ...
+
+    async with running(own, next_job, max_concurrent_runs=1) as engine:
+        run = await engine.trigger("own")
+        following = await engine.trigger("next")
+        await settle()
+        assert (await engine.get_run(following.id)).status == RunStatus.COMPLETED
+        assert (await engine.get_run(run.id)).status == RunStatus.CANCELLED
+    assert told == [RunStatus.CANCELLED, "told"]
+
+
+async def test_a_run_that_a_listener_cancels_in_the_middle_of_a_commit_may_clean_up_in_peace(running):
+    cleaned_up = asyncio.Event()
+
+    @job("heard")
+    async def heard(ctx: Context, _: None) -> None:
+        try:
+            await ctx.step("heard", lambda: None)
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.set()
+
+    def cancel(event: object) -> None:
+        with contextlib.suppress(StopIteration):
+            engine.cancel(event.run_id).send(None)
+
+    async with running(heard) as engine:
+        engine.on("step:complete", cancel)
+        run = await engine.trigger("heard")
+        await settle()
+        run = await engine.get_run(run.id)
+    assert (run.status, cleaned_up.is_set()) == (RunStatus.CANCELLED, True)
+
+
 @on_a_desk_only("OPFS has one engine per file")
 @pytest.mark.parametrize("how", ["completes", "fails", "step", "transaction", "parks", "line"])
 async def test_what_a_run_comes_to_before_it_hears_of_its_cancellation_elsewhere_is_not_recorded(running, how):

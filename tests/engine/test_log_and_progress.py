@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
-from watching import finish, timeline
+import pytest
+from watching import finish, on_a_desk_only, timeline
 
-from durable_web import Context, job
+from durable_web import Context, Trigger, job
 from durable_web.testing import MockClock, crash
 
 
@@ -157,3 +160,134 @@ async def test_a_slow_step_is_seen_to_run_and_a_quick_one_only_to_complete(runni
         frames = await timeline(engine, run)
     steps = [(frame.name, frame.status) for frame in frames if frame.kind == "step_status"]
     assert steps == [("quick", "completed"), ("slow", "running"), ("slow", "completed")]
+
+
+# --- other threads ---------------------------------------------------------------------------------------------------
+
+
+@on_a_desk_only("there are no threads")
+async def test_a_step_that_works_in_a_thread_tells_from_there_what_it_does(running):
+    @job("threaded")
+    async def threaded(ctx: Context, _: None) -> list[int]:
+        def work(branch: str) -> int:
+            rows: list[int] = []
+            for number in range(3):
+                ctx.log.info(f"{branch}: line {number}", rows=rows)
+                rows.append(number)  # a line tells what was there when it was written
+                ctx.progress(number + 1, 3, branch)
+            return len(rows)
+
+        return await asyncio.gather(*(ctx.step(name, asyncio.to_thread, work, name) for name in ("a", "b")))
+
+    async with running(threaded) as engine:
+        run = await finish(engine, await engine.trigger("threaded"))
+        frames = await timeline(engine, run)
+    assert run.output == [3, 3]
+    assert (run.progress.current, run.progress.total) == (3, 3)
+    for name in ("a", "b"):
+        of_step = [frame for frame in frames if name in (getattr(frame, "step", ""), getattr(frame, "name", ""))]
+        told = [(frame.message, frame.fields["rows"]) for frame in of_step if frame.kind == "log"]
+        assert told == [(f"{name}: line {number}", list(range(number))) for number in range(3)]
+        assert of_step[-1].status == "completed"
+
+
+@on_a_desk_only("there are no threads")
+async def test_a_thread_that_tells_something_while_the_event_loop_is_busy_harms_nobody(running):
+    clock = MockClock()
+    troubles: list[Any] = []
+
+    async def in_turn(number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    @job("busy")
+    async def busy(ctx: Context, _: None) -> None:
+        def work() -> None:
+            clock._elapsed += 0.1  # what rides along is overdue
+            ctx.log.info("from the thread")
+            ctx.progress(1)
+
+        def start_and_wait() -> None:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+
+        ctx.log.info("from the loop")
+        await ctx.step("work", start_and_wait)
+
+    @job("other")
+    async def other(ctx: Context, _: None) -> list[int]:
+        return await asyncio.gather(*(ctx.step(f"step {number}", in_turn, number) for number in range(3)))
+
+    async with running(busy, other, clock=clock) as engine:
+        engine.on("worker:error", troubles.append)
+        runs = await engine.trigger_many([Trigger(job) for job in (other, busy, other)])
+        others = [await finish(engine, run) for run in (runs[0], runs[2])]
+        run = await finish(engine, runs[1])
+        lines = [line.message for line in await engine.logs(run.id)]
+    assert [run.output for run in others] == [[0, 1, 2], [0, 1, 2]]
+    assert (run.status, run.progress.current, lines) == ("completed", 1, ["from the loop", "from the thread"])
+    assert troubles == []
+
+
+@on_a_desk_only("there are no threads")
+async def test_a_line_of_the_body_is_not_repeated_by_a_thread_either(running):
+    @job("story")
+    async def story(ctx: Context, _: None) -> None:
+        for line in ("one", "two"):
+            await asyncio.to_thread(ctx.log.info, line)
+        await ctx.step("step", lambda: None)
+        if ctx.attempt == 1:
+            await asyncio.Event().wait()
+
+    async with running(story) as engine:
+        run = await engine.trigger("story")
+        while (run := await engine.get_run(run.id)).completed_steps < 1:
+            assert run.is_active
+            await asyncio.sleep(0)
+        await crash(engine)
+    async with running(story) as engine:
+        frames = await timeline(engine, run)
+    assert [frame.message for frame in frames if frame.kind == "log"] == ["one", "two"]
+
+
+@on_a_desk_only("there are no threads")
+@pytest.mark.parametrize("tell", ["log", "progress", "raise_if_cancelled"])
+async def test_a_thread_whose_run_was_cancelled_can_see_it_and_leaves(running, tell):
+    begun, left = asyncio.Event(), asyncio.Event()
+    gate = threading.Event()
+    told: list[object] = []
+
+    @job("threaded")
+    async def threaded(ctx: Context, _: None) -> None:
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            ctx.raise_if_cancelled()  # not yet
+            loop.call_soon_threadsafe(begun.set)
+            gate.wait(10)
+            told.append(ctx.cancelled)
+            try:
+                {"log": lambda: ctx.log.info("late"), "progress": lambda: ctx.progress(1)}.get(
+                    tell, ctx.raise_if_cancelled
+                )()
+            except Exception as error:  # what leaves a job cannot be caught by accident
+                told.append(error)
+            except BaseException:
+                told.append("unwound")
+                raise
+            finally:
+                loop.call_soon_threadsafe(left.set)
+
+        await ctx.step("work", asyncio.to_thread, work)
+
+    async with running(threaded) as engine:
+        run = await engine.trigger("threaded")
+        await begun.wait()
+        await engine.cancel(run.id)
+        gate.set()
+        await left.wait()
+        frames = await timeline(engine, run)
+    assert told == [True, "unwound"]
+    assert [frame for frame in frames if frame.kind in ("log", "progress")] == []
+    assert frames[-1].status == "cancelled"

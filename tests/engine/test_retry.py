@@ -86,6 +86,37 @@ async def test_only_what_is_worth_it_is_tried_again(running, error, retry_on, ca
     assert len(calls) == calls_made
 
 
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+async def test_a_predicate_that_raises_wants_no_other_attempt_and_ends_nothing_else(running, kind):
+    calls: list[int] = []
+
+    def leave(error: BaseException) -> bool:
+        raise kind("deciding")
+
+    @job("undecided")
+    async def undecided(ctx: Context, _: None) -> str:
+        retry = Retry(max_attempts=3, backoff=0, retry_on=leave)
+        (failure,) = await asyncio.gather(ctx.step("call", failing(1, calls), retry=retry), return_exceptions=True)
+        return str(failure)
+
+    async with running(undecided) as engine:
+        run = await finish(engine, await engine.trigger("undecided"))
+    assert run.output == "Step 'call' failed: ConnectionError: failure 1"
+
+
+async def test_an_attempt_that_is_due_beyond_what_a_datetime_can_tell_is_due_at_the_end_of_time(running):
+    @job("patient")
+    async def patient(ctx: Context, _: None) -> None:
+        await ctx.step("call", failing(1, []), retry=Retry(backoff=1e300, max_delay=1e300))
+
+    async with running(patient, clock=MockClock()) as engine:
+        run = await engine.trigger("patient")
+        await settle()
+        (step,) = await engine.get_steps(run.id)
+        assert (step.status, step.retry_at.year) == (StepStatus.RUNNING, 9999)
+        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+
+
 async def test_a_long_wait_parks_the_run_frees_its_slot_and_grows_with_every_attempt(running):
     clock = MockClock()
     calls: list[int] = []
@@ -238,6 +269,52 @@ async def test_an_attempt_that_takes_too_long_fails_and_is_tried_again(running):
         (step,) = await engine.get_steps(run.id)
     assert run.output == "quick now"
     assert step.failed_attempts[0].error.type == "TimeoutError"
+
+
+@pytest.mark.parametrize("how", ["raises", "returns", "fails in a group"])
+async def test_nothing_of_the_cancellation_of_a_slow_attempt_is_left_in_its_task(running, how):
+    clock = MockClock()
+
+    async def slow() -> str:
+        try:
+            if how == "fails in a group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(clean_up_badly())
+                    await asyncio.Event().wait()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if how == "raises":
+                raise ConnectionError("could not close") from None
+        return "in the end"
+
+    async def clean_up_badly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("could not close")
+
+    def fail() -> None:
+        raise ValueError("bad")
+
+    @job("slow")
+    async def slow_job(ctx: Context, _: None) -> list:
+        said = None
+        try:
+            said = await ctx.step("slow", slow, retry=Retry(max_attempts=1, timeout=5))
+        except StepFailed as error:
+            said = error.error_type
+        left = asyncio.current_task().cancelling()
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ctx.step("bad", fail))
+        return [said, left, await ctx.step("after", lambda: "went on")]
+
+    async with running(slow_job, clock=clock) as engine:
+        run = await engine.trigger("slow")
+        await clock.advance(5)
+        run = await finish(engine, run)
+    said = {"raises": "ConnectionError", "returns": "in the end", "fails in a group": "ExceptionGroup"}[how]
+    assert run.output == [said, 0, "went on"]
 
 
 async def test_the_queue_time_of_a_retry_counts_from_when_it_was_due(running):

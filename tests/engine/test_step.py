@@ -314,6 +314,29 @@ async def test_one_failing_branch_of_a_task_group_fails_the_run_and_calls_the_ot
     assert statuses == {"waits": StepStatus.CANCELLED, "fails": StepStatus.FAILED}
 
 
+@pytest.mark.parametrize("error", [ValueError("bad"), FatalError("worse")])
+async def test_the_step_that_fails_inside_task_groups_is_the_one_that_has_failed_the_run(running, error):
+    told: list[str | None] = []
+
+    def fail() -> None:
+        raise error
+
+    async def inner(ctx: Context) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.step("fails", fail))
+
+    @job("groups")
+    async def groups(ctx: Context, _: None) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.step("completes", lambda: None))
+            group.create_task(inner(ctx))
+
+    async with running(groups) as engine:
+        engine.on("run:fail", lambda event: told.append(event.failed_step_name))
+        run = await finish(engine, await engine.trigger("groups"))
+    assert (run.error.type, run.failed_step, told) == ("ExceptionGroup", "fails", ["fails"])
+
+
 async def test_a_step_that_a_timeout_called_off_runs_again_on_replay(running):
     calls: list[int] = []
 
