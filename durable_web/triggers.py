@@ -75,7 +75,7 @@ class Trigger:
             if not isinstance(value, str):
                 raise ValueError(f"The value of the label {key!r} is {value!r}; it has to be a string.")
             refuse_surrogates(f"The value of the label {key!r}", value)
-        return job, encode(job.validate_input(self.input), path=f"input of job {job.name!r}")
+        return job, encode(job.validate_input(self.input), job.input_type, path=f"input of job {job.name!r}")
 
     def new_run(self, run_id: str, job: Job, input_text: str, gates: tuple[Gate, ...] = ()) -> NewRun:
         """The run to be inserted, with the gates of its job's flow control, and further ones.
