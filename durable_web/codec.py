@@ -19,11 +19,12 @@ from typing import Any
 
 from .errors import SerializationError
 from .lowering import ATOMS, TAG, TAGGED, Refused, lower, plain_data, raise_tagged, shown
-from .restoring import UNIONS, naming, restore, return_annotation
+from .restoring import UNIONS, construct, naming, restore, return_annotation, type_hints
 from .unions import refuse_misread
 
 __all__ = [
     "check_reading",
+    "construct",
     "decode",
     "encode",
     "from_json",
@@ -32,6 +33,7 @@ __all__ = [
     "refuse_surrogates",
     "return_annotation",
     "to_json",
+    "type_hints",
     "write_down",
 ]
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from ..codec import decode, encode
+from ..codec import check_reading, decode, encode
 from ..errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
 from ..job import Job
 from ..model import RunStatus, StepStatus
@@ -82,8 +82,9 @@ class Execution:
         text = ""
         try:
             input_value = self.job.validate_input(decode(self.claim.input))
-            output = self.job.validate_output(await self.job.function(context, input_value))
-            text = encode(output, path=f"output of job {self.job.name!r}")
+            output, path = await self.job.function(context, input_value), f"output of job {self.job.name!r}"
+            text = encode(self.job.validate_output(output), path=path)
+            check_reading(output, self.job.output_type, path=path)
         except BaseException as error:
             if is_closing([self._task]):  # it has not failed
                 raise
