@@ -54,8 +54,13 @@ class StepStatus(StrEnum):
 
 
 def from_milliseconds(milliseconds: int | None) -> datetime | None:
-    """Milliseconds since 1970-01-01 UTC as an aware ``datetime``."""
-    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+    """Milliseconds since 1970-01-01 UTC as an aware ``datetime``; beyond what one can tell, the first or last one."""
+    if milliseconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return (datetime.min if milliseconds < 0 else datetime.max).replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,7 +484,8 @@ def to_milliseconds(moment: datetime | None) -> int | None:
         raise ValueError(f"A time is a datetime, such as datetime.now(UTC) + timedelta(hours=1), not {moment!r}.")
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; use datetime.now(UTC) or datetime(..., tzinfo=UTC).")
-    return min(round(moment.timestamp() * 1000), _LATEST)
+    return min(max(round(moment.timestamp() * 1000), _EARLIEST), LATEST)
 
 
-_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs
+_EARLIEST = -62_135_596_800_000  # the first millisecond that a datetime in UTC can tell
+LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs
