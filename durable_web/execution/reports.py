@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import TimerHandle
 from ..codec import printable
+from ..lowering import shown
 from ..store import StepRecord
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ class Reports:
         """Write a durable line, attached to the step that writes it."""
         self._execution.check()
         step = current_step.get()
-        if step is None and self._was_told(level, str(message)):
+        message = _text(message)
+        if step is None and self._was_told(level, message):
             return
         claim = self._execution.claim
         ts = self._clock.now()
         body = {
             "level": level,
-            "message": str(message),
+            "message": message,
             "fields": {name: printable(value) for name, value in fields.items()},
             "step": None if step is None else step.name,
             "attempt": claim.attempt if step is None else step.attempt,
@@ -68,7 +70,7 @@ class Reports:
         self._progress = {
             "current": _finite("current", current),
             "total": None if total is None else _finite("total", total),
-            "message": None if message is None else str(message),
+            "message": None if message is None else _text(message),
         }
         wait = self._progress_at + PROGRESS_SECONDS - self._clock.monotonic()
         if self._execution.is_replaying and current_step.get() is None:
@@ -96,10 +98,20 @@ class Reports:
             self._timer = None
 
 
+def _text(message: object) -> str:
+    try:
+        return str(message)
+    except Exception:
+        return shown(message)
+
+
 def _finite(name: str, value: float) -> float:
     """:raises TypeError, ValueError: when it is not a finite number."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"ctx.progress: {name} is a number, not {value!r}; convert it with float().")
-    if not math.isfinite(value):
-        raise ValueError(f"ctx.progress: {name} is a finite number, not {value!r}; leave out what is not known.")
-    return value
+    try:
+        if math.isfinite(value):
+            return value
+    except OverflowError:  # a whole number beyond all floats, and JavaScript has no others
+        pass
+    raise ValueError(f"ctx.progress: {name} is a finite number, not {shown(value)}; leave out what is not known.")
