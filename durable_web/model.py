@@ -96,7 +96,8 @@ class Run:
     ``"debounced"``.
 
     ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
-    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. ``last_seq`` is the
+    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. ``completed_steps``
+    counts those that are kept: none of a completed run under ``preserve_steps=False``. ``last_seq`` is the
     number of the latest frame of the run's timeline: what that and all before it tell is in here. Times are aware
     datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
     first execution, ``completed_at`` of the end, whichever it was.
@@ -193,7 +194,9 @@ class RunFilter:
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        """Take down what may be there to be gone through only once."""
+        """Take down what can be gone through only once. :raises TypeError: when ``search`` is no text."""
+        if not isinstance(self.search, str | None):
+            raise TypeError(f"search is a text, such as a run's id, or None, not {self.search!r}.")
         for name in ("status", "job"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str) and not hasattr(value, "name"):
@@ -210,15 +213,18 @@ class RunFilter:
     @property
     def jobs(self) -> list[str] | None:
         """The names of the jobs that are meant; ``None`` for all."""
-        if self.job is None:
-            return None
-        jobs = [self.job] if hasattr(self.job, "name") else names(self.job)
-        return [getattr(item, "name", item) for item in jobs]
+        return None if self.job is None else job_names(self.job)
 
 
 def names(one_or_more: str | Iterable[str] | None) -> list[str]:
     """One name, or several, as a list; empty for ``None``."""
     return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more or ())
+
+
+def job_names(one_or_more: Any) -> list[str]:
+    """The names of one job or more, each of them given as it is, or by its name."""
+    jobs = [one_or_more] if hasattr(one_or_more, "name") else names(one_or_more)
+    return [getattr(item, "name", item) for item in jobs]
 
 
 @dataclass(frozen=True, slots=True)

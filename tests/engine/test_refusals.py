@@ -114,6 +114,17 @@ async def test_the_part_of_a_filter_that_is_none_is_as_if_not_given(running):
         assert await engine.list_runs(**nothing) == [run]
 
 
+async def test_only_a_text_is_searched_for(running):
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo", 5))
+        for other in (5, 0, run, b"5"):
+            with pytest.raises(TypeError, match="search is a text, such as a run's id"):
+                await engine.list_runs(search=other)
+            with pytest.raises(TypeError, match="search is a text"):
+                await engine.delete_runs(search=other)
+        assert await engine.list_runs(search="5") == [run]
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1001, 2.5, "5", True, None])
 async def test_a_page_has_a_size(running, limit):
     async with running(echo) as engine:
