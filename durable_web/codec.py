@@ -4,7 +4,8 @@ What a job or a step returns must be the same value on the first execution and o
 would alter is either tagged or refused, never bent. JSON values stand for themselves. Tagged, as
 ``{"$durable": tag, "value": ...}``: bytes, datetime, date, time, timedelta, Decimal, UUID, tuple, set, frozenset, and
 dictionaries with other than string keys. Enums, dataclasses and pydantic models are written as their plain data and
-come back as such, or as the class that the reader names (``decode(text, annotation)``).
+come back as such, or as the class that the reader names (``decode(text, annotation)``). Where that leaves a choice, it
+is the one that keeps all of the data; a value that would come back as another one is refused.
 
 >>> decode(encode({"when": date(2026, 1, 31), "size": (3, 4)}))
 {'when': datetime.date(2026, 1, 31), 'size': (3, 4)}
