@@ -18,7 +18,7 @@ from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
 from .flow import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
 JobFunction = Callable[..., Awaitable[Any]]
-RetryOn = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+RetryOn = type[BaseException] | Iterable[type[BaseException]] | Callable[[BaseException], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,12 @@ class Retry:
     :param factor: by which each further wait is longer.
     :param max_delay: seconds that a wait takes at most, before the jitter.
     :param jitter: from 0 to 1.
-    :param retry_on: exception classes, or a predicate of the exception; ``FatalError`` is never retried.
-    :param timeout: seconds for which an attempt of an asynchronous function may take; it then fails with
-        ``TimeoutError``. Synchronous functions cannot be interrupted.
-    :raises ValueError: when a number is out of its range.
+    :param retry_on: an exception class, several of them, or a predicate of the exception; ``FatalError`` is never
+        retried.
+    :param timeout: seconds for which an attempt of an asynchronous function may take. It is then cancelled, and fails
+        with ``TimeoutError``; or with what it raises itself on its way out, and one that swallows the cancellation and
+        returns completes with what it returns. Synchronous functions cannot be interrupted.
+    :raises ValueError: when a number is out of its range, or ``retry_on`` is none of these.
     """
 
     max_attempts: int = 3
@@ -56,6 +58,7 @@ class Retry:
         if not (isinstance(self.jitter, (int, float)) and 0 <= self.jitter <= 1):
             raise ValueError(f"jitter is a number from 0 to 1, not {self.jitter!r}.")
         _check_timeout(self.timeout)
+        object.__setattr__(self, "retry_on", _classes_or_predicate(self.retry_on))
 
     def wants(self, error: BaseException, attempt: int) -> bool:
         """Whether the failure of attempt number ``attempt`` is followed by another one."""
@@ -79,6 +82,26 @@ class Retry:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _classes_or_predicate(retry_on: Any) -> RetryOn:
+    """What is tried again, with several classes as a tuple.
+
+    :raises ValueError: when it is neither classes of exceptions nor callable.
+    """
+    if _is_exception_class(retry_on) or (callable(retry_on) and not isinstance(retry_on, type)):
+        return retry_on
+    if isinstance(retry_on, Iterable) and not isinstance(retry_on, type):
+        classes = tuple(retry_on)
+        if all(map(_is_exception_class, classes)):
+            return classes
+    raise ValueError(
+        f"retry_on is an exception class, several of them, or a function of the exception, not {retry_on!r}."
+    )
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def _check_timeout(timeout: object) -> None:

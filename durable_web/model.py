@@ -54,8 +54,13 @@ class StepStatus(StrEnum):
 
 
 def from_milliseconds(milliseconds: int | None) -> datetime | None:
-    """Milliseconds since 1970-01-01 UTC as an aware ``datetime``."""
-    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+    """Milliseconds since 1970-01-01 UTC as an aware ``datetime``; beyond what one can tell, the first or last one."""
+    if milliseconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.min.replace(tzinfo=UTC) if milliseconds < 0 else datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,8 @@ class Run:
     ``"debounced"``.
 
     ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
-    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. ``last_seq`` is the
+    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. ``completed_steps``
+    counts those that are kept: none of a completed run under ``preserve_steps=False``. ``last_seq`` is the
     number of the latest frame of the run's timeline: what that and all before it tell is in here. Times are aware
     datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
     first execution, ``completed_at`` of the end, whichever it was.
@@ -188,7 +194,9 @@ class RunFilter:
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        """Take down what may be there to be gone through only once."""
+        """Take down what can be gone through only once. :raises TypeError: when ``search`` is no text."""
+        if not isinstance(self.search, str | None):
+            raise TypeError(f"search is a text, such as a run's id, or None, not {self.search!r}.")
         for name in ("status", "job"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str) and not hasattr(value, "name"):
@@ -205,15 +213,18 @@ class RunFilter:
     @property
     def jobs(self) -> list[str] | None:
         """The names of the jobs that are meant; ``None`` for all."""
-        if self.job is None:
-            return None
-        jobs = [self.job] if hasattr(self.job, "name") else names(self.job)
-        return [getattr(item, "name", item) for item in jobs]
+        return None if self.job is None else job_names(self.job)
 
 
 def names(one_or_more: str | Iterable[str] | None) -> list[str]:
     """One name, or several, as a list; empty for ``None``."""
     return [one_or_more] if isinstance(one_or_more, str) else list(one_or_more or ())
+
+
+def job_names(one_or_more: Any) -> list[str]:
+    """The names of one job or more, each of them given as it is, or by its name."""
+    jobs = [one_or_more] if hasattr(one_or_more, "name") else names(one_or_more)
+    return [getattr(item, "name", item) for item in jobs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,7 +490,8 @@ def to_milliseconds(moment: datetime | None) -> int | None:
         raise ValueError(f"A time is a datetime, such as datetime.now(UTC) + timedelta(hours=1), not {moment!r}.")
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; use datetime.now(UTC) or datetime(..., tzinfo=UTC).")
-    return min(round(moment.timestamp() * 1000), _LATEST)
+    return min(max(round(moment.timestamp() * 1000), _EARLIEST), LATEST)
 
 
-_LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs
+_EARLIEST = -62_135_596_800_000  # the first millisecond that a datetime in UTC can tell
+LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs

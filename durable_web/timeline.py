@@ -22,7 +22,8 @@ from operator import attrgetter
 
 from .clock import Clock
 from .errors import RunNotFound
-from .model import FRAME_TYPES, TERMINAL, RunDeletedFrame, StoredFrame, names
+from .job import Job
+from .model import FRAME_TYPES, TERMINAL, RunDeletedFrame, StoredFrame, job_names, names
 from .store import Store
 
 TAIL_FRAMES = 256
@@ -136,14 +137,17 @@ class Selection:
 
     @classmethod
     def of(
-        cls, jobs: str | Iterable[str] | None, labels: dict[str, str] | None, kinds: str | Iterable[str] | None
+        cls,
+        jobs: Job | str | Iterable[Job | str] | None,
+        labels: dict[str, str] | None,
+        kinds: str | Iterable[str] | None,
     ) -> Selection:
         """:raises ValueError: when a kind is unknown."""
-        wanted = [None if part is None else frozenset(names(part)) for part in (jobs, kinds)]
-        for kind in wanted[1] or ():
+        wanted_kinds = None if kinds is None else frozenset(names(kinds))
+        for kind in wanted_kinds or ():
             if kind not in FRAME_TYPES:
                 raise ValueError(f"A frame's kind is one of {', '.join(FRAME_TYPES)}, not {kind!r}.")
-        return cls(wanted[0], dict(labels or {}), wanted[1])
+        return cls(None if jobs is None else frozenset(job_names(jobs)), dict(labels or {}), wanted_kinds)
 
     @property
     def asks_for_runs(self) -> bool:

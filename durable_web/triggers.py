@@ -75,7 +75,7 @@ class Trigger:
             if not isinstance(value, str):
                 raise ValueError(f"The value of the label {key!r} is {value!r}; it has to be a string.")
             refuse_surrogates(f"The value of the label {key!r}", value)
-        return job, encode(job.validate_input(self.input), path=f"input of job {job.name!r}")
+        return job, checked_input(job, self.input)
 
     def new_run(self, run_id: str, job: Job, input_text: str, gates: tuple[Gate, ...] = ()) -> NewRun:
         """The run to be inserted, with the gates of its job's flow control, and further ones.
@@ -95,6 +95,15 @@ class Trigger:
             to_milliseconds(self.deadline),
             gates=gates if job.flow.is_free else gates_of(job.name, job.flow, stored_input(job, input_text)) + gates,
         )
+
+
+def checked_input(job: Job, value: Any) -> str:
+    """An input as the job's type has it, as text.
+
+    :raises InvalidInput: when it does not fit the job's type.
+    :raises SerializationError: when it cannot be stored.
+    """
+    return encode(job.validate_input(value), job.input_type, path=f"input of job {job.name!r}")
 
 
 def stored_input(job: Job, input_text: str) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from ..job import Job, Registry
+from ..model import LATEST
 from ..store import Claim, Lease, Store
 
 
@@ -33,7 +36,7 @@ class Claiming:
             claim = self._lease_next(now, saturated)
         timeout = None if claim is None else self._timeout_of(claim)
         if claim is not None and timeout is not None:
-            self._store.runs.limit_duration(claim, now + round(timeout * 1000))
+            self._store.runs.limit_duration(claim, round(min(now + timeout * 1000, LATEST)))
         if timeout is not None or has_openings:
             self.has_new_times = self._store.journal.has_claims = True
         return claim
@@ -64,7 +67,7 @@ class Claiming:
         """How long the job's runs may take, where this claim is the first of its run, or the first after a retry."""
         is_first = claim.attempt == 1 or claim.deadline is None
         job = self._registry.find(claim.job, claim.version) if is_first and claim.job in self._registry else None
-        return None if job is None else job.timeout
+        return None if job is None or job.timeout == math.inf else job.timeout
 
     def _unblock_one(self, now: int, saturated: list[str]) -> bool:
         """Let one such run go on that an engine has blocked which does not have its version; whether there is any."""

@@ -50,10 +50,11 @@ class Delivery:
         run = self._store.runs.get(run_id)
         if not run.is_active:
             raise RunNotActive(run_id, run.status.value, "signalled")
+        declared: Any = Any
         if run.job in self._registry:
             job = self._registry.find(run.job, run.version) or self._registry[run.job]
-            payload = job.validate_signal(name, payload)
-        return encode(payload, path=f"payload of signal {name!r}")
+            payload, declared = job.validate_signal(name, payload), job.signals.get(name, Any)
+        return encode(payload, declared, path=f"payload of signal {name!r}")
 
     # --- events ------------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
     :param max_concurrent_runs: how many runs may execute at a time; 0 for an engine that only triggers and watches.
     :param lease: seconds for which a claim on a run holds without being renewed.
     :param durability: ``"full"`` survives power loss; ``"normal"`` survives the death of any process, and is faster.
-    :param preserve_steps: keep the steps of completed runs; without, they are deleted when their run completes.
+    :param preserve_steps: keep the steps of completed runs; without, they are deleted when their run completes, and
+        its ``completed_steps`` is 0.
     :param retain_runs: delete runs that ended longer ago than this, when the engine is idle: a ``timedelta``, or a text
         such as ``"30d"`` (s, m, h, d or w). By default runs are kept for ever.
     :param max_recoveries: a run whose engine died more often than this without completing another step is dead.

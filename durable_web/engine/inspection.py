@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Any
 
+from ..job import Job
 from ..model import Frame, LogFrame, Run, RunFilter, Step, StoredFrame
 from ..timeline import Offer, Selection, at_least
 from .parts import EngineParts
@@ -40,6 +41,7 @@ class Inspection(EngineParts):
         :param payloads: whether the runs come with their ``input`` and ``output``; without, both are ``None``, and a
             page of runs is small however much they hold.
         :raises ValueError: when a status, the order or the limit is none.
+        :raises TypeError: when it is no text that is searched for.
         """
         if type(limit) is not int or not 1 <= limit <= 1000:
             raise ValueError(f"limit is a number from 1 to 1000, not {limit!r}")
@@ -105,7 +107,7 @@ class Inspection(EngineParts):
         self,
         from_id: int | None = 0,
         *,
-        jobs: str | Iterable[str] | None = None,
+        jobs: Job | str | Iterable[Job | str] | None = None,
         labels: dict[str, str] | None = None,
         kinds: str | Iterable[str] | None = None,
     ) -> AsyncIterator[Frame]:
@@ -114,7 +116,7 @@ class Inspection(EngineParts):
         Of a run that was deleted the history has one frame, of the kind ``run_deleted``, for 30 days.
 
         :param from_id: the ``id`` of the last frame that is known already; ``None`` for what is committed from now on.
-        :param jobs: only frames of runs of these jobs: a name, or several; an empty list passes none.
+        :param jobs: only frames of runs of these jobs: one or its name, or several; an empty list passes none.
         :param labels: only frames of runs that have these labels, all of them.
         :param kinds: only frames of these kinds: ``"run_status"``, or several; an empty list passes none.
         :raises ValueError: when there is no such kind.
@@ -125,7 +127,7 @@ class Inspection(EngineParts):
         self,
         from_id: int | None = 0,
         *,
-        jobs: str | Iterable[str] | None = None,
+        jobs: Job | str | Iterable[Job | str] | None = None,
         labels: dict[str, str] | None = None,
         kinds: str | Iterable[str] | None = None,
         offer: Offer | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import Any
 
 from ..errors import ConflictError, RunNotActive, RunNotFound, RunNotTerminal
 from ..model import Run, RunFilter, RunStatus, to_milliseconds
-from ..triggers import Trigger
+from ..triggers import Trigger, checked_input
 from .parts import EngineParts
 
 BULK_BATCH = 500
@@ -46,10 +47,14 @@ class Management(EngineParts):
     async def retry_with_input(self, run_id: str, input: Any) -> Run:
         """``retry`` on another input; completed steps are kept all the same.
 
+        :raises JobNotFound: when no job of the run's name is registered. Where only its version is not, the input is
+            checked when the run goes on.
         :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
         """
         run = await self.get_run(run_id)
-        return self._reopen(run_id, Trigger(run.job, input).check(self._registry)[1])
+        latest = self._registry[run.job]
+        job = self._registry.find(run.job, run.version) or dataclasses.replace(latest, input_type=Any)
+        return self._reopen(run_id, checked_input(job, input))
 
     def _reopen(self, run_id: str, input_text: str | None) -> Run:
         store = self._running_store()

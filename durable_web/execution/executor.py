@@ -15,8 +15,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from ..codec import decode, encode
-from ..errors import NonDeterminismError, StepFailed, StorageError, TransactionError, describe
+from ..codec import check_reading, decode, encode
+from ..errors import NonDeterminismError, SerializationError, StepFailed, StorageError, TransactionError, describe
 from ..job import Job
 from ..model import RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun, StepRecord
@@ -80,8 +80,10 @@ class Execution:
         text = ""
         try:
             input_value = self.job.validate_input(decode(self.claim.input))
-            output = self.job.validate_output(await self.job.function(context, input_value))
-            text = encode(output, path=f"output of job {self.job.name!r}")
+            output, path = await self.job.function(context, input_value), f"output of job {self.job.name!r}"
+            text = encode(self.job.validate_output(output), path=path)
+            check_reading(output, self.job.output_type, path=path)
+            self._store.database.refuse_longer(path, text, self.claim.input)
         except BaseException as error:
             if is_closing([self._task]):  # it has not failed
                 raise
@@ -171,6 +173,10 @@ class Execution:
             pass  # cancelled or taken over at the last moment: theirs is the outcome
         except StorageError as trouble:
             self._services.on_storage_trouble(self.claim, trouble)
+        except SerializationError as too_long:
+            if error is not None and error["type"] == "SerializationError":
+                raise
+            self._settle(RunStatus.FAILED, error=describe(too_long), failed_step=failed_step)
         else:
             if not self.branches.tasks:
                 self._services.on_settled(self)
@@ -392,7 +398,8 @@ class Execution:
     def commit_step(self, record: StepRecord, status: StepStatus, **outcome: Any) -> Awaitable[None]:
         """Commit how a step has ended."""
         self.ending.add(record.name)
-        return self.commit(lambda: self.record_outcome(record, status, **outcome), simple=True)
+        completed = record if status == StepStatus.COMPLETED else None
+        return self.commit(lambda: self.record_outcome(record, status, **outcome), simple=True, completed=completed)
 
     def record_outcome(self, record: StepRecord, status: StepStatus, **outcome: Any) -> None:
         """Write how a step has ended.
@@ -423,10 +430,13 @@ class Execution:
 
         self.ride_along(write, simple=True)
 
-    async def commit(self, write: Callable[[], None], *, simple: bool = False) -> None:
+    async def commit(
+        self, write: Callable[[], None], *, simple: bool = False, completed: StepRecord | None = None
+    ) -> None:
         """Commit at once when nobody could share the commit, else together with the others of this turn.
 
         :param simple: as ``GroupCommit.commit`` has it.
+        :param completed: the step whose output is written, and which fails when that is too long.
         """
         self.check()
         self.unannounced = None
@@ -447,6 +457,12 @@ class Execution:
                 raise
             self.abandon()
             self._services.on_storage_trouble(self.claim, trouble)
+        except SerializationError as too_long:
+            if completed is None:
+                raise
+            error = describe(SerializationError(f"output of step {completed.name!r}", too_long.reason))
+            await self.commit_step(completed, StepStatus.FAILED, error=error)
+            raise StepFailed(completed.name, error["type"], error["message"], error["traceback"]) from too_long
         finally:
             self.parking.land()
         self.check()

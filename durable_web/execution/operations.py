@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..codec import decode, encode, readable, return_annotation, write_down
 from ..errors import SerializationError, StepFailed, TransactionError, describe
 from ..job import Retry
-from ..model import StepStatus
+from ..model import LATEST, StepStatus
 from ..store import PUBLISH, StepRecord, published_as
 from ..triggers import Trigger
 from .compensation import Undo
 from .leaving import ContinueAsNew, is_closing, is_of_the_engine
 from .parking import LONGEST_TIMER_SECONDS
 from .reports import current_step
-from .timeouts import LATEST
 
 if TYPE_CHECKING:
     from .executor import Execution
@@ -207,6 +206,7 @@ class Operations:
                     result = context.run(function, connection, *arguments)
                     result = _refuse_awaitable(result, self._store.database.path)
                     text, value = _write_down(result, record.name, annotation)
+                    self._store.database.refuse_longer(f"output of step {record.name!r}", text)
             except BaseException as error:
                 database = self._store.database
                 if database.is_trouble(error) or not database.in_transaction or is_of_the_engine(error):

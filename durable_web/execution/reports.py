@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import TimerHandle
 from ..codec import printable
+from ..lowering import shown
 from ..store import StepRecord
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Reports:
         """Write a durable line, attached to the step that writes it."""
         self._execution.check()
         step = current_step.get()
-        message = str(message)
+        message = _text(message)
         is_elsewhere = get_ident() != self._thread
         if step is None and not is_elsewhere and self._was_told(level, message):
             return
@@ -85,7 +86,7 @@ class Reports:
         progress = {
             "current": _finite("current", current),
             "total": None if total is None else _finite("total", total),
-            "message": None if message is None else str(message),
+            "message": None if message is None else _text(message),
         }
         of_body = current_step.get() is None
         if get_ident() != self._thread:
@@ -145,10 +146,20 @@ class Reports:
             self._timer = None
 
 
+def _text(message: object) -> str:
+    try:
+        return str(message)
+    except Exception:
+        return shown(message)
+
+
 def _finite(name: str, value: float) -> float:
     """:raises TypeError, ValueError: when it is not a finite number."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"ctx.progress: {name} is a number, not {value!r}; convert it with float().")
-    if not math.isfinite(value):
-        raise ValueError(f"ctx.progress: {name} is a finite number, not {value!r}; leave out what is not known.")
-    return value
+    try:
+        if math.isfinite(value):
+            return value
+    except OverflowError:  # a whole number beyond all floats, and JavaScript has no others
+        pass
+    raise ValueError(f"ctx.progress: {name} is a finite number, not {shown(value)}; leave out what is not known.")

@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from ..model import LATEST
 from .suspended import Surroundings, Timer, by_age, look_around
 
 if TYPE_CHECKING:
     from .executor import Execution
     from .services import Services
-
-LATEST = 253_402_300_799_000  # the end of the year 9999, in milliseconds
 
 Dues = list[int | None]  # milliseconds; None for a timer that is never due
 

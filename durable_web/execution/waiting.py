@@ -29,10 +29,9 @@ from ..errors import (
 )
 from ..identifiers import derive
 from ..job import Job
-from ..model import RunStatus, StepStatus, to_milliseconds
+from ..model import LATEST, RunStatus, StepStatus, to_milliseconds
 from ..store import NewRun, StepRecord
 from ..triggers import Trigger
-from .timeouts import LATEST
 
 if TYPE_CHECKING:
     from .executor import Execution

@@ -14,6 +14,7 @@ from ..errors import (
     DatabaseReadOnlyError,
     NotADatabaseError,
     SchemaVersionError,
+    SerializationError,
     StorageError,
     StorageFullError,
     TransactionError,
@@ -47,7 +48,8 @@ _TROUBLE = frozenset(
     }
 )
 
-_ERRORS = (sqlite3.Error, UnicodeEncodeError)
+_ERRORS = (sqlite3.Error, UnicodeEncodeError, OverflowError)
+_ROOM = 10_000  # bytes of a row for what else belongs to it
 _UNBINDABLE = re.compile(r"parameter.* type '(.+)' is not supported")
 
 # The comments make these texts the engine's own: a transaction function that says "COMMIT" is prepared, and refused,
@@ -109,6 +111,7 @@ class Database:
         """Execute a statement that gives no rows.
 
         :raises StorageError: when the storage is in trouble; other mistakes stay ``sqlite3.Error``.
+        :raises SerializationError: when a parameter, or a row, is too long.
         :raises ValueError: when a parameter is a text with lone surrogates.
         :raises TypeError: when a parameter is nothing that SQLite knows.
         """
@@ -277,13 +280,36 @@ class Database:
         except sqlite3.Error as error:
             self._raise(error)
 
-    def _raise(self, error: sqlite3.Error | UnicodeEncodeError) -> NoReturn:
+    def refuse_longer(self, path: str, *texts: str) -> None:
+        """:raises SerializationError: when a row with these texts is too long; ``path`` says what it is for."""
+        longest = self._longest() - _ROOM
+        if sum(map(len, texts)) > longest // 4 and sum(len(text.encode()) for text in texts) > longest:
+            raise self._too_long(path)
+
+    def _longest(self) -> int:
+        return self.connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+
+    def _too_long(self, path: str) -> SerializationError:
+        return SerializationError(
+            path,
+            f"it is longer than the {self._longest():,} bytes that SQLite holds in one piece, with what belongs to it. "
+            "Write it to a file, or in parts, and say where it is.",
+        )
+
+    def _raise(self, error: sqlite3.Error | UnicodeEncodeError | OverflowError) -> NoReturn:
         if isinstance(error, UnicodeEncodeError):
             what = f"{error.object!r} has no form in UTF-8"
             raise ValueError(f"{what}, so the database can neither hold nor find it.") from error
         if isinstance(error, sqlite3.ProgrammingError) and (kind := _UNBINDABLE.search(str(error))):
             what = f"A {kind[1]} is nothing that the database can hold or find"
             raise TypeError(f"{what}. Give a run, a step or a message by its id or its name, a text.") from error
+        if isinstance(error, OverflowError):
+            if "INT_MAX" in str(error):
+                raise self._too_long("a value") from error
+            what = "A number of that size is nothing that the database can hold or find"
+            raise TypeError(f"{what}. Give a run, a step or a message by its id or its name, a text.") from error
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_TOOBIG:
+            raise self._too_long("a value") from error
         translated = self._translate(error)
         if translated is None:
             raise error

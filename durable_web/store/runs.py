@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codec import decode, to_json
-from ..errors import RunNotActive, RunNotTerminal
+from ..errors import RunNotActive, RunNotTerminal, SerializationError
 from ..model import ErrorInfo, RunStatus, from_milliseconds
 from .database import Database
 from .flow import Flow
@@ -71,7 +71,10 @@ class Runs(RunReading):
         if lease is not None and (not run.is_due(now) or run.gates or run.concurrency_key is not None):
             lease = None
         self._journal.forget_run(run.id)
-        self._database.execute(queries.INSERT_RUN, row_of(run, now, lease))
+        try:
+            self._database.execute(queries.INSERT_RUN, row_of(run, now, lease))
+        except SerializationError as too_long:
+            raise SerializationError(f"input of job {run.job!r}", too_long.reason) from too_long
         if run.labels:
             labels = [{"key": key, "value": value, "run_id": run.id} for key, value in run.labels.items()]
             self._database.executemany(queries.INSERT_LABEL, labels)

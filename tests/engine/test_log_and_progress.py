@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -42,6 +43,52 @@ async def test_a_field_that_cannot_be_stored_is_kept_as_its_repr_and_harms_nobod
     (line,) = [frame for frame in frames if frame.kind == "log"]
     assert line.message == "odd \ud800 \x00 <b>"
     assert line.fields == {"what": "<class 'object'>", "number": "nan", "text": "\udfff"}
+
+
+class Unsayable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@dataclass
+class Half:
+    left: int
+    right: int
+
+
+async def test_no_line_fails_a_job_whatever_is_in_it(running):
+    @job("odd")
+    async def odd(ctx: Context, _: None) -> str:
+        half = Half.__new__(Half)
+        half.left = 1
+        ctx.log.info(Unsayable())
+        ctx.log.warning("odd", who=Unsayable(), half=half, many=[Unsayable()], big=10**5000)
+        ctx.log.error("odd", message=1, self=2, level=3, fields=4)
+        ctx.progress(1, message=Unsayable())
+        return "done"
+
+    async with running(odd) as engine:
+        run = await finish(engine, await engine.trigger("odd"))
+        lines = [frame async for frame in engine.watch(run.id) if frame.kind == "log"]
+    said = "<Unsayable that cannot be shown>"
+    assert (run.error, run.output, run.progress.message) == (None, "done", said)
+    assert lines[0].message == said
+    half, many, big = "<Half that cannot be shown>", "<list that cannot be shown>", "<int that cannot be shown>"
+    assert lines[1].fields == {"who": said, "half": half, "many": many, "big": big}
+    assert lines[2].fields == {"message": 1, "self": 2, "level": 3, "fields": 4}
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan")], ids=["huge", "inf", "nan"])
+async def test_progress_that_no_number_of_a_page_can_tell_is_refused_in_words(running, value):
+    @job("far")
+    async def far(ctx: Context, _: None) -> None:
+        with pytest.raises(ValueError, match="current is a finite number"):
+            ctx.progress(value)
+        with pytest.raises(ValueError, match="total is a finite number"):
+            ctx.progress(1, value)
+
+    async with running(far) as engine:
+        assert (await finish(engine, await engine.trigger("far"))).error is None
 
 
 async def test_lines_of_the_body_are_not_repeated_while_it_replays(running):

@@ -12,7 +12,8 @@ import pytest
 from watching import finish
 
 import durable_web
-from durable_web import Context, InvalidInput, job
+from durable_web import Context, InvalidInput, SerializationError, job
+from durable_web.codec import write_down
 
 pydantic = pytest.importorskip("pydantic")
 
@@ -132,6 +133,73 @@ async def test_a_stored_input_that_the_changed_model_refuses_fails_the_run_and_s
         run = await finish(engine, run)
     assert run.error.type == "InvalidInput"
     assert "input of job 'order'" in run.error.message
+
+
+class Cat(pydantic.BaseModel):
+    name: str
+
+
+class Dog(pydantic.BaseModel):
+    name: str
+    breed: str
+
+
+class Wolf(pydantic.BaseModel):
+    name: str
+
+
+class Kennel(pydantic.BaseModel):
+    best: Cat | Dog
+    others: list[Cat | Dog | Wolf] = pydantic.Field(default_factory=list)
+
+
+REX = Dog(name="rex", breed="labrador")
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        (REX, Cat | Dog),
+        (REX, Dog | Cat),
+        (Cat(name="tom"), Cat | Dog),
+        ([Cat(name="tom"), REX], list[Cat | Dog]),
+        ({"a": REX}, dict[str, Cat | Dog]),
+        (Kennel(best=REX, others=[REX]), Kennel),
+        (Kennel(best=REX), Cat | Kennel),
+    ],
+)
+async def test_a_model_of_a_union_is_read_back_as_the_one_that_keeps_all_of_it(running, value, annotation):
+    def find() -> Any:
+        return value
+
+    find.__annotations__["return"] = annotation
+    bodies: list[Any] = []
+
+    async def take(ctx: Context, given: Any) -> Any:
+        bodies.extend([given, await ctx.step("find", find)])
+        return value
+
+    async with running(job("take", input=annotation, output=annotation)(take)) as engine:
+        run = await finish(engine, await engine.trigger("take", value))
+        assert run.error is None
+        again = await finish(engine, await engine.trigger("take", run.input))
+    assert run.input == again.input == run.output
+    assert bodies == [value] * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "path"),
+    [
+        (Wolf(name="grey"), Cat | Wolf, "value"),
+        ([Wolf(name="grey")], list[Cat | Wolf], "value[0]"),
+        (Kennel(best=REX, others=[Wolf(name="grey")]), Kennel, "value['others']"),
+        ([Kennel(best=REX, others=[Wolf(name="grey")])], list[Kennel], "value[0]['others']"),
+    ],
+)
+def test_a_model_that_nothing_tells_from_another_of_its_union_is_refused(value, annotation, path):
+    with pytest.raises(SerializationError, match=r"read back as .*Literal") as caught:
+        write_down(value, annotation)
+    assert caught.value.path == path
 
 
 def test_pydantic_is_not_imported_unless_it_is_used():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -64,6 +64,47 @@ async def test_a_run_may_be_meant_to_begin_never(running):
         assert [found.id for found in await engine.list_runs(created_before=NEVER)] == [run.id]
 
 
+@pytest.mark.parametrize("timeout", [1e12, 1e300])
+async def test_a_job_may_take_longer_than_time_can_tell(running, timeout):
+    @job("endless", timeout=timeout)
+    async def endless(ctx: Context, _: None) -> int:
+        return 1
+
+    async with running(endless) as engine:
+        run = await finish(engine, await engine.trigger("endless"))
+        assert (run.output, await engine.list_runs()) == (1, [run])
+        assert NEVER - run.deadline < timedelta(milliseconds=2)
+
+
+async def test_a_job_whose_timeout_is_infinite_has_none(running):
+    @job("endless", timeout=float("inf"))
+    async def endless(ctx: Context, _: None) -> int:
+        return 1
+
+    async with running(endless) as engine:
+        run = await finish(engine, await engine.trigger("endless"))
+        assert (run.output, run.deadline) == (1, None)
+
+
+async def test_a_time_before_all_that_can_be_told_is_the_first_one(running):
+    dawn = datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo", 1, run_at=dawn))
+        overdue = await finish(engine, await engine.trigger("echo", 1, deadline=dawn))
+        assert (run.output, run.run_at) == (1, datetime.min.replace(tzinfo=UTC))
+        assert (overdue.error.type, overdue.deadline) == ("DeadlineExceeded", run.run_at)
+        assert await engine.list_runs(created_after=dawn) == [overdue, run]
+
+
+@pytest.mark.parametrize("stored", [10**15, -(10**15), 10**18])
+async def test_a_time_that_nothing_can_tell_keeps_no_list_from_being_read(running, stored):
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo", 1))
+        engine._store.database.execute("UPDATE durable_runs SET deadline = ?", (stored,))
+        assert [found.id for found in await engine.list_runs()] == [run.id]
+        assert (await engine.get_run(run.id)).deadline.year in (1, 9999)
+
+
 async def test_the_part_of_a_filter_that_is_none_is_as_if_not_given(running):
     async with running(echo) as engine:
         run = await finish(engine, await engine.trigger("echo"))
@@ -71,6 +112,17 @@ async def test_the_part_of_a_filter_that_is_none_is_as_if_not_given(running):
             ["status", "job", "labels", "created_after", "created_before", "search", "parent", "cursor"]
         )
         assert await engine.list_runs(**nothing) == [run]
+
+
+async def test_only_a_text_is_searched_for(running):
+    async with running(echo) as engine:
+        run = await finish(engine, await engine.trigger("echo", 5))
+        for other in (5, 0, run, b"5"):
+            with pytest.raises(TypeError, match="search is a text, such as a run's id"):
+                await engine.list_runs(search=other)
+            with pytest.raises(TypeError, match="search is a text"):
+                await engine.delete_runs(search=other)
+        assert await engine.list_runs(search="5") == [run]
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001, 2.5, "5", True, None])
@@ -133,6 +185,11 @@ def test_an_engine_that_makes_no_sense_is_refused_when_it_is_made(options):
         {"jitter": -0.1},
         {"timeout": 0},
         {"timeout": timedelta(seconds=1)},
+        {"retry_on": None},
+        {"retry_on": "ConnectionError"},
+        {"retry_on": ConnectionError()},
+        {"retry_on": str},
+        {"retry_on": [ConnectionError, "ValueError"]},
     ],
     ids=str,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from watching import finish, reach
@@ -116,6 +118,54 @@ async def test_at_most_one_run_of_a_job_and_a_concurrency_key_is_pending_also_by
         await engine.cancel(pending.id)
         await engine.retry(failed.id)
         assert (await finish(engine, failed)).output == 1
+
+
+@dataclass
+class Letter:
+    to: str
+
+
+@dataclass
+class Parcel:
+    weight: int
+
+
+async def test_another_input_is_held_to_the_version_under_which_the_run_goes_on(running):
+    bodies: list[Any] = []
+
+    @job("send", version="1")
+    async def first(ctx: Context, letter: Letter) -> None:
+        bodies.append(letter)
+        if letter.to == "nobody":
+            raise ValueError("there is no such person")
+
+    @job("send", version="2")
+    async def second(ctx: Context, parcel: Parcel) -> None: ...
+
+    async with running(first) as engine:
+        run = await finish(engine, await engine.trigger("send", {"to": "nobody"}))
+        engine.register(second)
+        with pytest.raises(InvalidInput, match="weight"):
+            await engine.retry_with_input(run.id, {"weight": 1})
+        assert await engine.get_run(run.id) == run
+        run = await finish(engine, await engine.retry_with_input(run.id, {"to": "Ada"}))
+        assert (run.status, run.version, bodies) == ("completed", "1", [Letter("nobody"), Letter("Ada")])
+
+
+async def test_another_input_for_a_version_that_is_not_here_is_checked_when_it_is(running):
+    @job("send", version="1")
+    async def first(ctx: Context, letter: Letter) -> None:
+        raise ValueError(letter.to)
+
+    @job("send", version="2")
+    async def second(ctx: Context, parcel: Parcel) -> None: ...
+
+    async with running(first) as engine:
+        run = await finish(engine, await engine.trigger("send", {"to": "nobody"}))
+    async with running(second) as engine:
+        await engine.retry_with_input(run.id, {"to": "Ada"})
+        engine.register(first)
+        assert (await finish(engine, run)).error.message == "Ada"
 
 
 async def test_another_input_is_validated_before_anything_is_written(running):

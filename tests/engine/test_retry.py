@@ -67,6 +67,9 @@ async def test_when_the_attempts_are_exhausted_the_last_failure_is_recorded_and_
         (FatalError("no"), Exception, 1),
         (ValueError("no"), ConnectionError, 1),
         (ValueError("no"), (ConnectionError, ValueError), 3),
+        (ValueError("no"), [ConnectionError, ValueError], 3),
+        (ValueError("no"), {ConnectionError}, 1),
+        (ValueError("no"), (kind for kind in (ConnectionError, ValueError)), 3),
         (ValueError("no"), lambda error: "no" not in str(error), 1),
     ],
 )

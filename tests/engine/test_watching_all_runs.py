@@ -54,6 +54,18 @@ async def test_frames_are_chosen_by_job_label_and_kind_however_rare_they_are(run
         assert [frame.run_id for frame in await live] == [rare[1].id, third.id]
 
 
+async def test_a_job_is_as_good_as_its_name(running):
+    @job("other")
+    async def other(ctx: Context, _: None) -> None: ...
+
+    async with running(talk, other) as engine:
+        await finish(engine, await engine.trigger(talk, 3))
+        run = await finish(engine, await engine.trigger(other))
+        story = await timeline(engine, run)
+        for jobs in (other, [other], iter([other, "nobody"])):
+            assert await take(engine.watch_all(jobs=jobs), len(story)) == story
+
+
 @pytest.mark.parametrize("empty", [{"jobs": []}, {"kinds": ()}, {"jobs": iter(())}], ids=str)
 async def test_of_no_jobs_and_of_no_kinds_there_are_no_frames(running, empty):
     async with running(talk) as engine:

@@ -1,0 +1,271 @@
+"""Plain data as the classes that an annotation names, and what a function is annotated to return."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import types
+import typing
+import weakref
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from .lowering import Refused, has_instances, is_class_with_data, is_pydantic_model, lower, reads_what_it_writes
+
+NOTHING, CLASSES, UNIONS = range(3)
+
+
+def naming(annotation: Any) -> int:
+    """What ``annotation`` names at any depth: classes that :func:`restore` would construct, or a choice of them."""
+    try:
+        return _naming(annotation)
+    except TypeError:  # an unhashable annotation, such as Literal[[...]] inside Annotated
+        return NOTHING
+
+
+@functools.lru_cache(maxsize=1024)
+def _naming(annotation: Any) -> int:
+    if not _names_class(annotation):
+        return NOTHING
+    return UNIONS if _leaves_choice(annotation, set()) else CLASSES
+
+
+def _names_class(annotation: Any) -> bool:
+    return is_class_with_data(annotation) or any(map(_names_class, typing.get_args(annotation)))
+
+
+def _leaves_choice(annotation: Any, seen: set[type]) -> bool:
+    if is_class_with_data(annotation):
+        if annotation in seen:
+            return False
+        seen.add(annotation)
+        return any(_leaves_choice(part, seen) for part in field_types(annotation).values())
+    arguments = typing.get_args(annotation)
+    if is_union(annotation) and len(_alternatives(arguments)) > 1 and _names_class(annotation):
+        return True
+    return any(_leaves_choice(part, seen) for part in arguments)
+
+
+def is_union(annotation: Any) -> bool:
+    """Whether it is ``X | Y`` or ``Union[X, Y]``."""
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _alternatives(arguments: tuple[Any, ...]) -> list[Any]:
+    return [part for part in arguments if part is not type(None)]
+
+
+def field_types(kind: Any) -> dict[str, Any]:
+    """The annotations of the fields of a dataclass or a pydantic model, by their names; an enum has none."""
+    if is_pydantic_model(kind):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    hints = type_hints(kind)
+    return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(kind)}
+
+
+def construct(value: Any, annotation: Any) -> Any:
+    """``restore`` for a value that has to be what ``annotation`` names: ``None`` is no instance of a class.
+
+    :raises TypeError, ValueError: when it does not fit.
+    """
+    return _construct(annotation, value) if is_class_with_data(annotation) else restore(value, annotation)
+
+
+def restore(value: Any, annotation: Any) -> Any:
+    """Plain data as the classes that ``annotation`` names; what it says nothing of stays as it is.
+
+    :raises TypeError, ValueError: when the data does not fit a class that is named.
+    """
+    if not naming(annotation) or value is None:
+        return value
+    if is_class_with_data(annotation):
+        return _construct(annotation, value)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return restore(value, arguments[0])
+    if origin is typing.Union or origin is types.UnionType:
+        return _restore_union(value, _alternatives(arguments))
+    if isinstance(value, dict) and len(arguments) == 2:
+        return {restore(key, arguments[0]): restore(item, arguments[1]) for key, item in value.items()}
+    if isinstance(value, tuple) and arguments[-1] is not Ellipsis:
+        return tuple(restore(item, part) for item, part in zip(value, arguments, strict=False))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(restore(item, arguments[0]) for item in value)
+    return value
+
+
+def _restore_union(value: Any, alternatives: list[Any]) -> Any:
+    """The first alternative that keeps all of the data as it is; else that keeps all of it, else that fits at all."""
+    best, most = value, -1
+    for alternative in alternatives:
+        if not naming(alternative) or _contradicts(value, alternative):
+            continue
+        try:
+            restored = restore(value, alternative)
+        except (TypeError, ValueError):
+            continue
+        if len(alternatives) == 1:
+            return restored
+        likeness = _likeness(value, restored)
+        if likeness == SAME or (likeness == EQUAL and not has_instances(value)):
+            return restored
+        if likeness > most:
+            best, most = restored, likeness
+    is_plain = most <= LOSSY and any(not naming(part) and fits(value, part) for part in alternatives)
+    return value if is_plain else best
+
+
+LOSSY, CONVERTED, EQUAL, SAME = range(4)
+
+
+def _likeness(value: Any, restored: Any) -> int:
+    """How much of the data is in what was made of it."""
+    if same(value, restored):
+        return SAME
+    try:
+        data, again = lower(value, set()), lower(restored, set())
+        if json.dumps(data, sort_keys=True) == json.dumps(again, sort_keys=True):
+            return EQUAL
+    except (Refused, TypeError, ValueError):
+        return LOSSY
+    return CONVERTED if type(data) in (dict, list) and _keeps(data, again) else LOSSY
+
+
+def _keeps(data: Any, again: Any) -> bool:
+    """Whether all that is there is there again, converted and with more beside it as it may be."""
+    if type(data) is dict and type(again) is dict:
+        return data.keys() <= again.keys() and all(_keeps(item, again[key]) for key, item in data.items())
+    if type(data) is list and type(again) is list:
+        return len(data) == len(again) and all(map(_keeps, data, again))
+    return type(data) not in (dict, list)
+
+
+def _contradicts(value: Any, annotation: Any) -> bool:
+    """Whether a field that a dataclass says the values of has another one, as the tag of a tagged union."""
+    if isinstance(value, list):
+        arguments = typing.get_args(annotation)
+        return len(arguments) == 1 and any(_contradicts(item, arguments[0]) for item in value)
+    if not isinstance(value, dict) or not dataclasses.is_dataclass(annotation):
+        return False
+    said = {name: typing.get_args(part) for name, part in field_types(annotation).items() if _is_literal(part)}
+    return any(_plain(value[name]) not in map(_plain, said[name]) for name in said.keys() & value.keys())
+
+
+def _is_literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Literal
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are equal, and of the same types throughout."""
+    kind = type(left)
+    if kind is not type(right):
+        return False
+    if kind is dict:
+        return len(left) == len(right) and same(list(left.items()), list(right.items()))
+    if kind in (list, tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    if kind in (set, frozenset):
+        return left == right and {type(item) for item in left} == {type(item) for item in right}
+    if is_class_with_data(kind) and not issubclass(kind, Enum):
+        return all(same(getattr(left, name, None), getattr(right, name, None)) for name in field_types(kind))
+    return left == right
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is what an annotation says already, as far as can be seen."""
+    if annotation in (Any, object) or (value is None and annotation in (None, type(None))):
+        return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
+    if is_union(annotation):
+        return any(fits(value, part) for part in arguments)
+    if origin is typing.Literal:
+        return any(same(value, part) for part in arguments)
+    kind = origin or annotation
+    if not isinstance(kind, type) or (type(value) is not kind and not _is_of(value, kind)):
+        return False
+    if not arguments:
+        return True
+    if isinstance(value, dict) and len(arguments) == 2:
+        return all(fits(key, arguments[0]) and fits(item, arguments[1]) for key, item in value.items())
+    if isinstance(value, tuple) and arguments[-1] is not Ellipsis:
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(fits(item, arguments[0]) for item in value)
+    return True
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether a plain value is of a kind that only says what it can do, such as ``Sequence``."""
+    return inspect.isabstract(kind) and isinstance(value, kind) and not is_class_with_data(type(value))
+
+
+def _construct(kind: type, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
+    if issubclass(kind, Enum):
+        return kind(value)
+    if is_pydantic_model(kind):
+        return _validate_model(kind, value)
+    if not isinstance(value, dict):
+        raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
+    hints = type_hints(kind)
+    fields = dataclasses.fields(kind)
+    given = {name: restore(item, hints.get(name, Any)) for name, item in value.items()}
+    instance = kind(**{name: item for name, item in given.items() if name not in _not_in_init(fields)})
+    for name in _not_in_init(fields) & given.keys():
+        object.__setattr__(instance, name, given[name])
+    return instance
+
+
+def _validate_model(kind: Any, value: Any) -> Any:
+    return (
+        kind.model_validate(value)
+        if reads_what_it_writes(kind)
+        else kind.model_validate(value, by_alias=True, by_name=True)
+    )
+
+
+def _not_in_init(fields: tuple[dataclasses.Field[Any], ...]) -> set[str]:
+    return {field.name for field in fields if not field.init}
+
+
+def type_hints(owner: Any) -> dict[str, Any]:
+    """The resolved annotations of a function or class; empty where they cannot be resolved."""
+    try:
+        return typing.get_type_hints(owner, include_extras=True)
+    except Exception:  # a forward reference to a name that is not there
+        return {}
+
+
+# Weakly, because a function made in a job body holds on to everything that the body has in hand.
+_return_annotations: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
+
+
+def _return_annotation(function: Callable[..., Any]) -> Any:
+    function = getattr(function, "__func__", function)  # of a bound method, which is a new one each time
+    if not getattr(function, "__annotations__", None):
+        return Any
+    if function not in _return_annotations:
+        _return_annotations[function] = type_hints(function).get("return", Any)
+    return _return_annotations[function]
+
+
+def return_annotation(function: Callable[..., Any]) -> Any:
+    """What ``function`` is annotated to return, or ``Any``; looks through ``functools.partial`` and decorators."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        return _return_annotation(inspect.unwrap(function) if hasattr(function, "__wrapped__") else function)
+    except TypeError:  # an unhashable callable
+        return Any
