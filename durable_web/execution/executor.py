@@ -23,7 +23,7 @@ from ..store import Claim, LeaseLost, NewRun, StepRecord
 from .branches import Branches
 from .compensation import COMPENSATION, Compensation
 from .leaving import ContinueAsNew, Unwind, failed_step, is_closing, own_reason
-from .naming import Names
+from .naming import Names, is_of_step
 from .operations import Operations
 from .parking import Parking
 from .reports import Reports, current_step
@@ -47,8 +47,9 @@ class Execution:
         self._services = services
         self._clock = services.clock
         self.records = services.store.steps.load(claim.run_id) if claim.has_steps else {}
-        self._unreached = {name for name, record in self.records.items() if record.kind != COMPENSATION}
-        self._unvisited = {name for name, record in self.records.items() if record.is_settled}
+        of_body = [record for record in self.records.values() if not is_of_step(record.place)]
+        self._unreached = {record.name for record in of_body if record.kind != COMPENSATION}
+        self._unvisited = {record.name for record in of_body if record.is_settled}
         self._last_position = max((record.position for record in self.records.values()), default=-1)
         self.ending: set[str] = set()  # steps whose outcome is on its way into the next commit
         self._earlier_attempts = services.store.steps.earlier_attempts(claim.run_id) if claim.attempt > 1 else {}
@@ -328,7 +329,7 @@ class Execution:
                 before,
                 queued=self.queued,
                 started_at=self._clock.now(),
-                place=self.names.places.get(key),
+                place=self.names.place(key),
             )
             self.records[key] = self.unannounced = record
             return record

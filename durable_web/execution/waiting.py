@@ -183,7 +183,9 @@ class Waiting:
         record = await self._wait_for(key, CHILD, take=start)
         if record.status == StepStatus.FAILED:
             error = record.error or {}
-            child_id = derive(parent, key) if record.detail is None else decode(record.detail)
+            child_id = (
+                derive(parent, self._execution.names.path(key)) if record.detail is None else decode(record.detail)
+            )
             raise ChildFailed(key, child_id, error.get("type", ""), error.get("message", ""))
         return decode(record.output or "null", type_)
 
@@ -197,9 +199,11 @@ class Waiting:
             self._insert(child, record, now)
         elif latest.status == RunStatus.COMPLETED:
             self._end(record, now, output=latest.output or "null")
-        elif latest.status.is_terminal:
-            self._store.steps.forget_unsettled(latest.run_id)
-            self._store.runs.reopen(latest.run_id, now, child.input if latest.run_id == child.id else None)
+        else:
+            self._store.runs.tell_parent_step(latest.run_id, record.name)
+            if latest.status.is_terminal:
+                self._store.steps.forget_unsettled(latest.run_id)
+                self._store.runs.reopen(latest.run_id, now, child.input if latest.run_id == child.id else None)
 
     def _insert(self, child: NewRun, record: StepRecord, now: int) -> None:
         run_id = self._execution.claim.run_id
@@ -217,7 +221,7 @@ class Waiting:
         made = self._check(key, trigger)
 
         def insert(record: StepRecord, now: int) -> None:
-            run_id = derive(self._execution.claim.run_id, key)
+            run_id = derive(self._execution.claim.run_id, self._execution.names.path(key))
             if made is not None and not self._store.runs.exists(run_id):
                 child = dataclasses.replace(made, parent_run_id=self._execution.claim.run_id)
                 run_id = self._services.admit_child(child, now, False)
@@ -230,7 +234,7 @@ class Waiting:
         if self._execution.is_unwinding or self._execution.has_outcome(key):
             return None
         job, text = trigger.check(self._services.registry)
-        return trigger.new_run(derive(self._execution.claim.run_id, key), job, text)
+        return trigger.new_run(derive(self._execution.claim.run_id, self._execution.names.path(key)), job, text)
 
     # --- what they share ---------------------------------------------------------------------------------------------
 

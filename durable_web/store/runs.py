@@ -430,6 +430,10 @@ class Runs(RunReading):
         """
         return [row[0] for row in self._database.rows(queries.AWAITED_CHILDREN, {"id": run_id})]
 
+    def tell_parent_step(self, child_id: str, step: str) -> None:
+        """Let a child end another step of its parent: after a retry that may be recorded under another name."""
+        self._database.execute(queries.TELL_PARENT_STEP, {"id": child_id, "step": step})
+
     def active_child(self, run_id: str, step: str) -> str | None:
         """The id of the run that a run waits for under a step's name, unless that has ended."""
         rows = self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})

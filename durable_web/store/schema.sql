@@ -155,8 +155,9 @@ CREATE TABLE durable_steps (
     completed_at     INTEGER,
     timeouts         TEXT,                           -- for each call that has waited for it, when the timers of asyncio
                                                      -- are due around it, the outermost first, and beside it: JSON
-    place            TEXT,                           -- '<n> <scope>': the n-th of its name in that branch of the body, or
-                                                     -- in that step; NULL where it is the body's, and its name says so
+    place            TEXT    DEFAULT '?',            -- '<n> <scope>': the n-th of its name in that branch of the body, or
+                                                     -- in that step; NULL where it is the body's, and its name says so;
+                                                     -- '?' in what is older than this column
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,42 @@ async def test_a_run_of_an_earlier_version_goes_on_from_its_last_step(running, d
         assert (run.status, run.output, called) == (RunStatus.COMPLETED, 3, [])
         seqs = [frame.seq for frame in await timeline(engine, run)]
         assert seqs == list(range(1, len(seqs) + 1))
+
+
+async def test_a_run_of_an_earlier_version_is_given_what_it_has_recorded_in_branches_and_in_steps(
+    running, database_path
+):
+    """Names were counted over the whole body, and nothing more was recorded."""
+    make_version_1(database_path)
+    recorded = {"begin a": 1, "begin b": 1, "parse": "A", "parse#2": "B", "load": 1, "load#2": 2, "part": 3}
+    with closing(sqlite3.connect(database_path)) as connection:
+        connection.executemany(
+            "INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, started_at, "
+            "completed_at) VALUES ('01J0000000000000000000000A', ?, 'step', 'completed', ?, 1, ?, 1, 1)",
+            [(name, position, json.dumps(value)) for position, (name, value) in enumerate(recorded.items(), 1)],
+        )
+        connection.commit()
+    called: list[str] = []
+
+    @job("two")
+    async def two(ctx: Context, _: None) -> list[object]:
+        async def branch(name: str) -> str:
+            await ctx.step(f"begin {name}", called.append, name)
+            return await ctx.step("parse", called.append, name)
+
+        async def outer() -> int:
+            return await ctx.step("part", called.append, "part")
+
+        await ctx.step("first", called.append, "first")
+        parsed = await asyncio.gather(branch("a"), branch("b"))
+        loaded = [await asyncio.wait_for(ctx.step("load", called.append, "load"), 5) for _ in range(2)]
+        return [*parsed, *loaded, await ctx.step("outer", outer), await ctx.step("part", lambda: "new")]
+
+    async with running(two) as engine:
+        (run,) = await engine.list_runs()
+        run = await finish(engine, run)
+        assert (run.output, called) == (["A", "B", 1, 2, 3, "new"], [])
+        assert [step.name for step in await engine.get_steps(run.id)] == ["first", *recorded, "outer", "part#2"]
 
 
 @on_a_desk_only("opens the file beside the engine")

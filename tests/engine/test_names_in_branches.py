@@ -155,24 +155,160 @@ async def test_what_a_step_asks_for_itself_does_not_count_for_the_body(running):
         ]
 
 
-async def test_every_attempt_at_a_step_is_given_the_values_of_the_first(running):
-    seen: list[Any] = []
+async def test_every_attempt_at_a_step_asks_anew(running):
+    """What failed in one attempt is tried again in the next, and what it publishes is told."""
+    calls: list[str] = []
 
     @job("stubborn")
-    async def stubborn(ctx: Context, _: None) -> int:
-        async def work() -> int:
-            seen.append([await ctx.uuid(), await ctx.uuid(), await ctx.now(), ctx.step_ref])
-            if len(seen) < 3:
+    async def stubborn(ctx: Context, _: None) -> list[Any]:
+        async def inner() -> str:
+            calls.append(ctx.step_ref.partition("/")[2])
+            if len(calls) < 3:
                 raise ConnectionError
-            return len(seen)
+            return "up"
 
-        return await ctx.step("work", work, retry=Retry(3, backoff=0))
+        async def outer() -> str:
+            await ctx.set_event("attempts", len(calls))
+            return await ctx.step("inner", inner)
+
+        return [await ctx.step("outer", outer, retry=Retry(4, backoff=0)), await ctx.step("inner", lambda: "own")]
 
     async with running(stubborn) as e:
         run = await finish(e, await e.trigger("stubborn"))
-    assert run.output == 3
-    assert seen[0] == seen[1] == seen[2]
-    assert seen[0][0] != seen[0][1]
+        assert run.output == ["up", "own"]
+        assert await e.get_event(run.id, "attempts") == 2
+    assert calls == ["outer >> inner", "outer >>2 inner", "outer >>3 inner"]
+
+
+async def test_an_attempt_that_is_interrupted_has_what_it_had(running):
+    seen: list[Any] = []
+
+    @job("interrupted")
+    async def interrupted(ctx: Context, _: None) -> int:
+        async def work() -> int:
+            seen.append([await ctx.uuid(), await ctx.step("part", lambda: len(seen))])
+            if len(seen) == 1:
+                raise ConnectionError
+            if len(seen) == 2:
+                await asyncio.Event().wait()
+            return len(seen)
+
+        return await ctx.step("work", work, retry=Retry(2, backoff=0))
+
+    async with running(interrupted) as e:
+        run = await e.trigger("interrupted")
+        while len(seen) < 2:
+            await settle()
+        await crash(e)
+        await restart(e)
+        assert (await finish(e, run)).output == 3
+    assert seen[1] == seen[2] != seen[0]
+
+
+async def test_a_change_after_a_step_that_has_asked_for_something_is_new_to_the_run(running):
+    began = asyncio.Event()
+
+    @job("patched")
+    async def patched(ctx: Context, _: None) -> bool:
+        async def outer() -> int:
+            return await ctx.step("inner", lambda: 1)
+
+        await ctx.step("outer", outer)
+        if ctx.attempt == 1:
+            began.set()
+            await asyncio.Event().wait()
+        return await ctx.patched("change")
+
+    async with running(patched) as e:
+        run = await e.trigger("patched")
+        await began.wait()
+        await crash(e)
+        await restart(e)
+        assert (await finish(e, run)).output is True
+
+
+async def test_names_with_the_marks_of_paths_are_told_apart_from_these(running):
+    @job("marks")
+    async def marks(ctx: Context, _: None) -> list[str]:
+        async def nested() -> str:
+            return await ctx.step("b", lambda: ctx.step_ref)
+
+        return [await ctx.step("a >> b", lambda: ctx.step_ref), await ctx.step("a", nested)]
+
+    async with running(marks) as e:
+        run = await finish(e, await e.trigger("marks"))
+    assert run.output == [f"{run.id}/a%20>> b", f"{run.id}/a >> b"]
+
+
+async def test_a_task_that_serves_two_runs_carries_nothing_from_one_to_the_other(running):
+    called: list[str] = []
+    requests: asyncio.Queue[Any] = asyncio.Queue()
+
+    def call(name: str, step: str) -> str:
+        called.append(f"{name} {step}")
+        return step
+
+    async def serve() -> None:
+        while True:
+            ctx, name, done = await requests.get()
+            done.set_result([await ctx.step(step, call, name, step) for step in ("x", "y")])
+
+    @job("served")
+    async def served(ctx: Context, name: str) -> list[str]:
+        done = asyncio.get_running_loop().create_future()
+        requests.put_nowait((ctx, name, done))
+        outcomes = await done
+        if name == "B" and ctx.attempt == 1:
+            await asyncio.Event().wait()
+        return outcomes
+
+    async with running(served) as e:
+        server = asyncio.create_task(serve())
+        try:
+            assert (await finish(e, await e.trigger("served", "A"))).output == ["x", "y"]
+            run = await e.trigger("served", "B")
+            while len(called) < 4:
+                await settle()
+            await settle()
+            await crash(e)
+            await restart(e)
+            assert (await finish(e, run)).output == ["x", "y"]
+        finally:
+            server.cancel()
+    assert called == ["A x", "A y", "B x", "B y"]
+
+
+async def test_children_of_branches_stay_theirs_when_the_run_is_retried(running):
+    fails = True
+
+    @job("child")
+    async def child(ctx: Context, name: str) -> list[str]:
+        found = await ctx.step("find", lambda: f"data of {name}")
+        if fails:
+            raise ValueError(name)
+        return [name, found]
+
+    @job("parent")
+    async def parent(ctx: Context, _: None) -> list[Any]:
+        async def branch(name: str, wait: Callable[[], Any]) -> Any:
+            await ctx.step(f"begin {name}", wait)
+            return await ctx.run_job("child", child, name)
+
+        branches = [branch("slow", in_turns(40)), branch("quick", in_turns(0))]
+        outcomes = await asyncio.gather(*branches, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return outcomes
+
+    async with running(parent, child) as e:
+        run = await finish(e, await e.trigger("parent"))
+        assert run.status == "failed"
+        fails = False
+        await e.retry(run.id)
+        run = await finish(e, run)
+        assert run.output == [["slow", "data of slow"], ["quick", "data of quick"]]
+        assert len(await e.list_runs(job="child")) == 2
 
 
 async def test_a_step_that_moves_into_a_branch_or_out_of_one_is_not_called_again(running):

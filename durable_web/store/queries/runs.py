@@ -243,6 +243,12 @@ SELECT id, parent_step
  ORDER BY id
 """
 
+TELL_PARENT_STEP = """
+UPDATE durable_runs
+   SET parent_step = :step
+ WHERE id = :id
+"""
+
 AWAITED_CHILDREN = """
 SELECT id
   FROM durable_runs AS child INDEXED BY durable_runs_by_parent
