@@ -139,8 +139,11 @@ class Context:
         the function. The function may be synchronous or asynchronous; keyword arguments for it go through
         ``functools.partial``. The second step of one name in an execution is recorded as ``name#2``. Branches, tasks
         that the body makes, may use the same names: each is known by its first operation, and is given its own again.
-        Where two may begin in another order than they were made in, because they wait for something else first, give
-        their first operations names of their own.
+        Of one name, these are told apart by the order in which they come, also from what the body does beside them:
+        give them names of their own where that may change, because something else is waited for before them. One that
+        is wrapped in ``asyncio.wait_for`` before Python 3.12, or left to a further branch, is not the branch's own.
+
+        What ``function`` asks of its context itself is recorded for each attempt: another one asks anew.
 
         ``retry`` says whether a failure is followed by another attempt; by default what the job says.
 
@@ -335,7 +338,8 @@ class Context:
     @property
     def step_ref(self) -> str:
         """``<run id>/<step name>`` of the step that asks: the same on every attempt, and so an idempotency key towards
-        the outside. In a branch, after its first step, that one's name comes before. Outside of steps, the run's id."""
+        the outside. In a branch, after its first step, that one's name comes before; and before a step that another
+        one has called, the name of that and the number of its attempt. Outside of steps, the run's id."""
         return self._execution.reference()
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
