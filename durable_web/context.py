@@ -267,7 +267,7 @@ class Context:
         """Start a child run, wait for its end, and return its output.
 
         The options are ``labels``, ``priority``, ``run_at`` and ``deadline``, as in ``engine.trigger``. Its id is
-        always the same for the same run and name. When this run is cancelled, so is the child; and so it is when the
+        the same in every execution of the run. When this run is cancelled, so is the child; and so it is when the
         body waits for it no longer. Where the child's job says of its flow that another run stands for it (see
         :mod:`durable_web.flow`), that one is waited for, and left to itself.
 
