@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Literal
@@ -84,6 +85,15 @@ REX = Dog("rex")
         ({"name": "rex", "breed": "lab"}, Cat | dict[str, str]),
         ({"when": b"1", "name": Yak("rex")}, dict[str, Ox | Yak | bytes]),
         (Cat("rex"), Cat | dict[str, str]),
+        (REX, list[Dog] | Dog),
+        (REX, Annotated[list[Dog], "dogs"] | Dog | None),
+        (REX, Sequence[Dog] | Dog),
+        ([REX], list[Dog] | Dog),
+        ([REX], Dog | list[Dog]),
+        ({"a": REX}, list[Dog] | dict[str, Dog]),
+        ([REX], dict[str, Dog] | list[Dog]),
+        ((REX,), list[Cat] | tuple[Dog, ...]),
+        ((REX,), list[Dog] | None),
     ],
 )
 def test_what_can_be_told_apart_comes_back_as_what_it_was(value, annotation):
@@ -124,6 +134,39 @@ def test_plain_data_becomes_the_class_that_keeps_all_of_it():
     assert decode('{"name":"rex"}', Cat | Dog) == Cat("rex")
     assert decode('{"name":"rex"}', Ox | Yak) == Ox("rex")
     assert decode('{"name":"rex","kind":"yak"}', Ox | Yak) == Yak("rex")
+
+
+@dataclass
+class Barn:
+    name: str
+    next: Barn | Shed | None = None
+
+    def __post_init__(self) -> None:
+        built.append(self.name)
+
+
+@dataclass
+class Shed:
+    width: int
+    next: Shed | Barn | None = None
+
+
+built: list[str] = []
+
+
+def test_every_part_is_read_back_once_however_deep_the_unions_are():
+    row = Shed(0)
+    for number in range(20):
+        row = Barn(str(number), row) if number % 2 else Shed(number, row)
+    for value, annotation in ((row, Barn | Shed), ([row], list[Shed | Barn] | dict[str, Barn] | None)):
+        built.clear()
+        assert write_down(value, annotation)[1] == value
+        assert len(built) == 10
+    built.clear()
+    row.next.next.width = {}  # as with what is not known to come back, down to a part that is plain data
+    row.next.next.next = {"name": "plain"}
+    assert write_down(row, Barn | Shed)[1].next.next.next == Barn("plain")
+    assert len(built) <= 5
 
 
 async def test_a_step_whose_result_would_be_another_on_replay_fails_and_says_what_to_do(running):
