@@ -6,6 +6,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Iterable
+from enum import Enum
 from itertools import repeat
 from typing import Any
 
@@ -89,7 +90,7 @@ def _refuse_misread_choice(value: Any, annotation: Any, read: Any) -> None:
     if read is UNREAD:
         data = _as_data(value)
         read = restore(data, annotation)
-    if same(value, read):
+    if _comes_back(value, read):
         return
     for part in fitting:
         is_chosen = part is type(read)
@@ -109,7 +110,7 @@ def _refuse_misread_model(value: Any, kind: Any, read: Any) -> None:
     read = restore(_as_data(value), kind) if read is UNREAD else read
     for name, part in field_types(kind).items():
         item, again = getattr(value, name, None), getattr(read, name, None)
-        if naming(part) == UNIONS and not same(item, again):
+        if naming(part) == UNIONS and not _comes_back(item, again):
             refused = _misread(item, again, part)
             refused.path.append(f"[{name!r}]")
             raise refused
@@ -128,12 +129,40 @@ def _as_data(value: Any) -> Any:
     return json.loads(json.dumps(lower(value, set())), object_hook=raise_tagged)
 
 
+def _comes_back(value: Any, read: Any) -> bool:
+    """Whether it is the same, or has members of a ``StrEnum`` or ``IntEnum`` where there were their equal values."""
+    if type(value) is type(read) and isinstance(value, (dict, list, tuple, set, frozenset)):
+        if len(value) != len(read):
+            return False
+        if isinstance(value, dict):
+            return all(map(_comes_back, value.items(), read.items()))
+        if isinstance(value, (list, tuple)):
+            return all(map(_comes_back, value, read))
+        known = {item: item for item in value}
+        return all(item in known and _comes_back(known[item], item) for item in read)
+    if isinstance(read, Enum) and type(value) in (str, int):
+        return isinstance(read, type(value)) and read == value
+    return same(value, read)
+
+
 def _misread(value: Any, read: Any, annotation: Any) -> Refused:
+    if _has_member(value) or _has_member(read):
+        advice = "Return the member itself and annotate only its enum, or annotate only the plain values."
+    else:
+        advice = (
+            'Give each class of the union a field such as `kind: Literal["dog"] = "dog"`, or name only the one that is '
+            "meant; for an input or an output, a pydantic TypeAdapter with a discriminator does too."
+        )
     return Refused(
         f"under {annotation} it would be read back as {_short(read)}, not as {_short(value)}, because nothing in the "
-        'data tells them apart. Give each class of the union a field such as `kind: Literal["dog"] = "dog"`, or name '
-        "only the one that is meant; for an input or an output, a pydantic TypeAdapter with a discriminator does too."
+        f"data tells them apart. {advice}"
     )
+
+
+def _has_member(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_member(part) for pair in value.items() for part in pair)
+    return any(map(_has_member, value)) if isinstance(value, (list, tuple, set, frozenset)) else isinstance(value, Enum)
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -54,6 +54,14 @@ class Colour(Enum):
 
 class Level(Enum):
     LOW = 1
+
+
+class Tone(StrEnum):
+    RED = "red"
+
+
+class Size(IntEnum):
+    SMALL = 1
 
 
 REX = Dog("rex")
@@ -116,9 +124,6 @@ def test_what_can_be_told_apart_comes_back_as_what_it_was(value, annotation):
         (Stable(REX), Stable, "value['animal']"),
         ({"animal": REX}, Stable, "value['animal']"),
         ([Stable(REX)], list[Stable], "value[0]['animal']"),
-        ("red", Colour | str, "value"),
-        ({"red"}, set[Colour | str], "value"),
-        ({"red": 1}, dict[Colour | str, int], "value"),
         ({"name": "rex"}, Cat | dict[str, str], "value"),
     ],
 )
@@ -126,6 +131,45 @@ def test_what_cannot_be_told_apart_is_refused_and_the_place_is_named(value, anno
     with pytest.raises(SerializationError, match=r"read back as .*Literal") as caught:
         write_down(value, annotation)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "path"),
+    [
+        ("red", Colour | str, "value"),
+        ({"red"}, set[Colour | str], "value"),
+        ({"red": 1}, dict[Colour | str, int], "value"),
+        (["red"], list[Colour] | list[str], "value"),
+        (Colour.RED, Tone | Colour, "value"),
+        (1, Level | int, "value"),
+    ],
+)
+def test_a_value_that_would_become_an_enum_member_is_refused_with_advice_that_helps(value, annotation, path):
+    with pytest.raises(SerializationError, match=r"read back as .*annotate only") as caught:
+        write_down(value, annotation)
+    assert caught.value.path == path
+    assert "Literal" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        ("red", Tone | str),
+        ("red", str | Tone | None),
+        (1, Size | int),
+        (["red", "blue"], list[Tone | str]),
+        (["red"], list[Tone] | list[str]),
+        ({"a": "red"}, dict[str, Tone | str]),
+        ({"red": 1}, dict[Tone | str, int]),
+        ({"red", "blue"}, set[Tone | str]),
+        ({"red"}, set[Tone] | set[str]),
+    ],
+)
+def test_a_member_that_is_the_value_itself_is_no_other_value(value, annotation):
+    text, read = write_down(value, annotation)
+    assert read == value
+    assert decode(text, annotation) == read
+    assert encode(value, annotation) == text
 
 
 def test_plain_data_becomes_the_class_that_keeps_all_of_it():
