@@ -88,42 +88,50 @@ def construct(value: Any, annotation: Any) -> Any:
     return _construct(annotation, value) if is_class_with_data(annotation) else restore(value, annotation)
 
 
-def restore(value: Any, annotation: Any) -> Any:
+def restore(value: Any, annotation: Any, known: dict[Any, Any] | None = None) -> Any:
     """Plain data as the classes that ``annotation`` names; what it says nothing of stays as it is.
+
+    ``known`` is what the unions below one with several candidates were read as: each is read once for all of them.
 
     :raises TypeError, ValueError: when the data does not fit a class that is named.
     """
     if not naming(annotation) or value is None:
         return value
     if is_class_with_data(annotation):
-        return _construct(annotation, value)
+        return _construct(annotation, value, known)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return restore(value, arguments[0])
+        return restore(value, arguments[0], known)
     if origin is typing.Union or origin is types.UnionType:
-        return _restore_union(value, _alternatives(arguments))
+        if known is None or not isinstance(value, (dict, list)):
+            return _restore_union(value, _alternatives(arguments), known)
+        place = id(value), id(annotation)  # unions are equal in any order, but are not read alike
+        if place not in known:
+            known[place] = annotation, _restore_union(value, _alternatives(arguments), known)
+        return known[place][1]
     if isinstance(value, dict) and len(arguments) == 2:
-        return {restore(key, arguments[0]): restore(item, arguments[1]) for key, item in value.items()}
+        return {restore(key, arguments[0], known): restore(item, arguments[1], known) for key, item in value.items()}
     if isinstance(value, tuple) and arguments[-1] is not Ellipsis:
-        return tuple(restore(item, part) for item, part in zip(value, arguments, strict=False))
+        return tuple(restore(item, part, known) for item, part in zip(value, arguments, strict=False))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(restore(item, arguments[0]) for item in value)
+        return type(value)(restore(item, arguments[0], known) for item in value)
     return value
 
 
-def _restore_union(value: Any, alternatives: list[Any]) -> Any:
+def _restore_union(value: Any, alternatives: list[Any], known: dict[Any, Any] | None) -> Any:
     """The first alternative that keeps all of the data as it is; else that keeps all of it, else that fits at all."""
     candidates = _candidates(value, [_bare(part) for part in alternatives])
     if len(candidates) == 1 and not _fits_plainly(value, alternatives):
         try:
-            return restore(value, candidates[0])
+            return restore(value, candidates[0], known)
         except (TypeError, ValueError):
             return value
+    known = {} if known is None else known
     best, most, rank = value, -1, -1
     # what has more fields than the data cannot keep it as it is: its turn comes when nothing else has
     for place, candidate in sorted(enumerate(candidates), key=lambda pair: _has_more(pair[1], value)):
         try:
-            restored = restore(value, candidate)
+            restored = restore(value, candidate, known)
         except (TypeError, ValueError):
             continue
         likeness = _likeness(value, restored)
@@ -316,7 +324,7 @@ def _is_of(value: Any, kind: type) -> bool:
     return inspect.isabstract(kind) and isinstance(value, kind) and not is_class_with_data(type(value))
 
 
-def _construct(kind: type, value: Any) -> Any:
+def _construct(kind: type, value: Any, known: dict[Any, Any] | None = None) -> Any:
     if isinstance(value, kind):
         return value
     if issubclass(kind, Enum):
@@ -327,7 +335,7 @@ def _construct(kind: type, value: Any) -> Any:
         raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
     hints = _class_hints(kind)
     apart = _not_in_init(dataclasses.fields(kind))
-    given = {name: restore(item, hints.get(name, Any)) for name, item in value.items()}
+    given = {name: restore(item, hints.get(name, Any), known) for name, item in value.items()}
     instance = kind(**{name: item for name, item in given.items() if name not in apart})
     for name in apart & given.keys():
         object.__setattr__(instance, name, given[name])

@@ -213,6 +213,34 @@ def test_every_part_is_read_back_once_however_deep_the_unions_are():
     assert len(built) <= 5
 
 
+@dataclass
+class Nest:
+    name: str
+    eggs: int = 0
+    inner: Nest | Den | None = None
+
+    def __post_init__(self) -> None:
+        built.append(self.name)
+
+
+@dataclass
+class Den:
+    name: str
+    cubs: int = 0
+    inner: Den | Nest | None = None
+
+
+def test_data_that_several_classes_could_be_is_read_once_for_all_of_them():
+    data: dict[str, Any] = {"name": "0"}
+    for number in range(1, 12):
+        data = {"name": str(number), "inner": data}
+    text = encode(data)
+    built.clear()
+    assert decode(text, Nest | Den).inner == decode(encode(data["inner"]), Nest | Den)
+    assert len(built) < 100
+    assert type(decode(text, Den | Nest).inner) is Den
+
+
 async def test_a_step_whose_result_would_be_another_on_replay_fails_and_says_what_to_do(running):
     def find() -> Cat | Dog:
         return REX
