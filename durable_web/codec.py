@@ -21,7 +21,7 @@ from typing import Any
 from .errors import SerializationError
 from .lowering import ATOMS, TAG, TAGGED, Refused, lower, plain_data, raise_tagged, shown
 from .restoring import UNIONS, construct, naming, restore, return_annotation, type_hints
-from .unions import refuse_misread
+from .unions import UNREAD, read_back, refuse_misread
 
 __all__ = [
     "check_reading",
@@ -68,20 +68,27 @@ def write_down(value: Any, annotation: Any = Any, *, path: str = "value") -> tup
     named = naming(annotation)
     if not named:
         return text, read
+    try:
+        restored = restore(read, annotation)
+    except (TypeError, ValueError, RecursionError):
+        check_reading(value, annotation, path=path)  # which may know more of it
+        raise
     if named == UNIONS:
-        check_reading(value, annotation, path=path)
-    return text, restore(read, annotation)
+        check_reading(value, annotation, path=path, read=restored)
+    return text, restored
 
 
-def check_reading(value: Any, annotation: Any, *, path: str) -> None:
+def check_reading(value: Any, annotation: Any, *, path: str, read: Any = UNREAD) -> None:
     """Look whether a value that can be written is read back as itself under an annotation that leaves a choice.
+
+    ``read`` is what it is read back as, where that is known.
 
     :raises SerializationError: when it is not.
     """
     if naming(annotation) != UNIONS:
         return
     try:
-        refuse_misread(value, annotation)
+        refuse_misread(value, annotation, read_back(value, annotation) if read is UNREAD else read)
     except Refused as refused:
         raise _refusal(path, refused) from None
     except RecursionError:

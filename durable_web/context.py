@@ -15,12 +15,14 @@ from .files import Files
 from .job import Job, Retry
 from .triggers import Trigger
 
+_BY_NAME: Any = object()
+
 
 class Log:
     """Writes durable log lines: ``ctx.log.info("fetched", rows=12)``.
 
     A line belongs to the step that wrote it, or else to the run. Fields that cannot be stored are kept as their
-    ``repr``, where they have one: a log line never fails a job.
+    ``repr``, where they have one: a log line never fails a job. The message may be given as ``message=`` too.
 
     Lines may also be written by another thread, such as that of ``await ctx.step("work", asyncio.to_thread, work)``:
     they are there before the step has ended.
@@ -29,21 +31,26 @@ class Log:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
 
-    def debug(self, message: str, /, **fields: Any) -> None:
+    def debug(self, message: str = _BY_NAME, /, **fields: Any) -> None:
         """A detail for the developer."""
-        self._execution.reports.log("debug", message, fields)
+        self._write("debug", message, fields)
 
-    def info(self, message: str, /, **fields: Any) -> None:
+    def info(self, message: str = _BY_NAME, /, **fields: Any) -> None:
         """Something that happened as it should."""
-        self._execution.reports.log("info", message, fields)
+        self._write("info", message, fields)
 
-    def warning(self, message: str, /, **fields: Any) -> None:
+    def warning(self, message: str = _BY_NAME, /, **fields: Any) -> None:
         """Something that should be looked at."""
-        self._execution.reports.log("warning", message, fields)
+        self._write("warning", message, fields)
 
-    def error(self, message: str, /, **fields: Any) -> None:
+    def error(self, message: str = _BY_NAME, /, **fields: Any) -> None:
         """Something that went wrong."""
-        self._execution.reports.log("error", message, fields)
+        self._write("error", message, fields)
+
+    def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        if message is _BY_NAME:
+            message = fields.pop("message", "")
+        self._execution.reports.log(level, message, fields)
 
 
 class Webhook:

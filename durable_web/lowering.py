@@ -114,7 +114,7 @@ def plain_data(value: Any) -> Any:
     kind = type(value)
     if isinstance(value, Enum):
         return value.value
-    if dataclasses.is_dataclass(kind):
+    if is_record(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     if is_pydantic_model(kind):
         refuses_more = kind.model_config.get("extra") == "forbid"  # such as the computed fields, which pages may want
@@ -195,13 +195,28 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def is_pydantic_model(kind: Any) -> bool:
-    return isinstance(kind, type) and hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
+    return isinstance(kind, type) and _is_model(kind)
 
 
 def is_class_with_data(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        issubclass(annotation, Enum) or dataclasses.is_dataclass(annotation) or is_pydantic_model(annotation)
-    )
+    return isinstance(annotation, type) and _has_data(annotation)
+
+
+# Remembered, because every part of every value asks for them.
+@functools.lru_cache(maxsize=1024)
+def _is_model(kind: type) -> bool:
+    return hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_data(kind: type) -> bool:
+    return issubclass(kind, Enum) or is_record(kind) or _is_model(kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def is_record(kind: type) -> bool:
+    """Whether it is a dataclass."""
+    return dataclasses.is_dataclass(kind)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -227,6 +242,8 @@ def _have_one_alias(annotation: Any, seen: set[type]) -> bool:
 
 def has_instances(value: Any) -> bool:
     """Whether a value is, or has in its containers, an enum member, a dataclass instance or a model."""
+    if type(value) in ATOMS:
+        return False
     if isinstance(value, dict):
         return any(has_instances(item) for pair in value.items() for item in pair)
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import types
 import typing
 import weakref
@@ -13,7 +12,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from .lowering import Refused, has_instances, is_class_with_data, is_pydantic_model, lower, reads_what_it_writes
+from .lowering import (
+    Refused,
+    has_instances,
+    is_class_with_data,
+    is_pydantic_model,
+    is_record,
+    lower,
+    reads_what_it_writes,
+)
 
 NOTHING, CLASSES, UNIONS = range(3)
 
@@ -64,8 +71,13 @@ def field_types(kind: Any) -> dict[str, Any]:
         return {name: field.annotation for name, field in kind.model_fields.items()}
     if not dataclasses.is_dataclass(kind):
         return {}
-    hints = type_hints(kind)
-    return {field.name: hints.get(field.name, Any) for field in dataclasses.fields(kind)}
+    hints = _class_hints(kind)
+    return {name: hints.get(name, Any) for name in _field_names(kind)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(kind.model_fields if is_pydantic_model(kind) else (field.name for field in dataclasses.fields(kind)))
 
 
 def construct(value: Any, annotation: Any) -> Any:
@@ -76,48 +88,119 @@ def construct(value: Any, annotation: Any) -> Any:
     return _construct(annotation, value) if is_class_with_data(annotation) else restore(value, annotation)
 
 
-def restore(value: Any, annotation: Any) -> Any:
+def restore(value: Any, annotation: Any, known: dict[Any, Any] | None = None) -> Any:
     """Plain data as the classes that ``annotation`` names; what it says nothing of stays as it is.
+
+    ``known`` is what the unions below one with several candidates were read as: each is read once for all of them.
 
     :raises TypeError, ValueError: when the data does not fit a class that is named.
     """
     if not naming(annotation) or value is None:
         return value
     if is_class_with_data(annotation):
-        return _construct(annotation, value)
+        return _construct(annotation, value, known)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return restore(value, arguments[0])
+        return restore(value, arguments[0], known)
     if origin is typing.Union or origin is types.UnionType:
-        return _restore_union(value, _alternatives(arguments))
+        if known is None or not isinstance(value, (dict, list)):
+            return _restore_union(value, _alternatives(arguments), known)
+        place = id(value), id(annotation)  # unions are equal in any order, but are not read alike
+        if place not in known:
+            known[place] = annotation, _restore_union(value, _alternatives(arguments), known)
+        return known[place][1]
     if isinstance(value, dict) and len(arguments) == 2:
-        return {restore(key, arguments[0]): restore(item, arguments[1]) for key, item in value.items()}
+        return {restore(key, arguments[0], known): restore(item, arguments[1], known) for key, item in value.items()}
     if isinstance(value, tuple) and arguments[-1] is not Ellipsis:
-        return tuple(restore(item, part) for item, part in zip(value, arguments, strict=False))
+        return tuple(restore(item, part, known) for item, part in zip(value, arguments, strict=False))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(restore(item, arguments[0]) for item in value)
+        return type(value)(restore(item, arguments[0], known) for item in value)
     return value
 
 
-def _restore_union(value: Any, alternatives: list[Any]) -> Any:
+def _restore_union(value: Any, alternatives: list[Any], known: dict[Any, Any] | None) -> Any:
     """The first alternative that keeps all of the data as it is; else that keeps all of it, else that fits at all."""
-    best, most = value, -1
-    for alternative in alternatives:
-        if not naming(alternative) or _contradicts(value, alternative):
-            continue
+    candidates = _candidates(value, [_bare(part) for part in alternatives])
+    if len(candidates) == 1 and not _fits_plainly(value, alternatives):
         try:
-            restored = restore(value, alternative)
+            return restore(value, candidates[0], known)
+        except (TypeError, ValueError):
+            return value
+    known = {} if known is None else known
+    best, most, rank = value, -1, -1
+    # what has more fields than the data cannot keep it as it is: its turn comes when nothing else has
+    for place, candidate in sorted(enumerate(candidates), key=lambda pair: _has_more(pair[1], value)):
+        try:
+            restored = restore(value, candidate, known)
         except (TypeError, ValueError):
             continue
-        if len(alternatives) == 1:
-            return restored
         likeness = _likeness(value, restored)
         if likeness == SAME or (likeness == EQUAL and not has_instances(value)):
             return restored
-        if likeness > most:
-            best, most = restored, likeness
-    is_plain = most <= LOSSY and any(not naming(part) and fits(value, part) for part in alternatives)
-    return value if is_plain else best
+        if (likeness, -place) > (most, -rank):
+            best, most, rank = restored, likeness, place
+    return value if most <= LOSSY and _fits_plainly(value, alternatives) else best
+
+
+def _candidates(value: Any, alternatives: list[Any]) -> list[Any]:
+    """The alternatives with classes that a value may be read as, by what is seen without reading it."""
+    possible = [
+        part for part in alternatives if naming(part) and _may_be(value, part) and not _contradicts(value, part)
+    ]
+    return [part for part in possible if _is_contained(value, part)] or possible
+
+
+def _fits_plainly(value: Any, alternatives: list[Any]) -> bool:
+    return any(not naming(part) and fits(value, part) for part in alternatives)
+
+
+def _bare(annotation: Any) -> Any:
+    return _bare(annotation.__origin__) if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def _may_be(value: Any, annotation: Any) -> bool:
+    """Whether there is a point in constructing a dataclass from a value: its fields have the right names."""
+    if not isinstance(annotation, type) or is_pydantic_model(annotation) or not is_record(annotation):
+        return True
+    if not isinstance(value, dict):
+        return isinstance(value, annotation)
+    taken = _taken(annotation)
+    if taken is None:
+        return True
+    needed, known = taken
+    return needed <= value.keys() <= known
+
+
+@functools.lru_cache(maxsize=1024)
+def _taken(kind: Any) -> tuple[frozenset[str], frozenset[str]] | None:
+    """The fields that a dataclass cannot be constructed without, and all that it takes; None: it cannot be said."""
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except Exception:  # such as an annotation that cannot be evaluated
+        return None
+    if any(one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in parameters):
+        return None
+    apart = _not_in_init(dataclasses.fields(kind))
+    needed = frozenset(one.name for one in parameters if one.default is one.empty)
+    return needed, frozenset(one.name for one in parameters) | apart
+
+
+def _has_more(annotation: Any, value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(annotation, type) or is_pydantic_model(annotation):
+        return False
+    return is_record(annotation) and not value.keys() >= set(_field_names(annotation))
+
+
+def _is_contained(value: Any, annotation: Any) -> bool:
+    """Whether a value is in the kind of container that an annotation says, if it says one."""
+    if is_class_with_data(annotation):
+        return True
+    if is_union(annotation):
+        return any(_is_contained(value, _bare(part)) for part in typing.get_args(annotation))
+    origin = typing.get_origin(annotation)
+    if not isinstance(origin, type) or not isinstance(value, (dict, list, tuple, set, frozenset)):
+        return False
+    return isinstance(value, origin) and (not isinstance(value, dict) or len(typing.get_args(annotation)) == 2)
 
 
 LOSSY, CONVERTED, EQUAL, SAME = range(4)
@@ -128,12 +211,27 @@ def _likeness(value: Any, restored: Any) -> int:
     if same(value, restored):
         return SAME
     try:
-        data, again = lower(value, set()), lower(restored, set())
-        if json.dumps(data, sort_keys=True) == json.dumps(again, sort_keys=True):
+        again = lower(restored, set())
+        if _equal(value, again):
+            return EQUAL
+        data = lower(value, set())
+        if _equal(data, again):
             return EQUAL
     except (Refused, TypeError, ValueError):
         return LOSSY
     return CONVERTED if type(data) in (dict, list) and _keeps(data, again) else LOSSY
+
+
+def _equal(data: Any, again: Any) -> bool:
+    """Whether two values are the same JSON, in whatever order the keys are."""
+    kind = type(data)
+    if kind is not type(again):
+        return False
+    if kind is dict:
+        return data.keys() == again.keys() and all(_equal(item, again[key]) for key, item in data.items())
+    if kind is list:
+        return len(data) == len(again) and all(map(_equal, data, again))
+    return data == again
 
 
 def _keeps(data: Any, again: Any) -> bool:
@@ -150,10 +248,24 @@ def _contradicts(value: Any, annotation: Any) -> bool:
     if isinstance(value, list):
         arguments = typing.get_args(annotation)
         return len(arguments) == 1 and any(_contradicts(item, arguments[0]) for item in value)
-    if not isinstance(value, dict) or not dataclasses.is_dataclass(annotation):
+    if not isinstance(value, dict) or not isinstance(annotation, type) or not is_record(annotation):
         return False
-    said = {name: typing.get_args(part) for name, part in field_types(annotation).items() if _is_literal(part)}
-    return any(_plain(value[name]) not in map(_plain, said[name]) for name in said.keys() & value.keys())
+    try:
+        said = _said(annotation)
+    except Exception:  # a forward reference to a name that is not there
+        return False
+    return any(_plain(value[name]) not in said[name] for name in said.keys() & value.keys())
+
+
+@functools.lru_cache(maxsize=1024)
+def _said(kind: Any) -> dict[str, list[Any]]:
+    """The values of the fields of a dataclass that it says the values of."""
+    hints = _resolved(kind)
+    return {
+        name: [_plain(value) for value in typing.get_args(hints[name])]
+        for name in _field_names(kind)
+        if _is_literal(hints.get(name))
+    }
 
 
 def _is_literal(annotation: Any) -> bool:
@@ -166,6 +278,8 @@ def _plain(value: Any) -> Any:
 
 def same(left: Any, right: Any) -> bool:
     """Whether two values are equal, and of the same types throughout."""
+    if left is right:
+        return True
     kind = type(left)
     if kind is not type(right):
         return False
@@ -176,7 +290,7 @@ def same(left: Any, right: Any) -> bool:
     if kind in (set, frozenset):
         return left == right and {type(item) for item in left} == {type(item) for item in right}
     if is_class_with_data(kind) and not issubclass(kind, Enum):
-        return all(same(getattr(left, name, None), getattr(right, name, None)) for name in field_types(kind))
+        return all(same(getattr(left, name, None), getattr(right, name, None)) for name in _field_names(kind))
     return left == right
 
 
@@ -210,7 +324,7 @@ def _is_of(value: Any, kind: type) -> bool:
     return inspect.isabstract(kind) and isinstance(value, kind) and not is_class_with_data(type(value))
 
 
-def _construct(kind: type, value: Any) -> Any:
+def _construct(kind: type, value: Any, known: dict[Any, Any] | None = None) -> Any:
     if isinstance(value, kind):
         return value
     if issubclass(kind, Enum):
@@ -219,11 +333,11 @@ def _construct(kind: type, value: Any) -> Any:
         return _validate_model(kind, value)
     if not isinstance(value, dict):
         raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
-    hints = type_hints(kind)
-    fields = dataclasses.fields(kind)
-    given = {name: restore(item, hints.get(name, Any)) for name, item in value.items()}
-    instance = kind(**{name: item for name, item in given.items() if name not in _not_in_init(fields)})
-    for name in _not_in_init(fields) & given.keys():
+    hints = _class_hints(kind)
+    apart = _not_in_init(dataclasses.fields(kind))
+    given = {name: restore(item, hints.get(name, Any), known) for name, item in value.items()}
+    instance = kind(**{name: item for name, item in given.items() if name not in apart})
+    for name in apart & given.keys():
         object.__setattr__(instance, name, given[name])
     return instance
 
@@ -246,6 +360,18 @@ def type_hints(owner: Any) -> dict[str, Any]:
         return typing.get_type_hints(owner, include_extras=True)
     except Exception:  # a forward reference to a name that is not there
         return {}
+
+
+def _class_hints(kind: Any) -> dict[str, Any]:
+    try:
+        return _resolved(kind)
+    except Exception:  # as above; it may be there the next time
+        return {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolved(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 # Weakly, because a function made in a job body holds on to everything that the body has in hand.

@@ -45,6 +45,26 @@ async def test_a_field_that_cannot_be_stored_is_kept_as_its_repr_and_harms_nobod
     assert line.fields == {"what": "<class 'object'>", "number": "nan", "text": "\udfff"}
 
 
+async def test_the_message_may_also_be_given_by_its_name_or_left_out(running):
+    @job("named")
+    async def named(ctx: Context, _: None) -> None:
+        ctx.log.debug(message="hello", rows=1)
+        ctx.log.info(rows=2)
+        ctx.log.warning("said", message="a field")
+        ctx.log.error()
+        ctx.log.info(None)
+
+    async with running(named) as engine:
+        frames = await timeline(engine, await engine.trigger("named"))
+    assert [(frame.level, frame.message, frame.fields) for frame in frames if frame.kind == "log"] == [
+        ("debug", "hello", {"rows": 1}),
+        ("info", "", {"rows": 2}),
+        ("warning", "said", {"message": "a field"}),
+        ("error", "", {}),
+        ("info", "None", {}),
+    ]
+
+
 class Unsayable:
     def __repr__(self) -> str:
         raise RuntimeError("no words")
