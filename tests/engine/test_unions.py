@@ -103,6 +103,7 @@ REX = Dog("rex")
         ((REX,), list[Cat] | tuple[Dog, ...]),
         ((REX,), list[Dog] | None),
     ],
+    ids=str,
 )
 def test_what_can_be_told_apart_comes_back_as_what_it_was(value, annotation):
     text, read = write_down(value, annotation)
@@ -126,6 +127,7 @@ def test_what_can_be_told_apart_comes_back_as_what_it_was(value, annotation):
         ([Stable(REX)], list[Stable], "value[0]['animal']"),
         ({"name": "rex"}, Cat | dict[str, str], "value"),
     ],
+    ids=str,
 )
 def test_what_cannot_be_told_apart_is_refused_and_the_place_is_named(value, annotation, path):
     with pytest.raises(SerializationError, match=r"read back as .*Literal") as caught:
@@ -143,6 +145,7 @@ def test_what_cannot_be_told_apart_is_refused_and_the_place_is_named(value, anno
         (Colour.RED, Tone | Colour, "value"),
         (1, Level | int, "value"),
     ],
+    ids=str,
 )
 def test_a_value_that_would_become_an_enum_member_is_refused_with_advice_that_helps(value, annotation, path):
     with pytest.raises(SerializationError, match=r"read back as .*annotate only") as caught:
@@ -164,6 +167,7 @@ def test_a_value_that_would_become_an_enum_member_is_refused_with_advice_that_he
         ({"red", "blue"}, set[Tone | str]),
         ({"red"}, set[Tone] | set[str]),
     ],
+    ids=str,
 )
 def test_a_member_that_is_the_value_itself_is_no_other_value(value, annotation):
     text, read = write_down(value, annotation)
