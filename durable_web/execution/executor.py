@@ -340,8 +340,9 @@ class Execution:
             return found
         if kind in WAITS and found.status == StepStatus.RUNNING:
             return found
-        was_called_off = found.status == StepStatus.CANCELLED
-        return self.begin(found._replace(attempt=found.attempt + was_called_off, completed_at=None))
+        off = found.status == StepStatus.CANCELLED  # called off: an attempt that has not failed
+        attempt, before = found.attempt + off, found.attempts_before + off
+        return self.begin(found._replace(attempt=attempt, attempts_before=before, completed_at=None))
 
     def reach(self, key: str) -> None:
         """Note that the body has come to an operation, be it only to wait until it calls that off again."""

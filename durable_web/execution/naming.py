@@ -187,7 +187,8 @@ class Names:
 
 
 def _scope_of(step: StepRecord, path: str) -> str:
-    return f"in{step.attempt} {path}"
+    """The scope of an attempt at a step: what completed is kept by a person's retry."""
+    return f"in{step.attempt - step.attempts_before} {path}"
 
 
 def _joint(kind: str) -> str:

@@ -139,7 +139,8 @@ CREATE TABLE durable_steps (
     status           TEXT    NOT NULL CHECK (status IN ('running', 'completed', 'failed', 'cancelled')),
     position         INTEGER NOT NULL,               -- order of first recording within the run, from 0
     attempt          INTEGER NOT NULL,
-    attempts_before  INTEGER NOT NULL DEFAULT 0,     -- those before a person retried the run: not of Retry's budget
+    attempts_before  INTEGER NOT NULL DEFAULT 0,     -- those before a person retried the run, and those
+                                                     -- that were called off: not of Retry's budget
     output           TEXT,
     error            TEXT,
     retry_at         INTEGER,                        -- when the next attempt is due, while the step waits for it

@@ -205,6 +205,65 @@ async def test_an_attempt_that_is_interrupted_has_what_it_had(running):
     assert seen[1] == seen[2] != seen[0]
 
 
+async def test_a_persons_retry_keeps_what_a_failed_step_had_completed(running):
+    called: list[str] = []
+
+    @job("charging")
+    async def charging(ctx: Context, _: None) -> int:
+        async def outer() -> int:
+            await ctx.step("charge", called.append, "charge")
+            return await ctx.step("ship", ship)
+
+        def ship() -> int:
+            called.append("ship")
+            if called.count("ship") == 1:
+                raise ConnectionError
+            return 1
+
+        return await ctx.step("outer", outer)
+
+    async with running(charging) as e:
+        run = await finish(e, await e.trigger("charging"))
+        assert run.status == "failed"
+        await e.retry(run.id)
+        assert (await finish(e, run)).output == 1
+    assert called == ["charge", "ship", "ship"]
+
+
+async def test_a_step_that_was_called_off_keeps_what_it_had_completed(running, clock):
+    called: list[str] = []
+
+    @job("limited")
+    async def limited(ctx: Context, _: None) -> int:
+        async def outer() -> int:
+            await ctx.step("charge", called.append, "charge")
+            if ctx.attempt == 1:
+                await asyncio.Event().wait()
+            return 1
+
+        if ctx.attempt > 1:
+            return await ctx.step("outer", outer)
+        branch = asyncio.ensure_future(ctx.step("outer", outer))
+        while not called:
+            await asyncio.sleep(0)
+        branch.cancel()
+        await asyncio.wait({branch})
+        await ctx.step("note", called.append, "note")
+        await asyncio.Event().wait()
+        return 0
+
+    async with running(limited, clock=clock) as e:
+        run = await e.trigger("limited")
+        while len(called) < 2:
+            await settle()
+        await settle()
+        assert [step.status.value for step in await e.get_steps(run.id)] == ["cancelled", "completed", "completed"]
+        await crash(e)
+        await restart(e)
+        assert (await finish(e, run)).output == 1
+    assert called == ["charge", "note"]
+
+
 async def test_a_change_after_a_step_that_has_asked_for_something_is_new_to_the_run(running):
     began = asyncio.Event()
 

@@ -126,6 +126,7 @@ SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
+       attempts_before = excluded.attempts_before,
        output = excluded.output,
        error = excluded.error,
        retry_at = excluded.retry_at,
@@ -156,6 +157,7 @@ SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
+       attempts_before = excluded.attempts_before,
        output = excluded.output,
        error = NULL,
        retry_at = NULL,
