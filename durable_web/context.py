@@ -156,9 +156,10 @@ class Context:
 
         ``compensate`` undoes the step: when the run fails, or is cancelled with ``compensate=True``, it is called with
         the step's result, after those of the steps that completed later, as a durable step ``compensate:<name>`` with
-        the same ``retry``; what it returns is not kept. One that fails is recorded, and does not keep the others from
-        being undone. What other branches have under way is stopped first. The run keeps its slot until all is undone,
-        also between two attempts; children that it has started undo theirs at the same time.
+        the same ``retry``; it asks for no steps or waits itself, and what it returns is not kept. One that fails is
+        recorded, and does not keep the others from being undone. What other branches have under way is stopped first.
+        The run keeps its slot until all is undone, also between two attempts; children that it has started undo theirs
+        at the same time.
 
         :raises StepFailed: when the function raised, now or when it was recorded, or its result cannot be stored.
         :raises NonDeterminismError: when ``name`` is recorded as another kind of operation.

@@ -300,9 +300,16 @@ class Execution:
         """``enter``, unless the run is to be compensated, and the body has come to what it has not done.
 
         :raises Unwind: when it has; but not before its other branches have come as far.
+        :raises RuntimeError: when it is a compensation that asks: it is a durable step itself.
         """
         if self.is_unwinding and not self.has_outcome(key):
             self.check()
+            step = current_step.get()
+            if step is not None and step.kind == COMPENSATION:
+                raise RuntimeError(
+                    f"A compensation is one durable step, and cannot ask for {key!r} while it undoes another. Do it in "
+                    "plain code, which may be called again, or give the step to be undone several of its own."
+                )
             await self.compensation.all_found()
             self.unwind()
         return self.enter(key, kind)

@@ -19,7 +19,7 @@ import hashlib
 import re
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from .compensation import PREFIX
 from .reports import current_step
@@ -35,13 +35,12 @@ _JOINT = re.compile(r" (?=(?:\.\.|>>))")
 
 
 class _Branch(NamedTuple):
-    task: ref[asyncio.Task[Any]]
     names: ref[Names]
     step: str  # the scope of the step that has made it, if it was one
     path: str
 
 
-_branch: ContextVar[_Branch | None] = ContextVar("durable_web_branch", default=None)  # that of this task, or its maker
+_maker: ContextVar[_Branch | None] = ContextVar("durable_web_branch", default=None)  # of the tasks that are made here
 
 
 def is_of_step(place: str | None) -> bool:
@@ -60,6 +59,7 @@ class Names:
         self._counts: dict[Any, int] = {}
         self._given: set[str] = set()
         self._next_ordinals: dict[str, int] = {}
+        self._branches: WeakKeyDictionary[asyncio.Task[Any], _Branch] = WeakKeyDictionary()
         self._were_branches: dict[str, None] = {}  # by first operations to which the body has come itself
         self._were_body: set[str] = set()  # branches whose first operation the body had come to itself
         self._is_old = False
@@ -121,17 +121,21 @@ class Names:
         own = BODY if step is None else _scope_of(step, self.path(step.name))
         if task is None or task is home:
             return own
-        branch = _branch.get()
-        if branch is None or branch.step != own or branch.names() is not self:
-            kind, _, path = own.partition(" ")
-            return f"{kind}* {path}" if own else FIRST
-        kind = "in.by" if own else "by"
-        return f"{kind} {branch.path}" if branch.task() is task else f"{kind}* {branch.path}"
+        by = "in.by" if own else "by"
+        branch = self._branches.get(task)
+        if branch is not None and branch.step == own:
+            return f"{by} {branch.path}"
+        maker = _maker.get()
+        if maker is not None and maker.step == own and maker.names() is self:
+            return f"{by}* {maker.path}"
+        kind, _, path = own.partition(" ")
+        return f"{kind}* {path}" if own else FIRST
 
     def _begin_branch(self, task: asyncio.Task[Any], step: StepRecord | None, given: str) -> None:
         path = self.path(given)
         own = BODY if step is None else _scope_of(step, self.path(step.name))
-        _branch.set(_Branch(ref(task), ref(self), own, path))
+        branch = self._branches[task] = _Branch(ref(self), own, path)
+        _maker.set(branch)
         if given in self._execution.records and self._places.get(given) is None:
             self._were_body.add(path)
 

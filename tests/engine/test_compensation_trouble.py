@@ -46,6 +46,26 @@ async def test_an_undo_that_fails_is_recorded_and_does_not_keep_the_others_from_
     assert steps["compensate:second"].error.message == "second cannot be undone"
 
 
+async def test_an_undo_that_asks_for_a_step_itself_fails_in_words_and_the_others_are_done(running):
+    undone: list[str] = []
+
+    @job("asking")
+    async def asking(ctx: Context, _: None) -> None:
+        async def undo(name: str) -> None:
+            await ctx.step("refund", undone.append, name)
+
+        await ctx.step("first", lambda: "first", compensate=undone.append)
+        await ctx.step("second", lambda: "second", compensate=undo)
+        fail("the original error")
+
+    async with running(asking) as engine:
+        run = await finish(engine, await engine.trigger("asking"))
+        assert (run.status, undone) == (RunStatus.FAILED, ["first"])
+        refused = next(step for step in await engine.get_steps(run.id) if step.name == "compensate:second")
+        assert refused.status == StepStatus.FAILED
+        assert "cannot ask for 'refund'" in refused.error.message
+
+
 async def test_an_undo_is_tried_again_as_its_step_would_be_and_keeps_its_slot_meanwhile(running):
     clock = MockClock()
     calls = Counter()
