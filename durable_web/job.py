@@ -67,8 +67,8 @@ class Retry:
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
         try:
-            return self.retry_on(error)
-        except Exception:  # a predicate that fails decides nothing: the step's own failure is what counts
+            return bool(self.retry_on(error))
+        except BaseException:  # also SystemExit, say: a predicate that fails decides nothing, the step's failure counts
             return False
 
     def delay(self, attempt: int) -> float:

@@ -100,9 +100,9 @@ class Names:
 
     def path(self, given: str) -> str:
         """What tells an operation from all others of its run, the same in every execution, recorded or not yet."""
-        place = self._places.get(given)
         if self._is_old:
             return given
+        place = self._places.get(given)
         if place is None:
             return _JOINT.sub("%20", given)
         count, _, scope = place.partition(" ")

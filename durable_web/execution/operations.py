@@ -97,7 +97,7 @@ class Operations:
                 await execution.commit_step(record, StepStatus.COMPLETED, output=text)
                 return value
             execution.check()
-            if not _wants(retry, error, record.attempt - record.attempts_before):
+            if not retry.wants(error, record.attempt - record.attempts_before):
                 await execution.commit_step(record, StepStatus.FAILED, error=describe(error))
                 raise _step_failed(execution.records[record.name]) from error
             record = await self._wait_for_attempt(await self._commit_failed_attempt(record, error, retry))
@@ -314,16 +314,6 @@ def _write_down(result: Any, name: str, annotation: Any) -> tuple[str, Any]:
         raise
     except (TypeError, ValueError) as error:
         raise SerializationError(path, f"it does not fit the function's return annotation: {error}") from error
-
-
-def _wants(retry: Retry, error: BaseException, attempt: int) -> bool:
-    """Whether another attempt follows; a predicate that fails, by whatever it raises, wants none."""
-    try:
-        return bool(retry.wants(error, attempt))
-    except BaseException as raised:  # such as SystemExit, which would end the event loop; it is not what failed
-        if is_of_the_engine(raised):
-            raise
-        return False
 
 
 def _replay(record: StepRecord, annotation: Any) -> Any:
