@@ -2,10 +2,12 @@
 
     with traced_tasks(page) as tasks:
         page.evaluate(FLOOD)
-    assert max(tasks) < LONG_TASK
+    assert max(tasks) < sum(tasks) / 6  # the work comes in pieces
 
 The durations that a page can see are those of a clock on the wall: on a busy machine the thread is suspended in the
-middle of a task, and a short one looks long. Chromium's own trace tells the processor time of the thread as well.
+middle of a task, and a short one looks long. Chromium's own trace tells the processor time of the thread as well. On a
+busy machine that grows too, several times over: it is compared with what was measured beside it, and with nothing else.
+How many milliseconds the longest task takes is the benchmark's to tell.
 """
 
 import contextlib
@@ -14,9 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from playwright.sync_api import Page
-
-LONG_TASK = 50.0
-"""From how many milliseconds on a task is a long one: the person notices that the page does not answer."""
 
 _CATEGORIES = ["disabled-by-default-devtools.timeline", "blink.user_timing"]
 _BEGINNING = "traced tasks begin"

@@ -1,7 +1,7 @@
 """The browser harness itself: what the other tests rely on when they say that a tab crashed or a browser was killed."""
 
 import pytest
-from main_thread import LONG_TASK, traced_tasks
+from main_thread import traced_tasks
 
 from chromium import ENVIRONMENT_VARIABLE, find_chromium
 from progress import SetupError
@@ -90,11 +90,11 @@ def test_without_any_chromium_the_error_says_what_to_install(monkeypatch, playwr
         find_chromium(playwright)
 
 
-def test_a_task_that_works_is_long_and_one_that_waits_is_not(browser, write_page):
+def test_a_task_that_works_is_long_beside_one_that_waits(browser, write_page):
     page = browser().open(write_page(NO_ICON))
     page.on("dialog", lambda dialog: dialog.accept())
     with traced_tasks(page) as waiting:
         page.evaluate("() => { for (const start = performance.now(); performance.now() - start < 200; ) alert(); }")
     with traced_tasks(page) as working:
         page.evaluate("() => { let sum = 0; for (let each = 0; each < 1e9; each += 1) sum += each; return sum; }")
-    assert max(waiting) < LONG_TASK < max(working)
+    assert max(waiting) * 3 < max(working)
