@@ -33,8 +33,8 @@ class Retry:
     :param factor: by which each further wait is longer.
     :param max_delay: seconds that a wait takes at most, before the jitter.
     :param jitter: from 0 to 1.
-    :param retry_on: an exception class, several of them, or a predicate of the exception; ``FatalError`` is never
-        retried.
+    :param retry_on: an exception class, several of them, or a synchronous predicate of the exception; ``FatalError``
+        is never retried.
     :param timeout: seconds for which an attempt of an asynchronous function may take. It is then cancelled, and fails
         with ``TimeoutError``; or with what it raises itself on its way out, and one that swallows the cancellation and
         returns completes with what it returns. Synchronous functions cannot be interrupted.
@@ -87,8 +87,10 @@ def _is_number(value: object) -> bool:
 def _classes_or_predicate(retry_on: Any) -> RetryOn:
     """What is tried again, with several classes as a tuple.
 
-    :raises ValueError: when it is neither classes of exceptions nor callable.
+    :raises ValueError: when it is neither classes of exceptions nor a synchronous function.
     """
+    if inspect.iscoroutinefunction(retry_on):
+        raise ValueError(f"retry_on decides at once, {retry_on!r} is awaited: write `def`, not `async def`.")
     if _is_exception_class(retry_on) or (callable(retry_on) and not isinstance(retry_on, type)):
         return retry_on
     if isinstance(retry_on, Iterable) and not isinstance(retry_on, type):

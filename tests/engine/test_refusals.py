@@ -198,6 +198,14 @@ def test_a_retry_that_makes_no_sense_is_refused_when_it_is_made(options):
         Retry(**options)
 
 
+def test_a_predicate_that_would_have_to_be_awaited_is_refused_as_its_answer_would_always_be_yes():
+    async def wanted(error: BaseException) -> bool:
+        return False
+
+    with pytest.raises(ValueError, match=r"retry_on decides at once, .*wanted.*`def`, not `async def`"):
+        Retry(retry_on=wanted)
+
+
 @pytest.mark.parametrize(
     "options",
     [
