@@ -1,13 +1,17 @@
 """Set everything up and run the tests: python3 build_scripts/test.py [arguments for pytest].
 
-Without arguments this builds dist/, looks for a Chromium, checks the code with ruff and runs every test. With arguments
-it only starts pytest with them; what the chosen tests need is then built by their fixtures. Exits with pytest's code.
+Without arguments this builds dist/, looks for a Chromium, checks the code with ruff and runs every test, those of the
+engine inside Pyodide beside the others. With arguments it only starts pytest with them; what the chosen tests need is
+then built by their fixtures. Exits with pytest's code.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from chromium import find_chromium, start_playwright
@@ -18,18 +22,45 @@ from progress import run, stage
 MEMORY = Path("/dev/shm")
 ROOM = 4 << 30
 """Bytes that have to be free there: browser profiles and databases."""
+INSIDE_PYODIDE = "tests/browser/test_engine_suite.py"
+"""One page that works for minutes, on one core."""
 
 
 def main() -> int:
     """Check and test; returns the exit code."""
     arguments = sys.argv[1:]
-    if not arguments:
-        build()
-        _check_chromium()
-        with stage("ruff"):
-            run([sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT)
-    command = [sys.executable, "-m", "pytest", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=_environment(), check=False).returncode
+    if arguments:
+        return subprocess.run(_pytest(*arguments), cwd=ROOT, env=_environment(), check=False).returncode
+    build()
+    _check_chromium()
+    with stage("ruff"):
+        run([sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT)
+    with _beside(_pytest(INSIDE_PYODIDE)) as inside_pyodide:
+        others = subprocess.run(_pytest("--ignore", INSIDE_PYODIDE), cwd=ROOT, env=_environment(), check=False)
+        return others.returncode or inside_pyodide.wait()
+
+
+def _pytest(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", *arguments]
+
+
+@contextlib.contextmanager
+def _beside(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command while the block does something else; what it printed is shown when both are at their end."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.wait()
+            output.seek(0)
+            sys.stdout.buffer.write(output.read())
+            sys.stdout.flush()
 
 
 def _environment() -> dict[str, str]:
