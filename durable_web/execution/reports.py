@@ -10,8 +10,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from ..clock import TimerHandle
-from ..codec import printable
-from ..lowering import shown
+from ..codec import printable, shown
 from ..store import StepRecord
 
 if TYPE_CHECKING:

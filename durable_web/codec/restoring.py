@@ -1,4 +1,4 @@
-"""Plain data as the classes that an annotation names, and what a function is annotated to return."""
+"""Plain data as the classes that an annotation names."""
 
 from __future__ import annotations
 
@@ -7,77 +7,23 @@ import functools
 import inspect
 import types
 import typing
-import weakref
-from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from .lowering import (
-    Refused,
-    has_instances,
+from .annotations import (
+    alternatives_of,
+    class_hints,
+    field_names,
     is_class_with_data,
     is_pydantic_model,
     is_record,
-    lower,
+    is_union,
+    naming,
     reads_what_it_writes,
+    resolved,
 )
-
-NOTHING, CLASSES, UNIONS = range(3)
-
-
-def naming(annotation: Any) -> int:
-    """What ``annotation`` names at any depth: classes that :func:`restore` would construct, or a choice of them."""
-    try:
-        return _naming(annotation)
-    except TypeError:  # an unhashable annotation, such as Literal[[...]] inside Annotated
-        return NOTHING
-
-
-@functools.lru_cache(maxsize=1024)
-def _naming(annotation: Any) -> int:
-    if not _names_class(annotation):
-        return NOTHING
-    return UNIONS if _leaves_choice(annotation, set()) else CLASSES
-
-
-def _names_class(annotation: Any) -> bool:
-    return is_class_with_data(annotation) or any(map(_names_class, typing.get_args(annotation)))
-
-
-def _leaves_choice(annotation: Any, seen: set[type]) -> bool:
-    if is_class_with_data(annotation):
-        if annotation in seen:
-            return False
-        seen.add(annotation)
-        return any(_leaves_choice(part, seen) for part in field_types(annotation).values())
-    arguments = typing.get_args(annotation)
-    if is_union(annotation) and len(_alternatives(arguments)) > 1 and _names_class(annotation):
-        return True
-    return any(_leaves_choice(part, seen) for part in arguments)
-
-
-def is_union(annotation: Any) -> bool:
-    """Whether it is ``X | Y`` or ``Union[X, Y]``."""
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _alternatives(arguments: tuple[Any, ...]) -> list[Any]:
-    return [part for part in arguments if part is not type(None)]
-
-
-def field_types(kind: Any) -> dict[str, Any]:
-    """The annotations of the fields of a dataclass or a pydantic model, by their names; an enum has none."""
-    if is_pydantic_model(kind):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    if not dataclasses.is_dataclass(kind):
-        return {}
-    hints = _class_hints(kind)
-    return {name: hints.get(name, Any) for name in _field_names(kind)}
-
-
-@functools.lru_cache(maxsize=1024)
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(kind.model_fields if is_pydantic_model(kind) else (field.name for field in dataclasses.fields(kind)))
+from .likeness import EQUAL, LOSSY, SAME, fits, how_alike
+from .lowering import has_instances
 
 
 def construct(value: Any, annotation: Any) -> Any:
@@ -104,10 +50,10 @@ def restore(value: Any, annotation: Any, known: dict[Any, Any] | None = None) ->
         return restore(value, arguments[0], known)
     if origin is typing.Union or origin is types.UnionType:
         if known is None or not isinstance(value, (dict, list)):
-            return _restore_union(value, _alternatives(arguments), known)
+            return _restore_union(value, alternatives_of(arguments), known)
         place = id(value), id(annotation)  # unions are equal in any order, but are not read alike
         if place not in known:
-            known[place] = annotation, _restore_union(value, _alternatives(arguments), known)
+            known[place] = annotation, _restore_union(value, alternatives_of(arguments), known)
         return known[place][1]
     if isinstance(value, dict) and len(arguments) == 2:
         return {restore(key, arguments[0], known): restore(item, arguments[1], known) for key, item in value.items()}
@@ -134,7 +80,7 @@ def _restore_union(value: Any, alternatives: list[Any], known: dict[Any, Any] | 
             restored = restore(value, candidate, known)
         except (TypeError, ValueError):
             continue
-        likeness = _likeness(value, restored)
+        likeness = how_alike(value, restored)
         if likeness == SAME or (likeness == EQUAL and not has_instances(value)):
             return restored
         if (likeness, -place) > (most, -rank):
@@ -188,7 +134,7 @@ def _taken(kind: Any) -> tuple[frozenset[str], frozenset[str]] | None:
 def _has_more(annotation: Any, value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(annotation, type) or is_pydantic_model(annotation):
         return False
-    return is_record(annotation) and not value.keys() >= set(_field_names(annotation))
+    return is_record(annotation) and not value.keys() >= set(field_names(annotation))
 
 
 def _is_contained(value: Any, annotation: Any) -> bool:
@@ -201,46 +147,6 @@ def _is_contained(value: Any, annotation: Any) -> bool:
     if not isinstance(origin, type) or not isinstance(value, (dict, list, tuple, set, frozenset)):
         return False
     return isinstance(value, origin) and (not isinstance(value, dict) or len(typing.get_args(annotation)) == 2)
-
-
-LOSSY, CONVERTED, EQUAL, SAME = range(4)
-
-
-def _likeness(value: Any, restored: Any) -> int:
-    """How much of the data is in what was made of it."""
-    if same(value, restored):
-        return SAME
-    try:
-        again = lower(restored, set())
-        if _equal(value, again):
-            return EQUAL
-        data = lower(value, set())
-        if _equal(data, again):
-            return EQUAL
-    except (Refused, TypeError, ValueError):
-        return LOSSY
-    return CONVERTED if type(data) in (dict, list) and _keeps(data, again) else LOSSY
-
-
-def _equal(data: Any, again: Any) -> bool:
-    """Whether two values are the same JSON, in whatever order the keys are."""
-    kind = type(data)
-    if kind is not type(again):
-        return False
-    if kind is dict:
-        return data.keys() == again.keys() and all(_equal(item, again[key]) for key, item in data.items())
-    if kind is list:
-        return len(data) == len(again) and all(map(_equal, data, again))
-    return data == again
-
-
-def _keeps(data: Any, again: Any) -> bool:
-    """Whether all that is there is there again, converted and with more beside it as it may be."""
-    if type(data) is dict and type(again) is dict:
-        return data.keys() <= again.keys() and all(_keeps(item, again[key]) for key, item in data.items())
-    if type(data) is list and type(again) is list:
-        return len(data) == len(again) and all(map(_keeps, data, again))
-    return type(data) not in (dict, list)
 
 
 def _contradicts(value: Any, annotation: Any) -> bool:
@@ -260,10 +166,10 @@ def _contradicts(value: Any, annotation: Any) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _said(kind: Any) -> dict[str, list[Any]]:
     """The values of the fields of a dataclass that it says the values of."""
-    hints = _resolved(kind)
+    hints = resolved(kind)
     return {
         name: [_plain(value) for value in typing.get_args(hints[name])]
-        for name in _field_names(kind)
+        for name in field_names(kind)
         if _is_literal(hints.get(name))
     }
 
@@ -276,54 +182,6 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def same(left: Any, right: Any) -> bool:
-    """Whether two values are equal, and of the same types throughout."""
-    if left is right:
-        return True
-    kind = type(left)
-    if kind is not type(right):
-        return False
-    if kind is dict:
-        return len(left) == len(right) and same(list(left.items()), list(right.items()))
-    if kind in (list, tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    if kind in (set, frozenset):
-        return left == right and {type(item) for item in left} == {type(item) for item in right}
-    if is_class_with_data(kind) and not issubclass(kind, Enum):
-        return all(same(getattr(left, name, None), getattr(right, name, None)) for name in _field_names(kind))
-    return left == right
-
-
-def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is what an annotation says already, as far as can be seen."""
-    if annotation in (Any, object) or (value is None and annotation in (None, type(None))):
-        return True
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return fits(value, arguments[0])
-    if is_union(annotation):
-        return any(fits(value, part) for part in arguments)
-    if origin is typing.Literal:
-        return any(same(value, part) for part in arguments)
-    kind = origin or annotation
-    if not isinstance(kind, type) or (type(value) is not kind and not _is_of(value, kind)):
-        return False
-    if not arguments:
-        return True
-    if isinstance(value, dict) and len(arguments) == 2:
-        return all(fits(key, arguments[0]) and fits(item, arguments[1]) for key, item in value.items())
-    if isinstance(value, tuple) and arguments[-1] is not Ellipsis:
-        return len(value) == len(arguments) and all(map(fits, value, arguments))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(fits(item, arguments[0]) for item in value)
-    return True
-
-
-def _is_of(value: Any, kind: type) -> bool:
-    """Whether a plain value is of a kind that only says what it can do, such as ``Sequence``."""
-    return inspect.isabstract(kind) and isinstance(value, kind) and not is_class_with_data(type(value))
-
-
 def _construct(kind: type, value: Any, known: dict[Any, Any] | None = None) -> Any:
     if isinstance(value, kind):
         return value
@@ -333,7 +191,7 @@ def _construct(kind: type, value: Any, known: dict[Any, Any] | None = None) -> A
         return _validate_model(kind, value)
     if not isinstance(value, dict):
         raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
-    hints = _class_hints(kind)
+    hints = class_hints(kind)
     apart = _not_in_init(dataclasses.fields(kind))
     given = {name: restore(item, hints.get(name, Any), known) for name, item in value.items()}
     instance = kind(**{name: item for name, item in given.items() if name not in apart})
@@ -352,46 +210,3 @@ def _validate_model(kind: Any, value: Any) -> Any:
 
 def _not_in_init(fields: tuple[dataclasses.Field[Any], ...]) -> set[str]:
     return {field.name for field in fields if not field.init}
-
-
-def type_hints(owner: Any) -> dict[str, Any]:
-    """The resolved annotations of a function or class; empty where they cannot be resolved."""
-    try:
-        return typing.get_type_hints(owner, include_extras=True)
-    except Exception:  # a forward reference to a name that is not there
-        return {}
-
-
-def _class_hints(kind: Any) -> dict[str, Any]:
-    try:
-        return _resolved(kind)
-    except Exception:  # as above; it may be there the next time
-        return {}
-
-
-@functools.lru_cache(maxsize=1024)
-def _resolved(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-# Weakly, because a function made in a job body holds on to everything that the body has in hand.
-_return_annotations: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
-
-
-def _return_annotation(function: Callable[..., Any]) -> Any:
-    function = getattr(function, "__func__", function)  # of a bound method, which is a new one each time
-    if not getattr(function, "__annotations__", None):
-        return Any
-    if function not in _return_annotations:
-        _return_annotations[function] = type_hints(function).get("return", Any)
-    return _return_annotations[function]
-
-
-def return_annotation(function: Callable[..., Any]) -> Any:
-    """What ``function`` is annotated to return, or ``Any``; looks through ``functools.partial`` and decorators."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    try:
-        return _return_annotation(inspect.unwrap(function) if hasattr(function, "__wrapped__") else function)
-    except TypeError:  # an unhashable callable
-        return Any

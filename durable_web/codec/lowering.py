@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import functools
-import inspect
 import json
 import math
-import typing
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -20,6 +17,8 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
+
+from .annotations import is_class_with_data, is_pydantic_model, is_record, reads_what_it_writes
 
 TAG = "$durable"
 ATOMS = frozenset({str, int, bool, type(None)})
@@ -189,55 +188,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "frozenset": frozenset,
     "dict": dict,
 }
-
-
-# --- classes with data ------------------------------------------------------------------------------------------------
-
-
-def is_pydantic_model(kind: Any) -> bool:
-    return isinstance(kind, type) and _is_model(kind)
-
-
-def is_class_with_data(annotation: Any) -> bool:
-    return isinstance(annotation, type) and _has_data(annotation)
-
-
-# Remembered, because every part of every value asks for them.
-@functools.lru_cache(maxsize=1024)
-def _is_model(kind: type) -> bool:
-    return hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
-
-
-@functools.lru_cache(maxsize=1024)
-def _has_data(kind: type) -> bool:
-    return issubclass(kind, Enum) or is_record(kind) or _is_model(kind)
-
-
-@functools.lru_cache(maxsize=1024)
-def is_record(kind: type) -> bool:
-    """Whether it is a dataclass."""
-    return dataclasses.is_dataclass(kind)
-
-
-@functools.lru_cache(maxsize=1024)
-def reads_what_it_writes(kind: Any) -> bool:
-    """Whether a pydantic model is validated under the aliases under which it is written; else by its fields' names."""
-    is_older = "by_name" not in inspect.signature(kind.model_validate).parameters  # than pydantic 2.11
-    return is_older or _have_one_alias(kind, set())
-
-
-def _have_one_alias(annotation: Any, seen: set[type]) -> bool:
-    """Whether no field of the pydantic models that are named, and of theirs, has one alias to be read and another."""
-    if not is_pydantic_model(annotation):
-        return all(_have_one_alias(part, seen) for part in typing.get_args(annotation))
-    if annotation in seen:
-        return True
-    seen.add(annotation)
-    fields = annotation.model_fields.values()
-    return all(
-        field.validation_alias == field.serialization_alias and _have_one_alias(field.annotation, seen)
-        for field in fields
-    )
 
 
 def has_instances(value: Any) -> bool:

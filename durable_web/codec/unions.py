@@ -10,8 +10,10 @@ from enum import Enum
 from itertools import repeat
 from typing import Any
 
-from .lowering import Refused, has_instances, is_pydantic_model, lower, raise_tagged, shown
-from .restoring import UNIONS, field_types, fits, is_union, naming, restore, same
+from .annotations import UNIONS, alternatives_of, field_types, is_pydantic_model, is_union, naming
+from .likeness import fits, same
+from .lowering import Refused, has_instances, lower, raise_tagged, shown
+from .restoring import restore
 
 UNREAD: Any = object()
 
@@ -79,7 +81,7 @@ def _refuse_part(value: Any, annotation: Any, read: Any = UNREAD, place: str = "
 
 
 def _refuse_misread_choice(value: Any, annotation: Any, read: Any) -> None:
-    parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+    parts = alternatives_of(typing.get_args(annotation))
     if len(parts) == 1:
         _refuse_part(value, parts[0], read)
         return

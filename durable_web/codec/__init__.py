@@ -18,9 +18,10 @@ from datetime import datetime, time, timedelta
 from json.encoder import c_make_encoder, encode_basestring
 from typing import Any
 
-from .errors import SerializationError
+from ..errors import SerializationError
+from .annotations import UNIONS, naming, return_annotation, type_hints
 from .lowering import ATOMS, TAG, TAGGED, Refused, lower, plain_data, raise_tagged, shown
-from .restoring import UNIONS, construct, naming, restore, return_annotation, type_hints
+from .restoring import construct, restore
 from .unions import UNREAD, read_back, refuse_misread
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "readable",
     "refuse_surrogates",
     "return_annotation",
+    "shown",
     "to_json",
     "type_hints",
     "write_down",
