@@ -148,8 +148,8 @@ class Dispatcher:
         self.fill_slots()
 
     def is_executing_in(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether it is the task of a job body."""
-        return any(task is each for _, each in self.executing.values())
+        """Whether it is the task of a job body, or of a branch that is in the middle of a step."""
+        return any(task is body or task in run.branches.tasks for run, body in self.executing.values())
 
     async def drain(self) -> None:
         """Wait until nothing is executing: every run has ended, or is parked."""

@@ -268,3 +268,18 @@ async def test_a_job_cannot_stop_the_engine_that_executes_it(running, drain):
     async with running(stop, echo) as engine:
         assert (await finish(engine, await engine.trigger("stop"))).output == "still here"
         assert (await finish(engine, await engine.trigger("echo", 1))).output == 1
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_step_of_a_branch_cannot_stop_the_engine_that_executes_it(running, drain):
+    @job("stop")
+    async def stop(ctx: Context, _: None) -> list[str | int]:
+        async def stop_it() -> str:
+            with pytest.raises(RuntimeError, match="it would wait for its own end"):
+                await engine.stop(drain)
+            return "still here"
+
+        return await asyncio.gather(ctx.step("stop", stop_it), ctx.step("other", lambda: 1))
+
+    async with running(stop) as engine:
+        assert (await finish(engine, await engine.trigger("stop"))).output == ["still here", 1]
