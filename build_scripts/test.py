@@ -24,6 +24,7 @@ ROOM = 4 << 30
 """Bytes that have to be free there: browser profiles and databases."""
 INSIDE_PYODIDE = "tests/browser/test_engine_suite.py"
 """One page that works for minutes, on one core."""
+CLEANING_SECONDS = 10
 
 
 def main() -> int:
@@ -35,9 +36,12 @@ def main() -> int:
     _check_chromium()
     with stage("ruff"):
         run([sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT)
-    with _beside(_pytest(INSIDE_PYODIDE)) as inside_pyodide:
+    # Its own time limit, which tells what was last heard of it, is to come before that of pytest.
+    with _beside(_pytest(INSIDE_PYODIDE, "-o", "faulthandler_timeout=1500")) as inside_pyodide:
         others = subprocess.run(_pytest("--ignore", INSIDE_PYODIDE), cwd=ROOT, env=_environment(), check=False)
-        return others.returncode or inside_pyodide.wait()
+    codes = {"tests": others.returncode, "tests inside Pyodide": inside_pyodide.returncode}
+    print("; ".join(f"{name}: {'passed' if code == 0 else f'failed ({code})'}" for name, code in codes.items()))
+    return next(filter(None, codes.values()), 0)
 
 
 def _pytest(*arguments: str) -> list[str]:
@@ -53,14 +57,16 @@ def _beside(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         )
         try:
             yield process
-        except BaseException:
+        except BaseException:  # Ctrl-C, which reaches the process as well: it may clean up
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(CLEANING_SECONDS)
             process.terminate()
-            raise
-        finally:
             process.wait()
-            output.seek(0)
-            sys.stdout.buffer.write(output.read())
-            sys.stdout.flush()
+            raise
+        process.wait()
+        output.seek(0)
+        sys.stdout.buffer.write(output.read())
+        sys.stdout.flush()
 
 
 def _environment() -> dict[str, str]:

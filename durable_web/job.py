@@ -67,7 +67,11 @@ class Retry:
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
         try:
-            return bool(self.retry_on(error))
+            wanted = self.retry_on(error)
+            if inspect.iscoroutine(wanted):  # of a lambda, say: nobody can wait for it here
+                wanted.close()
+                return False
+            return bool(wanted)
         except BaseException:  # also SystemExit, say: a predicate that fails decides nothing, the step's failure counts
             return False
 

@@ -190,7 +190,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
         With ``drain``, the runs that are executing may finish; without, they are given back at once and go on from
         their last committed step with the next engine. Does nothing when the engine is not running.
 
-        :raises RuntimeError: when a job calls it that this engine executes.
+        :raises RuntimeError: when a job calls it that this engine executes, in its body or in a step. (A task of its
+            own that it waits for is not known to be one: that waits for ever.)
         """
         store = self._store
         if store is None:

@@ -400,7 +400,7 @@ FLOOD = """async (lines) => {
   const rest = () => `${lines - 200} older lines not shown`.replace(/(\\d)(\\d{3}) /, "$1,$2 ");
   const linesIn = (nodes) => [...nodes].filter((node) => node.matches?.("[part~=line]")).length;
   let [most, mostAtOnce] = [0, 0];
-  new MutationObserver((changes) => { // called at the end of each task
+  new MutationObserver((changes) => { // called when a piece of work is done
     mostAtOnce = Math.max(mostAtOnce, changes.reduce((sum, { addedNodes }) => sum + linesIn(addedNodes), 0));
   }).observe(log, { childList: true, subtree: true });
   while (!isThere() || !log.textContent.includes(rest())) {

@@ -107,6 +107,13 @@ async def test_a_predicate_that_raises_wants_no_other_attempt_and_ends_nothing_e
     assert run.output == "Step 'call' failed: ConnectionError: failure 1"
 
 
+async def test_a_predicate_whose_answer_would_have_to_be_awaited_wants_no_other_attempt():
+    async def look_up(message: str) -> bool:
+        return True
+
+    assert not Retry(retry_on=lambda error: look_up(str(error))).wants(ConnectionError(), 1)
+
+
 async def test_an_attempt_that_is_due_beyond_what_a_datetime_can_tell_is_due_at_the_end_of_time(running):
     @job("patient")
     async def patient(ctx: Context, _: None) -> None:

@@ -106,15 +106,42 @@ globalThis.engine = {
     return commits.map((moment, index) => seen[index] - moment).slice(1);
   },
 
-  /** Log lines in a tight loop: the lines per second that the job made, and the page's longest task meanwhile. */
+  /** Log lines in a tight loop: the lines per second that the job made. */
   async lines(count) {
-    longestTask = 0;
     const { id } = await durable.trigger("lines", { count });
     const frames = await ended(id);
-    await pause(100); // long tasks are told a little later
     const logged = frames.filter(({ kind }) => kind === "log").length;
     if (logged !== count) throw new Error(`${logged} of ${count} lines arrived`);
-    return { id, perSecond: count / (await durable.runs.get(id)).output, longestTask };
+    return { id, perSecond: count / (await durable.runs.get(id)).output };
+  },
+
+  /**
+   * The longest task of a page that shows such a run in elements, and then draws all of its lines itself, of which a
+   * whole window waits for it when it begins.
+   */
+  async flood(count) {
+    await import("../durable-elements.js");
+    const list = document.createElement("ol");
+    list.style = "height: 10em; overflow: auto";
+    const { id } = await durable.trigger("lines", { count });
+    const shown = ["durable-run", "durable-log"].map((name) => {
+      const element = document.createElement(name);
+      element.setAttribute("run-id", id);
+      return Object.assign(element, { client: durable });
+    });
+    longestTask = 0;
+    document.body.replaceChildren(list, ...shown);
+    const waiting = durable.runs.watch(id);
+    await ended(id);
+    for await (const { kind, message } of waiting) {
+      if (kind !== "log") continue;
+      list.append(Object.assign(document.createElement("li"), { textContent: message }));
+      if (list.childElementCount > 100) list.firstChild?.remove();
+      if (list.childElementCount % 20 === 0) list.scrollTop = list.scrollHeight;
+    }
+    await pause(100); // long tasks are told a little later
+    document.body.replaceChildren();
+    return longestTask;
   },
 
   /** Watches a finished run from its beginning: its frames, and the milliseconds that it took. */
