@@ -224,6 +224,7 @@ class World:
             await self.cancel_run(run_id, compensate)
 
     async def cancel_run(self, run_id: str, compensate: bool) -> None:
+        self.let_commit()
         known = self.runs[run_id]
         with self.refusal(run_id, unless=ACTIVE):
             known.was_cut_short |= known.status == "cancelling" and not compensate
@@ -250,6 +251,10 @@ class World:
             with self.refusal(run_id, unless=TERMINAL):
                 await self.engine.delete_run(run_id)
                 self.idempotent = {key: owner for key, owner in self.idempotent.items() if owner != run_id}
+
+    def let_commit(self) -> None:
+        """Know what runs have recorded that is not committed yet: the engine commits it first when it is asked."""
+        self.engine._dispatcher.commits.flush()
 
     def choose(self, which: int, statuses: tuple[str, ...]) -> str | None:
         wanted = [run.id for run in self.runs.alive() if run.status in statuses]
@@ -278,6 +283,7 @@ class World:
             yield
 
     async def signal(self, which: int, again: bool) -> None:
+        self.let_commit()
         if run_id := self.choose(which, ACTIVE):
             sent = self.runs[run_id].sent
             if again and sent and self.runs[run_id].status in ACTIVE and run_id not in self.runs.deleted:
