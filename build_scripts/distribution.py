@@ -42,6 +42,7 @@ REQUIRED = (
     "durable-styles.js",
     "durable-text.js",
     "engine-connection.js",
+    "engine-ends.js",
     "engine-worker.js",
     "watch.js",
     "memory-snapshot.js",

@@ -7,6 +7,7 @@ from .clock import Clock, SystemClock
 from .context import Context
 from .engine import Engine
 from .errors import (
+    BodyNeverRests,
     ChildFailed,
     CircularWait,
     ConflictError,
@@ -22,6 +23,8 @@ from .errors import (
     LibraryMissing,
     NonDeterminismError,
     NotADatabaseError,
+    NotInBody,
+    NotInStep,
     RateLimited,
     RunNotActive,
     RunNotFound,
@@ -49,6 +52,7 @@ from .model import (
     ErrorInfo,
     Frame,
     LogFrame,
+    OperationKind,
     Progress,
     ProgressFrame,
     Run,
@@ -68,6 +72,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attempt",
+    "BodyNeverRests",
     "ChildFailed",
     "CircularWait",
     "Clock",
@@ -95,6 +100,9 @@ __all__ = [
     "LogFrame",
     "NonDeterminismError",
     "NotADatabaseError",
+    "NotInBody",
+    "NotInStep",
+    "OperationKind",
     "Progress",
     "ProgressFrame",
     "RateLimit",

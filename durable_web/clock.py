@@ -47,8 +47,9 @@ class SystemClock:
         return time.monotonic()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
-        """``call_later`` of the running event loop, in seconds."""
-        return asyncio.get_running_loop().call_later(delay, callback)
+        """``call_later`` of the running event loop, in seconds; of a job body's loop, that of the real one."""
+        loop = asyncio.get_running_loop()
+        return getattr(loop, "real", loop).call_later(delay, callback)
 
     async def turn(self) -> None:
         """One turn of the event loop."""

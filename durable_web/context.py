@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn
 from uuid import UUID
 
-from .execution.executor import Execution
-from .execution.fan_out import fan_out
+from .execution.run import Execution
 from .files import Files
 from .job import Job, Retry
 from .triggers import Trigger
@@ -50,7 +49,7 @@ class Log:
     def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if message is _BY_NAME:
             message = fields.pop("message", "")
-        self._execution.reports.log(level, message, fields)
+        self._execution.reporting.log(level, message, fields)
 
 
 class Webhook:
@@ -70,7 +69,7 @@ class Webhook:
 
         :raises WebhookTimeout: when nothing was within ``timeout`` seconds of the wait's first beginning.
         """
-        return await self._execution.waiting.webhook_body(self._name, _optional_seconds(timeout))
+        return await self._execution.waits.webhook_body(self._name, _optional_seconds(timeout))
 
 
 class Update:
@@ -84,7 +83,7 @@ class Update:
 
     async def answer(self, value: Any = None) -> None:
         """Give the sender its answer; the first one counts."""
-        await self._execution.waiting.answer(self.name, self._message_id, value)
+        await self._execution.waits.answer(self.name, self._message_id, value)
 
 
 class Context:
@@ -112,7 +111,7 @@ class Context:
     @property
     def run_id(self) -> str:
         """The id of the run."""
-        return self._execution.claim.run_id
+        return self._execution.tenure.run_id
 
     @property
     def attempt(self) -> int:
@@ -122,16 +121,16 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """Whether the run was cancelled; for synchronous code that wants to stop early, also in another thread."""
-        return self._execution.cancelled
+        return self._execution.tenure.is_cancelled
 
     def raise_if_cancelled(self) -> None:
         """Leave the job at once when the run was cancelled, or is no longer this engine's for another reason.
 
         In another thread it leaves what runs there.
         """
-        self._execution.check()
+        self._execution.tenure.check()
 
-    async def step(
+    def step(
         self,
         name: str,
         function: Callable[..., Any],
@@ -139,32 +138,34 @@ class Context:
         *arguments: Any,
         retry: Retry | None = None,
         compensate: Callable[[Any], Any] | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call ``function(*arguments)`` once and for all, and return its result.
 
         The result is committed before it is returned, and every later execution of the run gets it without calling
         the function. The function may be synchronous or asynchronous; keyword arguments for it go through
-        ``functools.partial``. The second step of one name in an execution is recorded as ``name#2``. Branches, tasks
-        that the body makes, may use the same names: each is known by its first operation, and is given its own again.
-        Of one name, these are told apart by the order in which they come, also from what the body does beside them:
-        give them names of their own where that may change, because something else is waited for before them. One that
-        is wrapped in ``asyncio.wait_for`` before Python 3.12, or left to a further branch, is not the branch's own.
+        ``functools.partial``. It is called on the real event loop, outside the job body: what it sets in context
+        variables is not seen by the body, and it asks for no operations itself.
 
-        What ``function`` asks of its context itself is recorded for each attempt: another one asks anew.
+        The second step of one name in a run is recorded as ``name#2``, whichever task asks for it. Use a name of its
+        own for each step: then code that is changed while runs are active finds what they have recorded.
 
         ``retry`` says whether a failure is followed by another attempt; by default what the job says.
 
         ``compensate`` undoes the step: when the run fails, or is cancelled with ``compensate=True``, it is called with
         the step's result, after those of the steps that completed later, as a durable step ``compensate:<name>`` with
-        the same ``retry``; it asks for no steps or waits itself, and what it returns is not kept. One that fails is
-        recorded, and does not keep the others from being undone. What other branches have under way is stopped first.
-        The run keeps its slot until all is undone, also between two attempts; children that it has started undo theirs
-        at the same time.
+        the same ``retry``; what it returns is not kept. One that fails is recorded, and does not keep the others from
+        being undone. Functions that are executing are called off first, and what they complete all the same is undone
+        as well. The run keeps its slot until all is undone, also between two attempts; children that it has started
+        undo theirs at the same time.
+
+        When the body stops waiting for a step, because of ``asyncio.timeout`` say, its function is cancelled. The task
+        goes on at once; what it asks for next begins when the function has ended, after 5 seconds at the latest.
 
         :raises StepFailed: when the function raised, now or when it was recorded, or its result cannot be stored.
         :raises NonDeterminismError: when ``name`` is recorded as another kind of operation.
+        :raises NotInStep: when it is not the job body that asks, but a step's function.
         """
-        return await self._execution.operations.step(name, function, arguments, retry, compensate)
+        return self._execution.steps.step(name, function, arguments, retry, compensate)
 
     async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
         """A step whose rows and whose checkpoint are one commit.
@@ -174,19 +175,19 @@ class Context:
         commit nor roll back, change pragmas, nor touch what begins with ``durable_``; it is not retried by itself.
         Raises what ``step`` raises.
         """
-        return await self._execution.operations.transaction(name, function, arguments)
+        return await self._execution.steps.transaction(name, function, arguments)
 
     async def now(self, name: str = "now") -> datetime:
         """The time, in UTC: recorded once, and the same in every later execution."""
-        return await self._execution.operations.value(name, self._execution.time)
+        return await self._execution.steps.value(name, self._execution.time)
 
     async def uuid(self, name: str = "uuid") -> UUID:
         """A random UUID: recorded once, and the same in every later execution."""
-        return await self._execution.operations.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
+        return await self._execution.steps.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
 
     async def random(self, name: str = "random") -> float:
         """A random number from 0 to 1: recorded once, and the same in every later execution."""
-        return await self._execution.operations.value(name, random.SystemRandom().random)
+        return await self._execution.steps.value(name, random.SystemRandom().random)
 
     async def set_event(self, key: str, value: Any) -> None:
         """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``.
@@ -197,7 +198,7 @@ class Context:
         :raises SerializationError: when the value cannot be stored. The one before stays.
         :raises ValueError: when the key is no non-empty string, or ends in '#' and a number.
         """
-        await self._execution.operations.publish(key, value)
+        await self._execution.steps.publish(key, value)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -206,14 +207,14 @@ class Context:
 
         The time when it is over is fixed when the wait first begins.
         """
-        await self._execution.waiting.sleep(name, _seconds(duration))
+        await self._execution.waits.sleep(name, _seconds(duration))
 
     async def sleep_until(self, name: str, when: datetime) -> None:
         """Wait until a moment, an aware ``datetime``; one that has passed is not waited for.
 
         :raises ValueError: when it has no time zone.
         """
-        await self._execution.waiting.sleep_until(name, when)
+        await self._execution.waits.sleep_until(name, when)
 
     async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, type: Any = None) -> Any:
         """The payload of the next signal of that name (``engine.signal``), first in, first out.
@@ -224,7 +225,7 @@ class Context:
         :raises SignalTimeout: when none came within ``timeout`` seconds of the wait's first beginning.
         """
         declared = self._execution.job.signals.get(name, Any) if type is None else type
-        return await self._execution.waiting.signal(name, _optional_seconds(timeout), declared)
+        return await self._execution.waits.signal(name, _optional_seconds(timeout), declared)
 
     async def wait_for_event(
         self, topic: str, match: dict[str, Any] | None = None, timeout: float | timedelta | None = None
@@ -235,7 +236,7 @@ class Context:
 
         :raises EventTimeout: when none came within ``timeout`` seconds of the wait's first beginning.
         """
-        return await self._execution.waiting.event(topic, match, _optional_seconds(timeout))
+        return await self._execution.waits.event(topic, match, _optional_seconds(timeout))
 
     async def webhook(self, name: str) -> Webhook:
         """A token that cannot be guessed, for somebody outside to call back with: ``engine.deliver_webhook``.
@@ -244,7 +245,7 @@ class Context:
         >>> await ctx.step("ask for payment", ask, hook.url)
         >>> body = await hook.wait(timeout=3600)
         """
-        recorded, token = await self._execution.waiting.webhook(name)
+        recorded, token = await self._execution.waits.webhook(name)
         build_url = self._execution.webhook_url
         return Webhook(self._execution, recorded, token, None if build_url is None else build_url(token))
 
@@ -262,12 +263,12 @@ class Context:
         :raises UpdateTimeout: when none was accepted within ``timeout`` seconds of the wait's first beginning.
         """
         seconds = _optional_seconds(timeout)
-        message_id, argument = await self._execution.waiting.update(name, validator, seconds)
+        message_id, argument = await self._execution.waits.update(name, validator, seconds)
         return Update(self._execution, name, message_id, argument)
 
     async def breakpoint(self, label: str) -> None:
         """Wait until a person lets the run go on: ``engine.resume(run_id)``."""
-        await self._execution.waiting.breakpoint(label)
+        await self._execution.waits.breakpoint(label)
 
     # --- other runs --------------------------------------------------------------------------------------------------
 
@@ -282,8 +283,7 @@ class Context:
         :raises ChildFailed: when the child failed, died, was cancelled or ran out of time; or, as ``CircularWait``,
             when it would be a singleton that waits for this run.
         """
-        (child,) = self._execution.waiting.children([name], [Trigger(job, input, **_child_options(options))])
-        return await child()
+        return await self._execution.children.run(name, Trigger(job, input, **_child_options(options)))
 
     async def start_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> str:
         """Start a run without waiting for it, and return its id; the options are those of ``run_job``.
@@ -291,7 +291,7 @@ class Context:
         When this run is cancelled while the other is active, that one is cancelled too. Where the flow control of the
         job gives back a run that is there already, it is the id of that one, which is left to itself.
         """
-        return await self._execution.waiting.start(name, Trigger(job, input, **_child_options(options)))
+        return await self._execution.children.start(name, Trigger(job, input, **_child_options(options)))
 
     async def map(
         self,
@@ -315,9 +315,7 @@ class Context:
         if max_concurrent is not None and max_concurrent < 1:
             raise ValueError(f"max_concurrent is at least 1, not {max_concurrent!r}.")
         triggers = [Trigger(job, item, **_child_options(options)) for item in inputs]
-        names = [f"{name}[{index}]" for index in range(len(triggers))]
-        children = self._execution.waiting.children(names, triggers)
-        return await fan_out(name, children, max_concurrent, fail_fast=mode == "fail_fast")
+        return await self._execution.children.map(name, triggers, max_concurrent, fail_fast=mode == "fail_fast")
 
     def continue_as_new(self, input: Any = None) -> NoReturn:
         """End this run, and start a fresh one of the same job with another input, in one transaction.
@@ -328,7 +326,7 @@ class Context:
 
         :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
         """
-        self._execution.operations.continue_as_new(input)
+        raise self._execution.continue_as_new(input)
 
     async def patched(self, change_id: str) -> bool:
         """Whether the run came to this place after the code was changed: the new way is for these alone.
@@ -341,7 +339,7 @@ class Context:
         ... else:
         ...     await ctx.step("send", send)
         """
-        return await self._execution.operations.patched(change_id)
+        return await self._execution.steps.patched(change_id)
 
     @property
     def step_ref(self) -> str:
@@ -356,7 +354,7 @@ class Context:
         The latest value is kept on the run; at most one frame in 100 ms is written, the last one always. Another
         thread may call it too.
         """
-        self._execution.reports.progress(current, total, message)
+        self._execution.reporting.progress(current, total, message)
 
 
 def _seconds(duration: float | timedelta) -> float:

@@ -17,6 +17,9 @@ attributes, and a message that says what happened, why, and what to do::
     ├── InvalidInput                the input does not fit the job's declared type
     ├── SerializationError          a value cannot be written down faithfully
     ├── NonDeterminismError         the code no longer matches the run's history
+    ├── NotInBody                   a body asked its event loop for what is not recorded
+    ├── NotInStep                   a step's function asked for an operation of its run
+    ├── BodyNeverRests              a body polls instead of awaiting
     ├── StepFailed                  a step ended without a result
     ├── ChildFailed                 a run that was waited for did not complete
     ├── CircularWait                a run would wait for one that waits for it
@@ -30,7 +33,7 @@ attributes, and a message that says what happened, why, and what to do::
         ├── DatabaseInUseError      somebody else holds the database
         ├── DatabaseReadOnlyError   the file or its folder may not be written
         ├── NotADatabaseError       the file is not an SQLite database
-        ├── SchemaVersionError      a newer durable-web wrote the file
+        ├── SchemaVersionError      a newer durable-web wrote the file, or an older one, and it may not be migrated
         └── TransactionError        a transaction function broke the rules
 
 What the engine throws to unwind a run (its lease is gone, it is shutting down) derives from ``BaseException`` and is
@@ -195,6 +198,38 @@ class NonDeterminismError(DurableWebError):
         )
 
 
+class NotInBody(DurableWebError):
+    """A job body asked its event loop for something that is not recorded, so a replay could differ. Attribute: ``what``."""
+
+    def __init__(self, what: str, instead: str = "do it in a step: await ctx.step(name, function)") -> None:
+        self.what = what
+        super().__init__(f"{what} in a job body is not recorded, so a replay could differ; {instead}.")
+
+
+class NotInStep(DurableWebError):
+    """An operation was asked for outside the job body, in a step's function say. Attribute: ``operation``, its name."""
+
+    def __init__(self, operation: str, step: str | None) -> None:
+        self.operation = operation
+        where = "outside the job body" if step is None else f"inside the function of step {step!r}"
+        super().__init__(
+            f"{operation!r} was asked for {where}. Steps, waits and child runs are operations of the job body: ask for "
+            "them there, one after the other or in tasks of the body, and give a step's function only its data."
+        )
+
+
+class BodyNeverRests(DurableWebError):
+    """A job body polls instead of awaiting, so no outcome can be delivered to it. Attribute: ``places``, its lines."""
+
+    def __init__(self, places: list[str]) -> None:
+        self.places = places
+        where = ", ".join(places[:5]) or "its tasks"
+        super().__init__(
+            f"The job body went on for 10,000 turns of its event loop without awaiting an operation, at {where}. Await "
+            "the task, or an asyncio.Event, instead of polling it."
+        )
+
+
 class StepFailed(DurableWebError):
     """A step ended without a result; replays raise the same failure without running the step again.
 
@@ -335,16 +370,21 @@ class NotADatabaseError(StorageError):
 
 
 class SchemaVersionError(StorageError):
-    """A newer durable-web wrote the file; it was left untouched. Attributes: ``found``, ``supported``."""
+    """A newer durable-web wrote the file, or an older one and ``migrate=False``; the file was left untouched.
+
+    Attributes: ``found``, ``supported``, the schema version of the file and that of this durable-web.
+    """
 
     def __init__(self, path: str, found: int, supported: int) -> None:
         self.found = found
         self.supported = supported
-        super().__init__(
-            path,
-            f"{path} has schema version {found}, but this durable-web knows versions up to {supported}. The file was "
-            "left untouched: upgrade durable-web, or use another file.",
-        )
+        if found > supported:
+            reason = f"but this durable-web knows versions up to {supported}"
+            remedy = "upgrade durable-web, or use another file"
+        else:
+            reason = f"but this durable-web needs version {supported}, and was opened with migrate=False"
+            remedy = "make a backup, then open the file once without migrate=False, which migrates it for good"
+        super().__init__(path, f"{path} has schema version {found}, {reason}. The file was left untouched: {remedy}.")
 
 
 class TransactionError(StorageError):

@@ -53,6 +53,30 @@ class StepStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class OperationKind(StrEnum):
+    """What a job body asked of its context, as it is recorded."""
+
+    STEP = "step"
+    TRANSACTION = "transaction"
+    VALUE = "value"
+    PATCH = "patch"
+    PUBLISH = "publish"
+    SLEEP = "sleep"
+    TIMER = "timer"
+    SIGNAL = "signal"
+    EVENT = "event"
+    WEBHOOK = "webhook"
+    UPDATE = "update"
+    BREAKPOINT = "breakpoint"
+    CHILD = "child"
+    START = "start"
+    COMPENSATION = "compensation"
+    CANCEL = "cancel"
+    """The cancellation of the run: an outcome that no body asked for."""
+    COMPENSATING = "compensating"
+    """The beginning of the compensation: what was completed before it is undone."""
+
+
 def from_milliseconds(milliseconds: int | None) -> datetime | None:
     """Milliseconds since 1970-01-01 UTC as an aware ``datetime``; beyond what one can tell, the first or last one."""
     if milliseconds is None:
@@ -85,8 +109,8 @@ class Progress:
 class Run:
     """One execution of a job for one input.
 
-    ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of the engine that it was
-    executing on since a step was last committed. ``generation`` rises with every claim and retry; ``lease_owner`` and
+    ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of its engine that count against
+    the run, since its last outcome. ``generation`` rises with every claim and retry; ``lease_owner`` and
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
     have been claimed. A ``paused`` run starts no further step; ``waiting_reason`` says for what a waiting one waits.
     ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's

@@ -114,7 +114,12 @@ function parentOf(element) {
 /** @param {Element} element */
 export function optionsOf(element) {
   const durability = element.getAttribute("durability") === "normal" ? "normal" : "full";
-  return { jobs: words(element, "jobs") ?? [], durability: /** @type {"full" | "normal"} */ (durability) };
+  const most = element.getAttribute("max-recoveries");
+  return {
+    jobs: words(element, "jobs") ?? [],
+    durability: /** @type {"full" | "normal"} */ (durability),
+    maxRecoveries: most === null ? undefined : Number(most),
+  };
 }
 
 /** The words of an attribute; undefined where it is not there. @param {Element} element @param {string} name */

@@ -8,7 +8,7 @@
  *       <durable-log job="squares"></durable-log>
  *     </durable-client>
  *
- *     <durable-client database jobs durability>              the client of the elements inside
+ *     <durable-client database jobs durability max-recoveries>  the client of the elements inside
  *     <durable-run run-id | job input start-label actions>   state, progress, steps, error and output, with buttons;
  *                                                            the slot "active" is shown until the run has ended
  *     <durable-progress run-id | job label>                  the bar alone

@@ -24,12 +24,14 @@
  *
  * A call that is made while no engine is ready waits for the next one.
  *
- * All tabs of a database have to give the same `jobs` and `durability`, and come from the same release of these files.
+ * All tabs of a database have to give the same `jobs` and `durability`, and come from the same release of these files. The
+ * `maxRecoveries` that counts is that of the tab which runs the engine.
  *
  * Whatever goes wrong is a `DurableError`, whose `code` says what. The codes made here; others come from Python and from
  * opfs-filesystem.js:
  *
  *     InvalidNameError        the database's name is not 1 to 64 letters, digits, dots, hyphens and underscores
+ *     InvalidOptionError      maxRecoveries is no whole number of at least 0
  *     AlreadyConnectedError   this page is connected to that database already, with other options
  *     LocksUnavailableError   there are no Web Locks here
  *     OtherOptionsError       the tab that runs the database was given other jobs or another durability
@@ -63,7 +65,7 @@ export { DurableError };
  *   the "snapshot" or was "plain", for that `reason`
  */
 /**
- * @typedef {{jobs: string[], durability?: "full" | "normal", snapshot?: boolean,
+ * @typedef {{jobs: string[], durability?: "full" | "normal", snapshot?: boolean, maxRecoveries?: number,
  *   onstatus?: (detail: StatusDetail) => void}} Options
  */
 /**
@@ -109,16 +111,20 @@ const clients = new Map();
  * @param {string} name 1 to 64 letters, digits, dots, hyphens and underscores
  * @param {Options} options `jobs` are URLs of Python modules, relative to the page; `durability` "full" survives a power
  *   cut, "normal" is faster and survives any death of the browser; `snapshot: false` starts Python without the
- *   memory snapshot, for comparison; `onstatus` is told the status now, and every change
+ *   memory snapshot, for comparison; a run is dead when more than `maxRecoveries` deaths of the engine in one of its steps
+ *   count against it; `onstatus` is told the status now, and every change
  * @returns {Promise<Durable>}
  */
-export async function connect(name, { jobs, durability = "full", snapshot = true, onstatus }) {
+export async function connect(name, { jobs, durability = "full", snapshot = true, maxRecoveries = 5, onstatus }) {
   if (!/^(?!\.+$)[A-Za-z0-9._-]{1,64}$/.test(name)) {
     throw failure(
       "InvalidNameError",
       `A database cannot be called ${JSON.stringify(name)}: ` +
         "use 1 to 64 letters, digits, dots, hyphens and underscores, and not only dots.",
     );
+  }
+  if (!Number.isInteger(maxRecoveries) || maxRecoveries < 0) {
+    throw failure("InvalidOptionError", `maxRecoveries is a whole number of at least 0, not ${maxRecoveries}.`);
   }
   if (!navigator.locks) {
     throw failure(
@@ -132,7 +138,7 @@ export async function connect(name, { jobs, durability = "full", snapshot = true
     type: "start",
     name,
     jobs: jobs.map((url) => new URL(url, document.baseURI).href),
-    options: { durability, snapshot },
+    options: { durability, snapshot, maxRecoveries },
     protocol: PROTOCOL,
   };
   if (clients.get(name)?.status === "closed") await clients.get(name)?.close();
@@ -304,13 +310,15 @@ export class Durable extends EventTarget {
 
   /**
    * A page in the back/forward cache is frozen, but would still hold the lock: so it gives way, and comes back when it is
-   * shown again. Watches go on from where they were.
+   * shown again. Watches go on from where they were. The engine of a page that goes away for good ends with it.
    *
    * @param {PageTransitionEvent} event
    */
   handleEvent({ type, persisted }) {
-    if (!persisted || this.error) return;
-    if (type === "pagehide") {
+    if (this.error) return;
+    if (!persisted) {
+      if (type === "pagehide") this.#engine?.pageGoes();
+    } else if (type === "pagehide") {
       this.#become({ status: "starting", message: "this page was put aside", phase: "storage" });
       this.#election.abort();
       this.#leaveLobby();

@@ -52,18 +52,19 @@ class Record:
         return "Record({})".format(", ".join(f"{name}={value!r}" for name, value in self.__dict__.items()))
 
 
-async def connect(name, jobs, durability="full", on_status=None, on_engine=None):
+async def connect(name, jobs, durability="full", on_status=None, on_engine=None, max_recoveries=5):
     """Connect to the database ``name``, in which the jobs of the modules at the URLs ``jobs`` are run.
 
     Returns a ``Durable`` when the engine is ready, in this tab or in another one that runs the database.
     ``on_status`` is called with the status, a message, and the phase of starting, now and whenever they change.
     ``on_engine`` is called with a state and a message when the engine stops claiming runs (``"storage_full"`` or
     ``"storage_error"``) and when it goes on (``"running"``).
+    A run is dead when more than ``max_recoveries`` deaths of the engine in one of its steps count against it.
 
     :raises DurableError: when the engine cannot start; a Python error in a job module comes with its traceback.
     """
     durable = Durable(on_status, on_engine)
-    options = json.dumps({"jobs": jobs, "durability": durability})
+    options = json.dumps({"jobs": jobs, "durability": durability, "maxRecoveries": max_recoveries})
     hear_status, take_client = create_proxy(durable._hear_status), create_proxy(durable._take_client)
     await _result(bridge.connect(name, options, hear_status, take_client))
     return durable

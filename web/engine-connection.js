@@ -14,10 +14,14 @@
  * A follower holds a Web Lock with the name of its channel; the worker waits for it, and so learns when the follower is
  * gone, however it went.
  */
+import { endsOf, forgetEnds, noteEnd } from "./engine-ends.js";
 
 /** @typedef {{code: string, message: string, traceback?: string}} ErrorDescription */
 /** @typedef {{name: string, path: string, size: number}} FileInfo `path` is for jobs; `size` is in bytes */
-/** @typedef {{type: "start", name: string, jobs: string[], options: object, protocol: number}} Start */
+/**
+ * @typedef {{type: "start", name: string, jobs: string[], options: object, protocol: number}} Start to a worker, with
+ *   `ends`: how earlier engines of the database ended
+ */
 
 /** Raised with every change after which two tabs of different releases would misunderstand each other. */
 export const PROTOCOL = 2;
@@ -71,6 +75,9 @@ class Connection {
     });
   }
 
+  /** Called when this page goes away for good. */
+  pageGoes() {}
+
   /** @param {DurableError} reason for the calls that have no answer yet */
   abandonCalls(reason) {
     for (const { reject } of this.#calls.values()) reject(reason);
@@ -97,6 +104,10 @@ export class EngineWorker extends Connection {
   #finish = () => {};
   #isReady = false;
   #worker;
+  /** The id of this life of the engine; `undefined` until the worker has begun to start it. @type {string | undefined} */
+  #life;
+  #name;
+  #ends;
 
   /** @param {Start} start @param {(message: any) => void} hear what is no answer to a call */
   constructor(start, hear) {
@@ -107,7 +118,9 @@ export class EngineWorker extends Connection {
     this.#worker.onmessageerror = () => this.#crash("sent a message that could not be read");
     this.#worker.onerror = ({ message, filename, lineno }) =>
       this.#crash(message ? `crashed: ${message} (${filename}:${lineno})` : `could not be loaded from ${WORKER_URL}`);
-    this.post(start);
+    this.#name = start.name;
+    this.#ends = endsOf(start.name);
+    this.post({ ...start, ends: this.#ends });
   }
 
   /** @param {object} message */
@@ -119,7 +132,11 @@ export class EngineWorker extends Connection {
   receive(data) {
     if (data.type === "failed") return this.#fail(new DurableError(data.error));
     if (data.type === "stopped") return this.#finish();
-    if (data.type === "ready") this.#isReady = true;
+    if (data.leader) this.#life = data.leader;
+    if (data.type === "ready") {
+      this.#isReady = true;
+      forgetEnds(this.#name, this.#ends);
+    }
     super.receive(data);
   }
 
@@ -136,9 +153,19 @@ export class EngineWorker extends Connection {
 
   /** @param {DurableError} reason for the calls that have no answer yet */
   terminate(reason) {
+    this.#noteEnd("closed");
     this.#worker.terminate();
     this.abandonCalls(reason);
     this.#finish();
+  }
+
+  pageGoes() {
+    this.#noteEnd("closed");
+  }
+
+  /** @param {"closed" | "died"} end */
+  #noteEnd(end) {
+    if (this.#life) noteEnd(this.#name, this.#life, end);
   }
 
   /** @param {string} what */
@@ -148,6 +175,7 @@ export class EngineWorker extends Connection {
 
   /** @param {DurableError} error */
   #fail(error) {
+    this.#noteEnd("died"); // first: when this has finished, another tab may start the next engine
     this.#finish(error);
     this.terminate(error);
   }

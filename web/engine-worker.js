@@ -4,7 +4,7 @@
  * messages between it and its clients: the page that has started it, and other tabs, which ask for a channel as
  * engine-connection.js says. The pages' side is `durable-web.js`.
  *
- *     page → worker   first {type: "start", name, jobs, options, protocol}; when it is ready {type: "request" | "watch" |
+ *     page → worker   first {type: "start", name, jobs, options, protocol, ends}; when it is ready {type: "request" | "watch" |
  *                     "credit" | "unwatch", id, ...}; at last {type: "stop"}
  *     worker → page   first {type: "boot", phase, ...detail} several times; then {type: "ready"} or {type: "failed", error};
  *                     then {type: "response" | "frames" | "end", id, ...} and {type: "engine", state, message}; at any
@@ -18,7 +18,8 @@ import { startPython, turnsOf } from "./pyodide-start.js";
 
 /** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
 /**
- * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean}, protocol: number}} Start
+ * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean, maxRecoveries?: number},
+ *   protocol: number, ends?: Record<string, string>}} Start `ends` as engine-ends.js has them
  */
 /**
  * @typedef {{post: (message: any) => void, session?: any, receive?: any}} Client `session` is Python's side of it, once
@@ -148,7 +149,7 @@ function sessionOf(client, host) {
  * @param {Start} message
  * @returns {Promise<Engine>}
  */
-async function boot({ name, jobs, options: { snapshot, ...options } }) {
+async function boot({ name, jobs, options: { snapshot, ...options }, ends }) {
   report("storage");
   opening = OpfsStorage.open(name);
   let isOpen = false;
@@ -168,6 +169,7 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
 
   report(...loaded);
   const { pyodide, ...python } = await starting;
+  pyodide._api.on_fatal = failed;
   mountStorage(pyodide, storage);
   pyodide.registerJsModule("durable_worker", {
     fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone(),
@@ -177,7 +179,7 @@ async function boot({ name, jobs, options: { snapshot, ...options } }) {
 
   report("jobs", python);
   const browser = pyodide.pyimport("durable_web.browser");
-  const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options };
+  const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options, life: LEADER, ends };
   const files = {
     create: (/** @type {string} */ name) => storage.create(name),
     remove: (/** @type {string} */ name) => storage.remove(name),
@@ -263,6 +265,12 @@ async function stop() {
     postMessage({ type: "error", error: described(error) });
   }
   await end({ type: "stopped" });
+}
+
+/** Python has crashed: nothing that it executes goes on. @param {unknown} error */
+function failed(error) {
+  const message = `The engine's Python crashed: ${error}`;
+  void end({ type: "failed", error: { code: "WorkerError", message } });
 }
 
 /** Releases the files, then says the last word. @param {object} message */

@@ -4,8 +4,8 @@
  *
  * Python's file calls are synchronous; they go straight to the open handles of an `OpfsStorage`:
  *
- *     /durable/database.sqlite3, -wal, -journal   reserved names: opened at boot; SQLite creates and deletes them at will
- *     /durable/files/<name>                       attached names: made and removed by an awaited call (create, put, remove)
+ *     /durable/database.sqlite3, -wal, -journal, -step   reserved names: opened at boot; Python creates and deletes them at will
+ *     /durable/files/<name>                              attached names: made and removed by an awaited call (create, put, remove)
  *
  *     const storage = await OpfsStorage.open("my-database");
  *     const pyodide = await loadPyodide({ createPyodideModule: withDurableSync(factory) });

@@ -16,7 +16,8 @@
 export const MOUNT_POINT = "/durable";
 
 const LOG = "database.sqlite3-wal";
-const DATABASE_FILES = ["database.sqlite3", LOG, "database.sqlite3-journal"];
+/** SQLite's files, and the engine's own, which names the step begun last. */
+const DATABASE_FILES = ["database.sqlite3", LOG, "database.sqlite3-journal", "database.sqlite3-step"];
 /** What SQLite writes for each page of its write-ahead log: this header, and then the page. Bytes. */
 const FRAME_HEADER_SIZE = 24;
 const HELD_FRAMES = 256 * 1024; // bytes; more than one frame of the largest pages

@@ -66,7 +66,8 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     """Load the jobs, start the engine, and serve the page.
 
     :param send: posts a text to the page.
-    :param options_json: ``{"database": path, "jobs": [urls], "durability": "full" | "normal"}``.
+    :param options_json: ``{"database": path, "jobs": [urls], "durability": "full" | "normal", "maxRecoveries": number,
+        "life": id, "ends": {id: "closed" | "died"}}``; the last three as :class:`Engine` has them, and optional.
     :param files: a JavaScript object with ``create(name)`` and ``remove(name)``.
     :raises JobModuleError: when a job module cannot be loaded.
     :raises StorageError: when the database cannot be used.
@@ -82,6 +83,9 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         jobs,
         durability=options["durability"],
         exclusive=True,
+        max_recoveries=options.get("maxRecoveries", 5),
+        life=options.get("life"),
+        ends=options.get("ends", {}),
         clock=_WorkerClock(letOthersGoFirst),
         files=_OpfsFiles(files),
         on_state=host.tell_state,

@@ -26,14 +26,19 @@ class Claiming:
         self.has_new_times = False
         """Whether it has made something due at a time for which no timer is set yet."""
 
-    def claim(self, now: int) -> Claim | None:
-        """Lease the run whose turn it is; ``None`` when there is none."""
+    def claim(self, now: int, *, alone: bool) -> Claim | None:
+        """Lease the run whose turn it is; ``None`` when there is none.
+
+        :param alone: whether this engine executes nothing else; a suspect run waits for that, and holds up the others.
+        """
         has_openings = self._store.flow.admit(now)
         saturated = self._registry.saturated(self._store.runs.count_executing)
-        claim = self._lease_next(now, saturated)
+        claim = self._lease_next(now, saturated, alone)
         if claim is None and not self._exclusive and self._unblock_one(now, saturated):
             has_openings |= self._store.flow.admit(now)
-            claim = self._lease_next(now, saturated)
+            claim = self._lease_next(now, saturated, alone)
+        if claim is not None and claim.is_suspect:
+            self._log_that_it_is_alone(claim, now)
         timeout = None if claim is None else self._timeout_of(claim)
         if claim is not None and timeout is not None:
             self._store.runs.limit_duration(claim, round(min(now + timeout * 1000, LATEST)))
@@ -51,8 +56,22 @@ class Claiming:
         for job in self._registry:
             self._store.runs.unblock(job.name, job.version, now)
 
-    def _lease_next(self, now: int, saturated: list[str]) -> Claim | None:
-        return self._store.runs.claim(self.owner, now, now + self._lease, saturated, self._obstacle)
+    def _lease_next(self, now: int, saturated: list[str], alone: bool) -> Claim | None:
+        expires = now + self._lease
+        return self._store.runs.claim(self.owner, now, expires, saturated, self._obstacle, alone=alone)
+
+    def _log_that_it_is_alone(self, claim: Claim, now: int) -> None:
+        """Write into the run's log why no other run is executed beside it."""
+        deaths, what = claim.interruptions, "has stopped"
+        if claim.recoveries:
+            deaths, what = claim.recoveries, "has died while it executed a step of this run"
+        message = (
+            f"This run is executed alone until it comes further: since it last did, its engine {what} "
+            f"{'once' if deaths == 1 else f'{deaths} times'}."
+        )
+        fields = {"recoveries": claim.recoveries, "interruptions": claim.interruptions}
+        body = {"level": "warning", "message": message, "fields": fields, "step": None, "attempt": claim.attempt}
+        self._store.steps.append_log(claim.run_id, now, body)
 
     def _obstacle(self, claim: Claim) -> str | None:
         """Why a run has to wait for another engine, or for its code: it never goes on under another version."""

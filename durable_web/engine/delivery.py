@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..clock import Clock
 from ..codec import decode, encode
-from ..errors import DurableWebError, RunNotActive, UpdateRejected, WebhookNotFound
+from ..errors import DurableWebError, RunNotActive, RunNotFound, UpdateRejected, WebhookNotFound
 from ..job import Job, Registry
-from ..model import StepStatus
+from ..model import Run, StepStatus
 from ..store import Store
 from ..triggers import Trigger
 from .admission import Admitted
@@ -37,7 +38,8 @@ class Delivery:
 
     def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> bool:
         """Deliver a signal, inside a transaction; ``False`` when one of that id was delivered before."""
-        text = self._check_signal(run_id, name, payload)
+        run = self._store.runs.last_link(run_id)
+        run_id, text = run.id, self._check_signal(run, name, payload)
         now = self._clock.now()
         topic = f"signal:{name}"
         message_id = signal_id or self._new_id()
@@ -46,10 +48,9 @@ class Delivery:
         self._store.waits.hand_out(run_id, topic, now, f"signal {name!r} has come")
         return True
 
-    def _check_signal(self, run_id: str, name: str, payload: Any) -> str:
-        run = self._store.runs.get(run_id)
+    def _check_signal(self, run: Run, name: str, payload: Any) -> str:
         if not run.is_active:
-            raise RunNotActive(run_id, run.status.value, "signalled")
+            raise RunNotActive(run.id, run.status.value, "signalled")
         declared: Any = Any
         if run.job in self._registry:
             job = self._registry.find(run.job, run.version) or self._registry[run.job]
@@ -98,8 +99,8 @@ class Delivery:
 
     def update(self, run_id: str, name: str, argument: Any, update_id: str | None) -> str:
         """Send an update, inside a transaction; its id. One that was sent before is not sent again."""
-        run = self._store.runs.get(run_id)
-        text = encode(argument, path=f"argument of update {name!r}")
+        run = self._store.runs.last_link(run_id)
+        run_id, text = run.id, encode(argument, path=f"argument of update {name!r}")
         message_id = update_id or os.urandom(16).hex()
         topic = f"update:{name}"
         if self._store.messages.outcome(run_id, topic, message_id) is not None:
@@ -116,8 +117,10 @@ class Delivery:
 
         :raises UpdateRejected: when it does not accept it, or ends without an answer.
         """
-        key = run_id, name, message_id
         while True:
+            with suppress(RunNotFound):
+                run_id = self._store.runs.last_link(run_id).id  # it may have gone on as another run meanwhile
+            key = run_id, name, message_id
             found = self._store.messages.outcome(run_id, f"update:{name}", message_id)
             status, outcome = ("gone", None) if found is None else found
             if status == "answered":

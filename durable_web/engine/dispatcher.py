@@ -13,27 +13,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ..clock import Clock, TimerHandle
 from ..context import Context
 from ..errors import JobNotFound, StorageError
 from ..events import Events
-from ..execution.branches import STUBBORN_SECONDS
 from ..execution.commits import GroupCommit
-from ..execution.executor import Execution
+from ..execution.run import PATIENCE_SECONDS, Execution
+from ..execution.run_loop import RunLoop
 from ..execution.services import Services
+from ..execution.tenure import current_step
 from ..files import Files
 from ..job import Job, Registry
-from ..model import RunStatus
+from ..model import LATEST, RunStatus
 from ..store import Claim, Lease, NewRun, Store
 from ..timeline import Timeline
 from .admission import Admission
 from .claiming import Claiming
 from .dead_letters import DeadLetters
+from .last_step import Deaths, End, LastStep
 from .scheduler import Scheduler
 from .trouble import OnState, Trouble
 
@@ -44,7 +47,7 @@ CLOCK_JUMP_SECONDS = 1.0
 
 _EXECUTING = frozenset({RunStatus.LEASED, RunStatus.CANCELLING})
 _CANCELLED = frozenset({RunStatus.CANCELLED, RunStatus.CANCELLING})
-_PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING})
+_PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING, RunStatus.CANCELLING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,12 @@ class Dispatcher:
         on_idle: Callable[[], None],
         on_neighbour: Callable[[], None],
         new_context: Callable[[Execution, Files], Context] = Context,
+        life: str | None = None,
+        ends: Mapping[str, End] = MappingProxyType({}),
     ) -> None:
         self._trouble = Trouble(store, clock, events, on_state, self._probe_later, self.fill_slots)
-        self.commits = GroupCommit(store, clock, self._trouble.on_flush_failure)
+        self._loop = asyncio.get_running_loop()
+        self.commits = GroupCommit(store, clock, self._trouble.on_flush_failure, self._loop)
         self.claimed = 0
         self._store = store
         self._registry = registry
@@ -92,35 +98,41 @@ class Dispatcher:
         self._scheduler = scheduler
         self._limits = limits
         self._dead_letters = DeadLetters(store, registry, clock, events, limits.dead_letter, new_id)
-        self.claiming = Claiming(store, registry, new_id(), limits.lease, exclusive=limits.exclusive)
+        life = life or new_id()
+        self.claiming = Claiming(store, registry, life, limits.lease, exclusive=limits.exclusive)
+        self._last_step = LastStep(store.database.file, store.database.path, life, clock, exclusive=limits.exclusive)
+        self._deaths = Deaths(self._last_step, life, ends, limits.lease)
+        self._suspect: str | None = None  # the run that was claimed last to be executed alone
         self._on_idle = on_idle
         self._on_neighbour = on_neighbour
         self.new_context = new_context
         self._leased: deque[Claim] = deque()  # and about to be executed
-        store.on_leased = self._leased.extend
+        store.on_leased = self._on_leased
         store.on_claims = self.execute
         self._services = Services(
-            store,
-            self.commits,
-            clock,
-            files,
+            store=store,
+            commits=self.commits,
+            clock=clock,
+            files=files,
+            loop=self._loop,
             preserve_steps=limits.preserve_steps,
             is_alone=self._is_one_alone,
             claim=self.claim_in_transaction,
-            on_settled=self._on_settled,
-            on_parked=self._on_parked,
-            on_wanted=self._on_wanted,
-            on_timer=self.look_at_the_time,
+            on_due=self._on_due,
             registry=registry,
             webhook_url=webhook_url,
             new_id=new_id,
             admit_child=self._admit_child,
             on_storage_trouble=self._trouble.leave,
+            mark_step=self._last_step.begin,
+            report_defect=self._report_defect,
         )
-        self.executing: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
-        self.parked: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self.executing: dict[str, Execution] = {}
+        self.parked: dict[str, Execution] = {}
+        self._due = LATEST  # when the timer for what is due next fires, in milliseconds
         self._is_executing = False
         self._context = copy_context()  # of every run: none begins with what the code that makes room for it has set
+        self._leaving: set[Execution] = set()  # of runs that have ended, and whose functions have not
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._has_ended = False
@@ -136,6 +148,7 @@ class Dispatcher:
         with self._store.transaction():
             self._recover(everything=self._limits.exclusive)
             self.claiming.unblock(self._clock.now())
+        self._last_step.open()
         self._beat()
         self.look_at_the_time()
         if not self._limits.exclusive:
@@ -147,9 +160,9 @@ class Dispatcher:
         self._claims_left = 0 if self._has_ended else at_most
         self.fill_slots()
 
-    def is_executing_in(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether it is the task of a job body, or of a branch that is in the middle of a step."""
-        return any(task is body or task in run.branches.tasks for run, body in self.executing.values())
+    def is_asked_by_job(self) -> bool:
+        """Whether it is a job that asks, in its body or in the function of a step, which this engine executes."""
+        return isinstance(asyncio.get_running_loop(), RunLoop) or (current_step.get() is not None and bool(self.executing))
 
     async def drain(self) -> None:
         """Wait until nothing is executing: every run has ended, or is parked."""
@@ -160,8 +173,8 @@ class Dispatcher:
     async def stop(self) -> None:
         """Give back what is executing, and end it."""
         self._claims_left = 0
-        entries = [*self.executing.values(), *self.parked.values()]
-        claims = [execution.claim for execution, _ in self.executing.values()] + self._trouble.unreleased
+        executions = [*self.executing.values(), *self.parked.values()]
+        claims = [execution.claim for execution in self.executing.values()] + self._trouble.unreleased
         try:
             self.commits.flush()
             with self._store.transaction():
@@ -169,33 +182,30 @@ class Dispatcher:
                     self._store.runs.release(claim, self._clock.now(), reason="the engine is stopping")
         except StorageError:
             pass  # still full: the next engine takes the runs back
-        await self.end(entries)
+        self._last_step.remove()
+        await self.end(executions)
 
-    async def end(self, entries: list[tuple[Execution, asyncio.Task[None]]] | None = None) -> None:
+    async def end(self, executions: list[Execution] | None = None) -> None:
         """Leave every execution where it is, and every timer unfired; nothing is written."""
-        entries = [*self.executing.values(), *self.parked.values()] if entries is None else entries
-        self.leave(entries)
-        if entries:
-            await asyncio.wait([task for _, task in entries], timeout=STUBBORN_SECONDS)
+        executions = [*self.executing.values(), *self.parked.values()] if executions is None else executions
+        self.leave(executions)
+        if executions:
+            await asyncio.wait([execution.left for execution in executions], timeout=PATIENCE_SECONDS)
 
-    def leave(self, entries: list[tuple[Execution, asyncio.Task[None]]] | None = None) -> None:
-        """``end``, without waiting until what was executing has noticed."""
+    def leave(self, executions: list[Execution] | None = None) -> None:
+        """``end``, without waiting until what was executing has ended."""
         self._claims_left = 0
         self._has_ended = True
         self._trouble.end()
+        self._last_step.close()
         for timer in self._timers.values():
             timer.cancel()
         if self._filling is not None:
             self._filling.cancel()
         self.commits.discard()
-        for execution, _ in [*self.executing.values(), *self.parked.values()] if entries is None else entries:
-            execution.abandon()
+        for execution in [*self.executing.values(), *self.parked.values()] if executions is None else executions:
+            execution.detach()
 
-    def abandon(self, run_id: str, *, cancelled: bool = False) -> None:
-        """Stop executing a run that is no longer ours; does nothing when it is not here."""
-        for place in (self.executing, self.parked):
-            if run_id in place:
-                place[run_id][0].abandon(cancelled=cancelled)
 
     @property
     def is_idle(self) -> bool:
@@ -231,8 +241,11 @@ class Dispatcher:
         :param ending: the id of an executing run that ends in this transaction, so that its slot is free.
         """
         free = self._free_slots(ending) - len(self._store.journal.claims)
-        while free > 0 and self._store.runs.has_claimable() and self.claiming.claim(self._clock.now()) is not None:
-            free -= 1
+        while free > 0 and self._store.runs.has_claimable():
+            claim = self.claiming.claim(self._clock.now(), alone=self._executes_nothing(ending))
+            if claim is None:
+                break
+            free = 0 if claim.is_suspect else free - 1
         if self._claims_left:  # what may be left now is claimed when there is a slot for it
             self._store.journal.has_claimable = False
 
@@ -261,43 +274,86 @@ class Dispatcher:
         if self.claiming.has_new_times:
             self.look_at_the_time()
 
+    def _on_leased(self, claims: list[Claim]) -> None:
+        self._leased.extend(claims)
+        self._suspect = next((claim.run_id for claim in claims if claim.is_suspect), self._suspect)
+
+    def _executes_nothing(self, ending: str = "") -> bool:
+        """Whether nothing is executing, or about to be, but the run that ends."""
+        return not (self.executing.keys() - {ending} or self._leased or self._store.journal.claims)
+
+    def _is_suspect_executing(self, ending: str) -> bool:
+        """Whether a run is executed alone: a suspect one, until it has ended, parks or has an outcome."""
+        if any(claim.is_suspect for claim in self._store.journal.claims):
+            return True
+        if self._suspect is None:
+            return False
+        if self._suspect not in self.executing and all(claim.run_id != self._suspect for claim in self._leased):
+            self._suspect = None
+            return False
+        return self._suspect != ending and self._store.runs.is_suspect(self._suspect)
+
     def _free_slots(self, ending: str = "") -> float:
-        if self._trouble.unreleased:
+        if not self._claims_left or self._trouble.unreleased or self._is_suspect_executing(ending):
             return 0
         taken = len(self.executing) - (ending in self.executing)
         return max(min(self._limits.max_concurrent_runs - taken, self._claims_left) - len(self._leased), 0)
 
     def _execute(self, claim: Claim) -> None:
-        entry = self.parked.pop(claim.run_id, None)
+        parked = self.parked.pop(claim.run_id, None)
         stopping = self._stopping(claim)
-        if entry is not None and not stopping and entry[0].is_resumed_by(claim):
-            self.executing[claim.run_id] = entry
-            entry[0].resume(claim)
+        if parked is not None and not stopping and parked.is_resumed_by(claim):
+            self.executing[claim.run_id] = parked
+            parked.resume(claim)
             return
-        for stale in (entry, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
+        for stale in (parked, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
             if stale is not None:
-                stale[0].abandon()
+                stale.detach()
+        job, missing = Job(claim.job, _no_function), None
         try:
-            execution = Execution(self._services, claim, self._registry.get(claim.job, claim.version))
+            job = self._registry.get(claim.job, claim.version)
         except JobNotFound as error:
-            Execution(self._services, claim, Job(claim.job, _no_function)).fail(error)
-            return
-        context = self.new_context(execution, self._files)
-        running = self._run_after(stopping, execution, context) if stopping else execution.run(context)
-        task = self._context.copy().run(asyncio.get_running_loop().create_task, running)
-        self.executing[claim.run_id] = execution, task
-        task.add_done_callback(lambda done: self._on_executed(execution, done))
+            missing = error
+        execution = self._context.copy().run(Execution, self._services, self, claim, job)
+        self.executing[claim.run_id] = execution
+        if missing is not None:
+            execution.fail(missing)
+        elif stopping:
+            self._begin_after(stopping, execution)
+        else:
+            self._begin(execution)
 
-    def _stopping(self, claim: Claim) -> set[asyncio.Task[Any]]:
-        """What has to let go before a run may begin: of itself, and of those that it may not overlap with.
+    def _begin(self, execution: Execution) -> None:
+        execution.begin(self.new_context(execution, self._files), self._context.copy())
 
-        A run that was cancelled, or is overdue, has ended for everybody else, though its code may still clean up.
+    def _begin_after(self, stopping: set[asyncio.Future[None]], execution: Execution) -> None:
+        """Begin a run once what it may not overlap with has ended, or will not."""
+        timer = self._clock.call_later(PATIENCE_SECONDS, lambda: begin(None))
+        left, has_begun = len(stopping), False
+
+        def begin(_: object) -> None:
+            nonlocal left, has_begun
+            left = 0 if _ is None else left - 1
+            if not left and not has_begun:
+                has_begun = True
+                timer.cancel()
+                self._begin(execution)
+
+        for other in stopping:
+            other.add_done_callback(begin)
+
+    def _stopping(self, claim: Claim) -> set[asyncio.Future[None]]:
+        """What has to end before a run may begin: of itself, and of those that it may not overlap with.
+
+        A run that was cancelled, or is overdue, has ended in the database, though its code may still clean up.
         """
-        found: set[asyncio.Task[Any]] = set()
-        for run_id, (other, task) in self.executing.items():
-            if run_id == claim.run_id or (other.is_abandoned and self._are_kept_apart(other.claim, claim)):
-                found |= {task, *other.branches.tasks}
-        return found
+        others = {*self._leaving, *(other for other in self.executing.values() if other.is_detached)}
+        others |= {other for run_id, other in self.executing.items() if run_id == claim.run_id}
+        return {
+            other.left
+            for other in others
+            if not other.left.done() and (other.claim.run_id == claim.run_id or self._are_kept_apart(other.claim, claim))
+        }
 
     def _are_kept_apart(self, one: Claim, other: Claim) -> bool:
         """Whether not both may execute at the same time."""
@@ -307,32 +363,35 @@ class Dispatcher:
 
     def _admit_child(self, child: NewRun, now: int, awaited: bool) -> str:
         """Insert a run that another one starts, or find the one that stands for it: its id."""
-        return Admission(self._store, self._registry[child.job], child, now).admit_child(awaited=awaited)
-
-    async def _run_after(self, stopping: set[asyncio.Task[Any]], execution: Execution, context: Context) -> None:
-        """Execute a run once what it may not overlap with has let go, or will not."""
-        await asyncio.wait(stopping, timeout=STUBBORN_SECONDS)
-        await execution.run(context)
+        job = self._registry[child.job]
+        if not job.flow.is_free or child.run_at is not None or child.deadline is not None:
+            self._loop.call_soon(self.look_at_the_time)  # once it is committed
+        return Admission(self._store, job, child, now).admit_child(awaited=awaited)
 
     def look_at(self, run_ids: set[str]) -> None:
         """Something has happened to these runs, or there may be new ones: let them know, and fill the slots."""
         for run_id in run_ids:
             for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
                 if run_id in place:
-                    self._look_at(place[run_id][0], statuses)
+                    self._look_at(place[run_id], statuses)
         if self._filling is None:
-            self._filling = asyncio.get_running_loop().call_soon(self.fill_slots)
+            self._filling = self._loop.call_soon(self.fill_slots)
 
     def _look_at(self, execution: Execution, statuses: frozenset[RunStatus]) -> None:
-        """Leave a run that is no longer ours; else let its branches go on whose waits have ended."""
+        """Leave a run that is no longer ours; else let it learn what others have recorded."""
         standing = self._store.runs.standing(execution.claim.run_id)
         if standing is None or standing[0] not in statuses or standing[1] != execution.claim.generation:
-            execution.abandon(cancelled=standing is not None and standing[0] in _CANCELLED)
+            has_ended = standing is None or standing[0].is_terminal
+            execution.detach(
+                cancelled=standing is not None and standing[0] in _CANCELLED, may_clean_up=has_ended
+            )
             return
-        (execution.parking.pause if standing[2] else execution.parking.unpause)()
-        execution.look_at_waits()
+        if standing[0] in _CANCELLED:
+            execution.tenure.is_cancelled = True
+        execution.set_paused(standing[2])
+        execution.refresh()
 
-    def _on_settled(self, execution: Execution) -> None:
+    def on_settled(self, execution: Execution) -> None:
         """A run has ended, and others are claimed for its slot, if there were any."""
         self._remove(execution)
 
@@ -340,36 +399,43 @@ class Dispatcher:
         """Forget an execution; whether it was known."""
         run_id = execution.claim.run_id
         for place in (self.executing, self.parked):
-            if run_id in place and place[run_id][0] is execution:
+            if place.get(run_id) is execution:
                 del place[run_id]
                 self._has_left.set()
+                if not execution.left.done():
+                    self._leaving.add(execution)
                 return True
         return False
 
-    def _on_executed(self, execution: Execution, task: asyncio.Task[None]) -> None:
+    def on_left(self, execution: Execution) -> None:
+        """Nothing of a run is executed here any more."""
         has_left_now = self._remove(execution)
-        if not task.cancelled() and task.exception() is not None:  # a defect of the engine, not of the job
-            error = task.exception() or RuntimeError()
-            run_id = execution.claim.run_id
-            self._events.report(error, "executing a run", self._clock.now(), run_id)
-            message = f"executing run {run_id} failed inside the engine"
-            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+        self._leaving.discard(execution)
         if has_left_now:
             self.fill_slots()
         elif not self.executing:
             self._on_idle()
 
-    def _on_parked(self, execution: Execution) -> None:
+    def _report_defect(self, error: Exception, run_id: str) -> None:
+        """A defect of the engine, not of the job."""
+        self._events.report(error, "executing a run", self._clock.now(), run_id)
+        message = f"executing run {run_id} failed inside the engine"
+        self._loop.call_exception_handler({"message": message, "exception": error})
+
+    def on_parked(self, execution: Execution) -> None:
+        """A run waits without a slot."""
         run_id = execution.claim.run_id
         self.parked[run_id] = self.executing.pop(run_id)
         self._has_left.set()
         while len(self.parked) > self._limits.max_parked:
-            oldest, _ = self.parked.pop(next(iter(self.parked)))
-            oldest.abandon()
-        self.look_at_the_time()
+            self.parked.pop(next(iter(self.parked))).detach()
+        next_attempt = execution.steps.next_attempt
+        if next_attempt is not None:
+            self._on_due(next_attempt)
         self.fill_slots()
 
-    def _on_wanted(self, execution: Execution) -> None:
+    def on_wanted(self, execution: Execution) -> None:
+        """A parked body wants to go on before its time."""
         try:
             with self._store.transaction():
                 claim = execution.claim
@@ -391,11 +457,18 @@ class Dispatcher:
             self._trouble.report(trouble, "waking runs")
             self._set_timer("due", RETRY_SECONDS, self.look_at_the_time)
             return
+        self._due = LATEST
         if due is not None:
-            delay = max((due - self._clock.now()) / 1000, 0.0)
-            self._set_timer("due", min(delay, LONGEST_TIMER_SECONDS), self.look_at_the_time)
+            self._on_due(due)
         if was_due:
             self.fill_slots()
+
+    def _on_due(self, due: int) -> None:
+        """Set the timer for a time, in milliseconds, unless it is set for an earlier one."""
+        if due < self._due:
+            self._due = due
+            delay = max((due - self._clock.now()) / 1000, 0.0)
+            self._set_timer("due", min(delay, LONGEST_TIMER_SECONDS), self.look_at_the_time)
 
     def _next_due(self) -> int | None:
         dues = (self._store.runs.next_due(), self._store.flow.next_opening(), self._scheduler.next_due())
@@ -415,11 +488,13 @@ class Dispatcher:
             self._store.flow.open(now)
             self._scheduler.fire(now)
         for run_id in overdue:
-            self.abandon(run_id)
+            if run_id in self.executing:
+                self._look_at(self.executing[run_id], _EXECUTING)
         return True
 
     def _beat(self) -> None:
         """Three times in a lease: renew what is ours, and take back what others have let expire."""
+        self._last_step.beat()
         self._set_timer("beat", self._limits.lease / 3000, self._beat)
         offset = self._offset_of_the_clock()
         if abs(offset - self._clock_offset) > CLOCK_JUMP_SECONDS:
@@ -444,18 +519,21 @@ class Dispatcher:
         now = self._clock.now()
         lost = []
         with self._store.transaction():
-            for execution, _ in self.executing.values():
+            for execution in self.executing.values():
                 expires = now + self._limits.lease
                 if not self._store.runs.renew(execution.claim, now, expires, exclusive=self._limits.exclusive):
                     lost.append(execution)
             if not self._limits.exclusive:
                 self._recover(everything=False)
+        if not self._limits.exclusive:
+            self._last_step.remove_stale(self._store.runs.has_leases)
         for execution in lost:
-            execution.abandon()
+            execution.detach()
 
     def _recover(self, *, everything: bool) -> None:
         now = self._clock.now()
-        dead = self._store.runs.recover(now, everything=everything, max_recoveries=self._limits.max_recoveries)
+        limit = self._limits.max_recoveries
+        dead = self._store.runs.recover(now, everything=everything, max_recoveries=limit, deaths=self._deaths)
         for run_id, job, input_text, error in dead:
             self._dead_letters.send(run_id, job, input_text, error)
 
@@ -480,7 +558,7 @@ class Dispatcher:
     def _leave_what_is_no_longer_ours(self) -> None:
         """Tell the runs that another process has cancelled, taken over, paused, or sent something to."""
         for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
-            for execution, _ in list(place.values()):
+            for execution in list(place.values()):
                 self._look_at(execution, statuses)
 
     def _probe_later(self, delay: float, probe: Callable[[], None]) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from ..clock import Clock, SystemClock, TimerHandle
@@ -40,6 +41,7 @@ from .delivery import Delivery
 from .dispatcher import Dispatcher, Limits
 from .endings import Endings
 from .inspection import Inspection
+from .last_step import End
 from .management import Management
 from .outside import Outside
 from .scheduler import Scheduler
@@ -66,10 +68,18 @@ class Engine(Inspection, Management, Outside, Scheduling):
         its ``completed_steps`` is 0.
     :param retain_runs: delete runs that ended longer ago than this, when the engine is idle: a ``timedelta``, or a text
         such as ``"30d"`` (s, m, h, d or w). By default runs are kept for ever.
-    :param max_recoveries: a run whose engine died more often than this without completing another step is dead.
+    :param max_recoveries: a run against which more deaths of its engine than this count since its last outcome is dead.
+        A death counts against the run whose step was executing when the page or the parent process saw the engine die
+        (``ends``), or when the engine vanished within 60 seconds after the step began.
     :param max_parked: how many waiting runs stay in memory; those beyond it are replayed when they wake.
     :param exclusive: no other engine uses the file at the same time (a browser's leader); what an engine that died has
         left behind is then taken back at once instead of when its lease runs out.
+    :param migrate: ``False`` refuses a file that an earlier version wrote (``SchemaVersionError``) instead of migrating
+        it, which cannot be reverted.
+    :param life: an id for this life of the engine, under which its runs are leased; made up by default.
+    :param ends: how earlier lives ended, by their id, for whoever outlives an engine: ``"closed"`` after a shutdown in
+        good order that the engine had no time to note, which counts against no run; ``"died"`` where a page or a parent
+        process saw the engine die or fall silent, which counts however long ago the step began.
     :param clock: where the time comes from.
     :param files: where ``ctx.files`` makes files; by default in the folder ``<path>.files``.
     :param dead_letter: the job, or its name, of which a run is started when a run of a job that has none of its own is
@@ -96,6 +106,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
         max_recoveries: int = 5,
         max_parked: int = 1000,
         exclusive: bool = False,
+        migrate: bool = True,
+        life: str | None = None,
+        ends: Mapping[str, End] = MappingProxyType({}),
         clock: Clock | None = None,
         files: Files | None = None,
         dead_letter: Job | str | None = None,
@@ -118,6 +131,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
         )
         self._webhook_url = webhook_url
         self._durability: Durability = durability
+        self._migrate = migrate
         self._retention = None if retain_runs is None else to_timedelta(retain_runs)
         if self._retention is not None and self._retention < timedelta(0):
             raise ValueError(f"retain_runs is a time of at least 0, not {retain_runs!r}.")
@@ -125,6 +139,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
         self._files = files or LocalFiles(f"{self.path}.files")
         self._on_state = on_state
         self._new_context = Context
+        self._life = life
+        self._ends = ends
         self._install = install
         self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
@@ -165,7 +181,10 @@ class Engine(Inspection, Management, Outside, Scheduling):
             on_idle=self._on_idle,
             on_neighbour=self._on_neighbour,
             new_context=self._new_context,
+            life=self._life,
+            ends=self._ends,
         )
+        self._life = None  # another start is another life
         self._endings = Endings(store)
         self._delivery = Delivery(store, self._registry, self._clock, self._new_id, self._make)
         self._store = store
@@ -182,7 +201,8 @@ class Engine(Inspection, Management, Outside, Scheduling):
             self._dispatcher.claim()
 
     def _open(self) -> Store:
-        return Store(Database(self.path, durability=self._durability, exclusive=self._limits.exclusive))
+        exclusive = self._limits.exclusive
+        return Store(Database(self.path, durability=self._durability, exclusive=exclusive, migrate=self._migrate))
 
     async def stop(self, drain: bool = True) -> None:
         """Stop claiming, and close the database.
@@ -190,13 +210,12 @@ class Engine(Inspection, Management, Outside, Scheduling):
         With ``drain``, the runs that are executing may finish; without, they are given back at once and go on from
         their last committed step with the next engine. Does nothing when the engine is not running.
 
-        :raises RuntimeError: when a job calls it that this engine executes, in its body or in a step. (A task of its
-            own that it waits for is not known to be one: that waits for ever.)
+        :raises RuntimeError: when a job calls it that this engine executes, in its body or in a step.
         """
         store = self._store
         if store is None:
             return
-        if self._dispatcher.is_executing_in(asyncio.current_task()):
+        if self._dispatcher.is_asked_by_job():
             raise RuntimeError(
                 "A job cannot stop the engine that executes it: it would wait for its own end. Tell the code that "
                 "started the engine to stop it, with an asyncio.Event for example."

@@ -97,7 +97,7 @@ class Management(EngineParts):
             fork = self._make(store, trigger, *trigger.check(self._registry), now)
             if fork.new is None:
                 raise ConflictError(run.job, fork.disposition, fork.run_id)
-            store.steps.copy_before(run_id, fork.run_id, record.position, now)
+            store.steps.copy_before(run_id, fork.run_id, record, now)
         self._dispatcher.fill_slots()
         return store.runs.get(fork.run_id)
 

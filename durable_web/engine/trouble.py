@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ..clock import Clock
 from ..errors import StorageError, StorageFullError
 from ..events import Events
-from ..execution.executor import Execution
+from ..execution.run import Execution
 from ..store import Claim, Store
 
 FIRST_PROBE_SECONDS = 2.0

@@ -1,8 +1,5 @@
-"""One run, executed: what a job's ``Context`` stands on.
+"""Executing one run: its body, on an event loop of its own, and what that asks of its context.
 
-``executor`` is the run as a whole, ``leaving`` how the engine ends its body, ``services`` what it has of the engine.
-``operations`` are the steps that run code, ``waiting`` the durable waits, ``parking`` is how a run gives its slot up
-meanwhile, ``timeouts`` and ``suspended`` keep the timers of asyncio around waits, ``compensation`` undoes, ``fan_out``
-maps over child runs, ``reports`` are log lines and progress, and ``commits`` is how all of it reaches the store,
-together where it can.
+The modules, each of which imports only those before it: ``history``, ``run_loop``, ``tenure``, ``reporting``,
+``steps``, ``waits``, ``children``, ``compensation``, ``run``; ``commits``, ``services`` and ``leaving`` serve them all.
 """

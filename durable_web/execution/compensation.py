@@ -1,8 +1,9 @@
 """Sagas: undoing the completed steps of a run that does not complete, the latest first.
 
-Each compensation is a durable step of its own, ``compensate:<name>``, so a crash in the middle goes on where it was.
-After one, the job body is replayed up to where it had come, to find the functions again; it may begin nothing new.
-See H. Garcia-Molina and K. Salem, "Sagas", SIGMOD 1987.
+Compensation begins when the functions that the body called off have ended, and their outcomes are recorded; that is an
+outcome itself: what was completed before it is undone. Each compensation is a durable step of its own,
+``compensate:<name>``, so a crash in the middle goes on where it was: the body is replayed, ends as it ended, and the
+compensations that are recorded are passed. See H. Garcia-Molina and K. Salem, "Sagas", SIGMOD 1987.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..clock import TimerHandle
 from ..codec import decode
 from ..errors import StepFailed
 from ..job import NO_RETRY, Retry
+from ..model import OperationKind, StepStatus
 from ..store import StepRecord
+from .history import COMPENSATE, History
+from .services import Services
+from .steps import Steps
+from .tenure import Tenure
 
-if TYPE_CHECKING:
-    from .executor import Execution
-    from .services import Services
-
-COMPENSATION = "compensation"
-PREFIX = "compensate:"
-PATIENCE_SECONDS = 5.0  # for branches of the body that take time to come to a step that is to be undone
+COMPENSATING = "compensating:"
+"""The key under which the beginning of the compensation is recorded."""
 
 Undo = Callable[[Any], Any]
 
@@ -38,99 +38,77 @@ class _Compensation:
     retry: Retry
 
 
-class Compensation:
-    """How the steps of one execution are undone."""
+class Undos:
+    """How the steps of one run are undone, by their keys; filled while the body asks for them."""
 
-    def __init__(self, execution: Execution, services: Services) -> None:
-        self.is_running = execution.claim.ending is not None
-        self._execution = execution
-        self._store = services.store
-        self._clock = services.clock
+    def __init__(self) -> None:
         self._found: dict[str, _Compensation] = {}
-        self._place = max((record.undo for record in execution.records.values()), default=0)
-        self._missing: set[str] = set()
-        self._all_found = asyncio.Event()
-        self._timer: TimerHandle | None = None
-        if self.is_running:
-            self._look_for_missing()
-
-    # --- knowing how -------------------------------------------------------------------------------------------------
 
     def add(self, step: str, undo: Undo, type_: Any, retry: Retry) -> None:
-        """Keep how a step is undone, should it complete; the body has come to it."""
+        """Keep how a step is undone, should it complete."""
         self._found[step] = _Compensation(undo, type_, retry)
-        self._missing.discard(step)
-        if not self._missing:
-            self._stop_looking()
 
-    def next_place(self) -> int:
-        """The place of a step that completes now among those that can be undone: they are, the other way round."""
-        self._place += 1
-        return self._place
+    def find(self, step: str) -> _Compensation | None:
+        """How a step is undone; ``None`` when the body did not come to it."""
+        return self._found.get(step)
 
-    def _look_for_missing(self) -> None:
-        steps = (step.name for step in self._to_undo())
-        self._missing = {name for name in steps if not self._execution.has_outcome(PREFIX + name)} - self._found.keys()
 
-    async def all_found(self) -> None:
-        """Return when the body has come to every step that is to be undone, or takes too long to.
+class Compensation:
+    """How the completed steps of one run are undone."""
 
-        One branch may be at its end while another one is still on its way.
+    def __init__(self, services: Services, history: History, tenure: Tenure, steps: Steps, undos: Undos) -> None:
+        self._store = services.store
+        self._clock = services.clock
+        self._history = history
+        self._tenure = tenure
+        self._steps = steps
+        self._undos = undos
+
+    @property
+    def is_needed(self) -> bool:
+        """``True`` when a step has completed that is to be undone; valid once every function has ended."""
+        return bool(self._to_undo(None))
+
+    async def begin(self, failure: tuple[dict[str, str], str | None] | None) -> int:
+        """Record that compensation begins; returns the order up to which outcomes are undone.
+
+        :param failure: the error and the step that have failed the run; ``None`` when it was cancelled, which is
+            recorded already.
         """
-        if not self._missing or self._all_found.is_set():
-            return
-        if self._timer is None:
-            self._timer = self._clock.call_later(PATIENCE_SECONDS, self._stop_looking)
-        await self._all_found.wait()
 
-    def _stop_looking(self) -> None:
-        self._all_found.set()
-        if self._timer is not None:
-            self._timer.cancel()
-
-    # --- doing it ----------------------------------------------------------------------------------------------------
-
-    async def begin(self, error: dict[str, str], failed_step: str | None) -> bool:
-        """Note that the run has failed, once nothing of it is under way any more, and before anything is undone.
-
-        ``False`` when there is nothing to undo.
-        """
-        execution = self._execution
-        if not any(record.undo for record in execution.records.values()):
-            return False
-        self.is_running = True
-        await execution.branches.stop()
-        if not self._to_undo():
-            return False
-
-        def write() -> None:
+        def make(record: StepRecord) -> StepRecord:
             now = self._clock.now()
-            self._store.runs.compensate(execution.claim, now, error, failed_step)
-            self._store.steps.cancel_running(execution.claim.run_id, now)
-            self._store.family.cancel_awaited(execution.claim.run_id, now)
+            if failure is not None and not self._tenure.is_cancelling():
+                self._store.runs.compensate(self._tenure.claim, now, *failure)
+            self._store.steps.cancel_running(self._tenure.run_id, now)
+            self._store.family.cancel_awaited(self._tenure.run_id, now)
+            return record._replace(status=StepStatus.COMPLETED, output="null")
 
-        await execution.commit(write)
-        execution.parking.unpause()  # the run is paused no longer, and nobody could resume it
-        self._look_for_missing()
-        return True
+        record = await self._steps.write(COMPENSATING, OperationKind.COMPENSATING, make)
+        return record.outcome_order or 0
 
-    async def run(self) -> None:
-        """Undo what completed, the latest first; one that fails is recorded, and the others are undone all the same."""
-        await self.all_found()
-        for step in self._to_undo():
-            record = self._execution.enter(PREFIX + step.name, COMPENSATION)
-            retry = self._found[step.name].retry if step.name in self._found else NO_RETRY
+    async def run(self, until: int) -> None:
+        """Undo what completed before ``until``, the latest first; one that fails is recorded, the others are undone."""
+        for step in self._to_undo(until):
+            found = self._undos.find(step.name)
+            retry = NO_RETRY if found is None else found.retry
             with suppress(StepFailed):
-                await self._execution.operations.attempt(record, self._call(step), (), retry)
+                key = COMPENSATE + step.name
+                await self._steps.call(key, OperationKind.COMPENSATION, self._call(step, found), (), retry)
 
-    def _to_undo(self) -> list[StepRecord]:
-        return self._store.steps.to_compensate(self._execution.claim.run_id)
+    def _to_undo(self, until: int | None) -> list[StepRecord]:
+        completed = [
+            record
+            for record in self._history.records()
+            if record.undo and record.status == StepStatus.COMPLETED and record.outcome_order is not None
+            if until is None or record.outcome_order < until
+        ]
+        return sorted(completed, key=lambda record: -(record.outcome_order or 0))
 
-    def _call(self, step: StepRecord) -> Callable[[], Awaitable[None]]:
+    def _call(self, step: StepRecord, found: _Compensation | None) -> Callable[[], Awaitable[None]]:
         """The function that undoes a step. What it returns is not kept: it need not be anything that can be stored."""
 
         async def undo() -> None:
-            found = self._found.get(step.name)
             if found is None:
                 raise LookupError(
                     f"The job's code no longer comes to the step {step.name!r} with a compensation, so it could not be "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import StepFailed
 from ..store import NewRun
@@ -19,19 +17,24 @@ class ContinueAsNew(BaseException):
         self.successor = successor
 
 
-class Unwind(BaseException):
-    """Leaves a job body whose run is no longer this engine's. Not an ``Exception``: a body must not catch it."""
+class Detached(BaseException):
+    """Leaves a job body whose run is no longer executed here. Not an ``Exception``: a body must not catch it."""
 
 
 def own_reason(error: BaseException) -> BaseException:
     """Why a body was left: of a task group's errors, what the engine itself has thrown."""
-    return _first(error, Unwind) or _first(error, ContinueAsNew) or error
+    return _first(error, Detached) or _first(error, ContinueAsNew) or error
 
 
 def failed_step(error: BaseException) -> str | None:
     """The step whose failure has ended a body, if it was one's: of a task group's errors, that of the first."""
     found = _first(error, StepFailed)
     return None if found is None else found.step
+
+
+def is_of_the_engine(error: BaseException) -> bool:
+    """``True`` when the engine has thrown it, to leave a body."""
+    return isinstance(own_reason(error), (Detached, ContinueAsNew))
 
 
 def _first(error: BaseException, kind: type[Kind]) -> Kind | None:
@@ -44,16 +47,3 @@ def _first(error: BaseException, kind: type[Kind]) -> Kind | None:
         if isinstance(error, BaseExceptionGroup):
             pending += reversed(error.exceptions)
     return None
-
-
-def is_of_the_engine(error: BaseException) -> bool:
-    """Whether the engine has thrown it, to leave a body."""
-    return isinstance(own_reason(error), (Unwind, ContinueAsNew))
-
-
-def is_closing(tasks: Collection[asyncio.Task[Any] | None]) -> bool:
-    """Whether Python closes the coroutine that asks, because it will never go on, and none of its tasks executes it."""
-    try:
-        return asyncio.current_task() not in tasks
-    except RuntimeError:  # no event loop is left
-        return True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from ..clock import Clock
 from ..errors import StorageError
 from ..files import Files
@@ -13,27 +12,34 @@ from ..job import Registry
 from ..store import Claim, NewRun, Store
 from .commits import GroupCommit
 
-if TYPE_CHECKING:
-    from .executor import Execution
-
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What an execution needs of its engine."""
+    """What an execution needs of its engine.
+
+    Attributes:
+    ``loop``: the event loop on which everything but job bodies is executed.
+    ``is_alone``: ``True`` when no other run is executing.
+    ``claim``: inside a transaction, leases runs for the free slots, also that of the run which ends in it.
+    ``on_due``: called with a time, in milliseconds, at which a wait is over.
+    ``admit_child``: inserts a run, or finds the one that stands for it.
+    ``mark_step``: called with run and key before the function of a step is called.
+    ``report_defect``: called with a failure of the engine itself, and the run.
+    """
 
     store: Store
     commits: GroupCommit
     clock: Clock
     files: Files
+    loop: asyncio.AbstractEventLoop
     preserve_steps: bool
-    is_alone: Callable[[], bool]  # whether this is the only run executing
-    claim: Callable[[str], None]  # inside a transaction: runs for the free slots, also that of the run that ends in it
-    on_settled: Callable[[Execution], None]  # and the runs are claimed for which that makes room
-    on_parked: Callable[[Execution], None]
-    on_wanted: Callable[[Execution], None]  # a parked body wants to go on before its time
-    on_timer: Callable[[], None]  # there is a new time at which a wait is over
+    is_alone: Callable[[], bool]
+    claim: Callable[[str], None]
+    on_due: Callable[[int], None]
     registry: Registry
     webhook_url: Callable[[str], str] | None
     new_id: Callable[[], str]
-    admit_child: Callable[[NewRun, int, bool], str]  # inserts it, or finds the run that stands for it
+    admit_child: Callable[[NewRun, int, bool], str]
     on_storage_trouble: Callable[[Claim, StorageError], None]
+    mark_step: Callable[[str, str], None]
+    report_defect: Callable[[Exception, str], None]

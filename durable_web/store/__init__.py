@@ -4,11 +4,11 @@ from .database import SCHEMA_VERSION, Database, Durability, check_durability
 from .journal import Claim, Fact
 from .new_run import Lease, NewRun, as_made
 from .runs import LeaseLost
-from .steps import PUBLISH, StepRecord, published_as
+from .steps import CANCEL, StepRecord, published_as
 from .store import Store
 
 __all__ = [
-    "PUBLISH",
+    "CANCEL",
     "SCHEMA_VERSION",
     "Claim",
     "Database",

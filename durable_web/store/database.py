@@ -20,7 +20,7 @@ from ..errors import (
     TransactionError,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _MIGRATIONS = ("schema.sql", *(f"migrations/{number}.sql" for number in range(2, SCHEMA_VERSION + 1)))
 """From 0, an empty file, to the latest; from 1 to 2, and so on."""
 BUSY_TIMEOUT_SECONDS = 5.0
@@ -72,10 +72,13 @@ class Database:
     :param durability: ``"full"`` flushes on every commit and survives power loss; ``"normal"`` flushes at checkpoints
         and survives the death of any process, and is faster.
     :param exclusive: nobody else will open the file, so locks are taken once and no shared memory is needed (browser).
+    :param migrate: ``False`` refuses a file with an older schema instead of migrating it.
     :raises NotADatabaseError, SchemaVersionError, DatabaseReadOnlyError, DatabaseInUseError: see their docstrings.
     """
 
-    def __init__(self, path: str, *, durability: Durability = "full", exclusive: bool = False) -> None:
+    def __init__(
+        self, path: str, *, durability: Durability = "full", exclusive: bool = False, migrate: bool = True
+    ) -> None:
         check_durability(durability)
         self.path = path
         self._guarded = False
@@ -92,13 +95,18 @@ class Database:
             with self._translated():
                 if exclusive:  # before the first read: without it a write-ahead log needs shared memory to be read
                     self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-                self._refuse_newer_schema()
+                self._refuse_schema(migrate)
                 self._configure(durability)
                 self._migrate()
                 self.connection.set_authorizer(self._authorize)
         except BaseException:
             self.connection.close()
             raise
+
+    @property
+    def file(self) -> str:
+        """The absolute path of the database file; ``""`` when the database is in memory."""
+        return self.row("PRAGMA database_list")[2]
 
     def close(self) -> None:
         """Close the connection; the last one to go folds the write-ahead log into the file."""
@@ -336,10 +344,10 @@ class Database:
     def _user_version(self) -> int:
         return self.connection.execute("PRAGMA user_version").fetchone()[0]
 
-    def _refuse_newer_schema(self) -> None:
-        """Look before any pragma that would write to the file."""
+    def _refuse_schema(self, migrate: bool) -> None:
+        """Refuse a newer schema, or an older one that may not be migrated, before any pragma writes to the file."""
         found = self._user_version()
-        if found > SCHEMA_VERSION:
+        if found > SCHEMA_VERSION or (0 < found < SCHEMA_VERSION and not migrate):
             raise SchemaVersionError(self.path, found, SCHEMA_VERSION)
 
     def _configure(self, durability: Durability) -> None:

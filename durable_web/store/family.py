@@ -18,6 +18,13 @@ from .steps import StepRecord, Steps
 from .waits import Waits
 
 
+DEADLINE_EXCEEDED = {
+    "type": "DeadlineExceeded",
+    "message": "The run's deadline passed before it ended.",
+    "traceback": "",
+}
+
+
 class Family:
     """What the end of one run means for others."""
 
@@ -74,8 +81,9 @@ class Family:
 
     def expire(self, run_id: str, now: int) -> None:
         """Fail an active run because its deadline has passed, after compensating what has to be."""
-        self._steps.cancel_running(run_id, now)
-        self._runs.expire(run_id, now)
+        if not self._runs.begin_compensation(run_id, RunStatus.FAILED, now, DEADLINE_EXCEEDED):
+            self._steps.cancel_running(run_id, now)
+            self._runs.expire(run_id, now, DEADLINE_EXCEEDED)
         self.cancel_awaited(run_id, now)
 
     def cancel(self, run_id: str, now: int, *, compensate: bool = False) -> None:
@@ -87,8 +95,8 @@ class Family:
         standing = self._runs.standing(run_id)
         if compensate and standing is not None and standing[0] == RunStatus.CANCELLING:
             return
-        self._steps.cancel_running(run_id, now)
         if not (compensate and self._runs.begin_compensation(run_id, RunStatus.CANCELLED, now)):
+            self._steps.cancel_running(run_id, now)
             self._runs.cancel(run_id, now)
         self._journal.changed.add(run_id)
         for child_id in self._runs.active_children(run_id):

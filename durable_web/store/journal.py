@@ -16,6 +16,8 @@ from .database import Database
 from .queries import frames as queries
 
 REMEMBERED_RUNS = 1000
+MOST_INTERRUPTIONS = 6
+"""A run whose engine died this often since the run's last outcome is executed alone, whether that counted or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,17 @@ class Claim:
     deadline: int | None = None
     concurrency_key: str | None = None
     queued: int = 0  # milliseconds for which the run could have been claimed, and was not
+    started_at: int = 0  # when its body was first begun: milliseconds since 1970-01-01 UTC
     ending: str | None = None  # what a run that is to be compensated then ends as
     error: dict[str, str] | None = None  # why it failed
     failed_step: str | None = None
     has_steps: bool = True  # whether the run has recorded any
+    interruptions: int = 0  # deaths of its engine of any kind since its last outcome
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the run may have killed its engine, and is therefore executed alone."""
+        return self.recoveries > 0 or self.interruptions >= MOST_INTERRUPTIONS
 
 
 @dataclass(slots=True)

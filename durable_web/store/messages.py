@@ -38,6 +38,12 @@ UPDATE durable_messages
  WHERE run_id = :run_id AND topic = :topic AND message_id = :message_id AND status = 'taken'
 """
 
+TAKE_ALONG = """
+UPDATE durable_messages
+   SET run_id = :successor_id
+ WHERE run_id = :run_id
+"""
+
 OUTCOME = """
 SELECT status, outcome
   FROM durable_messages
@@ -94,6 +100,13 @@ class Messages:
     def put_back(self, run_id: str, topic: str, message_id: str) -> None:
         """Let the next wait have a message that was taken; it keeps its place."""
         self._database.execute(PUT_BACK, {"run_id": run_id, "topic": topic, "message_id": message_id})
+
+    def take_along(self, run_id: str, successor_id: str) -> None:
+        """Give the messages of a run, also those that it has taken, to the one as which it goes on.
+
+        Those that are pending are its to take; a repeated message is noticed by the id of the first.
+        """
+        self._database.execute(TAKE_ALONG, {"run_id": run_id, "successor_id": successor_id})
 
     def outcome(self, run_id: str, topic: str, message_id: str) -> tuple[str, str | None] | None:
         """The status of a message and its outcome; ``None`` when it was never sent, or its run is gone."""

@@ -58,6 +58,16 @@ class RunReading:
             run_id = row[2]
         return found
 
+    def last_link(self, run_id: str) -> Run:
+        """The run of that id, or the last one as which it went on.
+
+        :raises RunNotFound: when there is none.
+        """
+        run = self.get(run_id)
+        while run.continued_as is not None:
+            run = self.get(run.continued_as)
+        return run
+
     def standing(self, run_id: str) -> tuple[RunStatus, int, bool] | None:
         """The status and the generation of a run, and whether it is paused; ``None`` when it is gone."""
         row = self._database.row(queries.RUN_STANDING, {"id": run_id})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotTerminal, SerializationError
 from ..model import ErrorInfo, RunStatus, from_milliseconds
 from .database import Database
 from .flow import Flow
-from .journal import Claim, Journal
+from .journal import MOST_INTERRUPTIONS, Claim, Journal
 from .new_run import Lease, NewRun, row_of
 from .queries import runs as queries
 from .reading import RunReading
@@ -21,6 +21,24 @@ DELETED_RUNS_KEPT = 30 * 24 * 60 * 60 * 1000
 """For how long it is known that a run was deleted. Milliseconds."""
 
 _FOR_EVER = 1 << 62
+_MIGRATION = "migration"  # who leases, in migrations/5.sql, the runs that cannot go on
+_RECORDED_EARLIER = {
+    "type": "RecordedByEarlierVersion",
+    "message": "The run was recorded by an earlier version of durable-web, which did not record in which order "
+    "operations ended that were busy at once, so it cannot go on where it was. Its timeline says what was done and "
+    "undone. Retry the run: it begins anew on its input.",
+    "traceback": "",
+}
+
+
+class EngineDeaths(Protocol):
+    """What is known of how the engines ended whose runs are taken back; ``owner`` is the owner of their leases."""
+
+    def has_died(self, owner: str) -> bool:
+        """Whether it has, and was not shut down in good order."""
+
+    def culprit(self, owner: str, lease_expires_at: int) -> tuple[str, str] | None:
+        """The id of the run, and the key of its step, against which the death counts; ``None`` for no run."""
 
 
 class LeaseLost(Exception):
@@ -48,11 +66,12 @@ def following(run_id: str) -> str:
 class Runs(RunReading):
     """The verbs on runs.
 
-    ``on_end`` is called, in the transaction, with every run that ends; ``before_burial`` with the id of one that is to
-    be dead.
+    ``on_end`` is called, in the transaction, with every run that ends; ``on_cancelling`` with the id of one that is to
+    be compensated, and ``before_burial`` with that of one that is to be dead.
     """
 
     on_end: Callable[[Ended, int], None] = staticmethod(lambda ended, now: None)
+    on_cancelling: Callable[[str, int], None] = staticmethod(lambda run_id, now: None)
     before_burial: Callable[[str, int], None] = staticmethod(lambda run_id, now: None)
 
     def __init__(self, database: Database, journal: Journal) -> None:
@@ -98,6 +117,7 @@ class Runs(RunReading):
                 expires,
                 deadline,
                 run.concurrency_key,
+                started_at=now,
                 has_steps=False,
             )
             self._note_claim(claim, lease.owner, now)
@@ -121,21 +141,33 @@ class Runs(RunReading):
     # --- executing ---------------------------------------------------------------------------------------------------
 
     def claim(
-        self, owner: str, now: int, expires: int, saturated: list[str], find_obstacle: Callable[[Claim], str | None]
+        self,
+        owner: str,
+        now: int,
+        expires: int,
+        saturated: list[str],
+        find_obstacle: Callable[[Claim], str | None],
+        *,
+        alone: bool,
     ) -> Claim | None:
         """Lease the pending run whose turn it is; ``None`` when there is none.
 
+        :param alone: whether the engine executes nothing else. A suspect run is only claimed then; while it waits for
+            that, no run behind it is claimed either.
         :param saturated: jobs of which no further run may execute now.
         :param find_obstacle: why a run cannot be executed by this engine; one for which there is a reason is blocked,
             and the next one's turn comes.
         """
         text, parameters = queries.claim(saturated)
+        parameters |= {"owner": owner, "now": now, "expires": expires}
+        parameters |= {"alone": alone, "most_interruptions": MOST_INTERRUPTIONS}
         while True:
-            row = self._database.row(text, {"owner": owner, "now": now, "expires": expires, **parameters})
+            row = self._database.row(text, parameters)
             if row is None:
                 return None
-            *values, error, failed_step, has_steps = row
-            claim = Claim(*values, None if error is None else json.loads(error), failed_step, bool(has_steps))
+            *values, error, failed_step, has_steps, interruptions = row
+            info = None if error is None else json.loads(error)
+            claim = Claim(*values, info, failed_step, bool(has_steps), interruptions)
             obstacle = find_obstacle(claim)
             if obstacle is None:
                 break
@@ -193,12 +225,18 @@ class Runs(RunReading):
             raise LeaseLost(claim.run_id)
 
     def reset_recoveries(self, claim: Claim) -> None:
-        """Forget earlier deaths: the run has come further."""
+        """Forget earlier deaths: the run has come further, and others may execute beside it again."""
         self._database.execute(queries.RESET_RECOVERIES, _key(claim))
+        self._journal.has_claimable = True
 
     def forget_recoveries(self, run_id: str) -> None:
         """Forget earlier deaths: a wait of the run has ended, so it comes further, whoever executes it."""
-        self._database.execute(queries.FORGET_RECOVERIES, {"id": run_id})
+        if self._database.execute(queries.FORGET_RECOVERIES, {"id": run_id}).rowcount:
+            self._journal.has_claimable = True
+
+    def is_suspect(self, run_id: str) -> bool:
+        """Whether a run may have killed its engine, and has had no outcome since."""
+        return bool(self._value(queries.IS_SUSPECT, {"id": run_id, "most_interruptions": MOST_INTERRUPTIONS}))
 
     def park(self, claim: Claim, now: int, wake_at: int | None, reason: str) -> None:
         """Let an executing run wait, without a lease, until ``wake_at`` or until one of its waits has ended.
@@ -234,6 +272,7 @@ class Runs(RunReading):
             "failed_step": failed_step,
             "continued_as": continued_as,
             "now": now,
+            "expected": RunStatus.LEASED if claim.ending is None else RunStatus.CANCELLING,
             "followed_as": following(claim.run_id),
         }
         row = self._database.row(queries.SETTLE, values)
@@ -326,11 +365,8 @@ class Runs(RunReading):
         """The ids of the active runs whose deadline has passed."""
         return [row[0] for row in self._database.rows(queries.OVERDUE, {"now": now})]
 
-    def expire(self, run_id: str, now: int) -> None:
+    def expire(self, run_id: str, now: int, error: dict[str, str]) -> None:
         """Fail an active run because its deadline has passed; does nothing when it has ended meanwhile."""
-        error = {"type": "DeadlineExceeded", "message": "The run's deadline passed before it ended.", "traceback": ""}
-        if self.begin_compensation(run_id, RunStatus.FAILED, now, error):
-            return
         row = self._database.row(queries.EXPIRE, {"id": run_id, "now": now, "error": _json(error)})
         if row is None:
             return
@@ -341,7 +377,7 @@ class Runs(RunReading):
     def begin_compensation(self, run_id: str, ending: RunStatus, now: int, error: dict[str, str] | None = None) -> bool:
         """Let an active run that has steps to compensate do so before it ends; ``False`` when it has none.
 
-        Whoever executes it has lost it; it is claimed anew for the compensation.
+        That is an outcome of the run: it takes its place in the order. An engine that executes the run goes on with it.
         """
         values = {"id": run_id, "ending": ending, "error": _json(error), "now": now}
         row = self._database.row(queries.BEGIN_COMPENSATION, values)
@@ -349,8 +385,15 @@ class Runs(RunReading):
             return False
         reason = "it is to be compensated"
         self._journal.append_status(run_id, now, RunStatus.CANCELLING, attempt=row[0], reason=reason, error=error)
+        self.on_cancelling(run_id, now)
+        self._journal.changed.add(run_id)
         self._journal.has_claimable = True
         return True
+
+    def ending(self, run_id: str) -> tuple[str | None, dict[str, str] | None, str | None]:
+        """As what a run ends that is compensated, with which error, and which step has failed it."""
+        ending, error, step = self._database.row(queries.ENDING, {"id": run_id}) or (None, None, None)
+        return ending, None if error is None else json.loads(error), step
 
     def compensate(self, claim: Claim, now: int, error: dict[str, str], failed_step: str | None) -> None:
         """Note that an executing run has failed, and is compensated before it ends.
@@ -364,11 +407,14 @@ class Runs(RunReading):
             claim.run_id, now, RunStatus.CANCELLING, attempt=claim.attempt, reason="it is compensated", error=error
         )
 
-    def recover(self, now: int, *, everything: bool, max_recoveries: int) -> list[tuple[str, str, str, dict[str, str]]]:
+    def recover(
+        self, now: int, *, everything: bool, max_recoveries: int, deaths: EngineDeaths
+    ) -> list[tuple[str, str, str, dict[str, str]]]:
         """Take back the runs whose engine has died; returns id, job, input and error of those that are dead now.
 
         :param everything: every leased run, because no other engine is alive; else those whose lease has expired.
-        :param max_recoveries: a run that was taken back that often without committing a step is dead.
+        :param max_recoveries: a run against which more deaths than this count since its last outcome is dead.
+        :param deaths: how their engines ended.
         """
         expired_before = _FOR_EVER if everything else now
         orphans = self._database.rows(queries.ORPHANS, {"expired_before": expired_before})
@@ -377,23 +423,36 @@ class Runs(RunReading):
             orphan = self._database.row(queries.ORPHAN, {"id": run_id})
             if orphan is None:
                 continue  # its parent is dead, and took it along
-            attempt, recoveries = orphan
-            if recoveries < max_recoveries:
-                (status,) = self._database.row(queries.TAKE_BACK, {"id": run_id, "now": now})
-                self._journal.append_status(
-                    run_id, now, RunStatus(status), attempt=attempt, reason="its engine stopped"
-                )
+            attempt, recoveries, owner, lease_expires_at = orphan
+            if owner == _MIGRATION:
+                dead.append(self._bury(run_id, attempt, _RECORDED_EARLIER, now))
+                continue
+            step = self._open_step(run_id, deaths.culprit(owner, lease_expires_at))
+            if step is not None and recoveries >= max_recoveries:
+                dead.append(self._bury(run_id, attempt, _crash_loop(recoveries + 1, step), now))
             else:
-                self.before_burial(run_id, now)
-                dead.append(self._bury(run_id, attempt, recoveries, now))
+                self._take_back(run_id, attempt, step, now, died=deaths.has_died(owner))
         return dead
 
-    def _bury(self, run_id: str, attempt: int, recoveries: int, now: int) -> tuple[str, str, str, dict[str, str]]:
-        error = {
-            "type": "CrashLoop",
-            "message": f"The engine died {recoveries + 1} times on this run without completing another step.",
-            "traceback": "",
-        }
+    def has_leases(self, owner: str) -> bool:
+        """Whether runs are leased by an engine, be it alive or dead."""
+        return bool(self._value(queries.HAS_LEASES, {"owner": owner}))
+
+    def _open_step(self, run_id: str, culprit: tuple[str, str] | None) -> str | None:
+        """The step of this run that a death counts against; ``None`` when it is another run's, or has an outcome."""
+        if culprit is None or culprit[0] != run_id:
+            return None
+        return None if self._value(queries.HAS_OUTCOME, {"id": run_id, "step": culprit[1]}) else culprit[1]
+
+    def _take_back(self, run_id: str, attempt: int, step: str | None, now: int, *, died: bool) -> None:
+        """Let a run be claimed again whose engine has ended; with ``step``, its death counts against the run."""
+        values = {"id": run_id, "now": now, "counts": step is not None, "died": died}
+        (status,) = self._database.row(queries.TAKE_BACK, values)
+        reason = "its engine stopped" if step is None else f"its engine stopped in the step {step!r}"
+        self._journal.append_status(run_id, now, RunStatus(status), attempt=attempt, reason=reason)
+
+    def _bury(self, run_id: str, attempt: int, error: dict[str, str], now: int) -> tuple[str, str, str, dict[str, str]]:
+        self.before_burial(run_id, now)
         values = {"id": run_id, "error": _json(error), "now": now}
         job, input_text, *parent = self._database.row(queries.BURY, values)
         self._journal.append_status(run_id, now, RunStatus.DEAD, attempt=attempt, error=error)
@@ -482,6 +541,16 @@ def _decoded(text: str) -> Any:
         return decode(text)
     except Exception:
         return None
+
+
+def _crash_loop(deaths: int, step: str) -> dict[str, str]:
+    times = "times" if deaths > 1 else "time"
+    return {
+        "type": "CrashLoop",
+        "message": f"The engine died {deaths} {times} in a row while it executed this run, at last in the step "
+        f"{step!r}.",
+        "traceback": "",
+    }
 
 
 def _key(claim: Claim) -> dict[str, Any]:

@@ -7,8 +7,10 @@
 --                  them may go on. A pending run may be claimed once it is `due`; a paused one is not. A run that has
 --                  failed, or was cancelled, and has steps to compensate is 'cancelling' until that is done, and ends
 --                  as its `ending` says.
--- durable_steps    A row is one step of one run, keyed by the step's name: the checkpoint. Written by the engine that
---                  executes the run: 'running' when a step takes long enough to be seen, else at once with its outcome.
+-- durable_steps    A row is one operation of one run, keyed by its name: the checkpoint. Written by the engine that
+--                  executes the run: 'running' when it takes long enough to be seen, else at once with its outcome. Each
+--                  outcome takes the run's next `outcome_order` in the transaction that records it. A cancellation is an
+--                  outcome too: a row of kind 'cancel'. A timer of the body's event loop is one of kind 'timer'.
 --                  A durable wait (sleep, signal, event, webhook, update, breakpoint, child) is a step of that kind. It
 --                  is 'running' from the moment it is waited for, and whoever ends the wait (the timer, engine.signal,
 --                  engine.publish, a child's end ...) writes its outcome, in the transaction of what ended it.
@@ -73,7 +75,8 @@ CREATE TABLE durable_runs (
     continued_as     TEXT,
     dead_letter_of   TEXT,                           -- the dead run that this one handles
     dead_letter_id   TEXT,                           -- the run that handles this dead one
-    recoveries       INTEGER NOT NULL DEFAULT 0,     -- deaths of its engine since a step was last committed
+    recoveries       INTEGER NOT NULL DEFAULT 0,     -- deaths of its engine that count against it, since its last outcome
+    interruptions    INTEGER NOT NULL DEFAULT 0,     -- deaths of its engine of any kind, since its last outcome
     generation       INTEGER NOT NULL DEFAULT 0,     -- rises with every claim and retry: fencing token
     lease_owner      TEXT,
     lease_expires_at INTEGER,
@@ -151,16 +154,17 @@ CREATE TABLE durable_steps (
     detail           TEXT,                           -- of a wait: what else ends it, as the codec's text;
                                                      -- of a signal that has come, its message's id; of a child that
                                                      -- another run stands for, that run's id
-    undo             INTEGER NOT NULL DEFAULT 0,     -- has a compensation: its place among those, by completion
+    undo             INTEGER NOT NULL DEFAULT 0,     -- 1 when it has a compensation
     started_at       INTEGER NOT NULL,
-    completed_at     INTEGER,
-    timeouts         TEXT,                           -- for each call that has waited for it, when the timers of asyncio
-                                                     -- are due around it, the outermost first, and beside it: JSON
-    place            TEXT    DEFAULT '?',            -- '<n> <scope>': the n-th of its name in that branch of the body, or
-                                                     -- in that step; NULL where it is the body's, and its name says so;
-                                                     -- '?' in what is older than this column
+    completed_at     INTEGER,                        -- of an outcome: never before that of the outcome before it
+    outcome_order    INTEGER,                        -- the place of the outcome among those of its run, from 1: a replay
+                                                     -- delivers outcomes in this order; NULL until there is one
+    inline           INTEGER NOT NULL DEFAULT 0,     -- 1 when the outcome was returned at once, and not delivered while
+                                                     -- the run was at rest
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX durable_steps_by_order ON durable_steps (run_id, outcome_order) WHERE outcome_order IS NOT NULL;
 
 CREATE INDEX durable_steps_due      ON durable_steps (wake_at) WHERE status = 'running' AND wake_at IS NOT NULL;
 CREATE INDEX durable_steps_by_topic ON durable_steps (topic) WHERE topic IS NOT NULL;

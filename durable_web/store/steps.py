@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..codec import decode, readable, to_json
-from ..model import Attempt, ErrorInfo, Step, StepStatus, from_milliseconds
+from ..model import Attempt, ErrorInfo, OperationKind, Step, StepStatus, from_milliseconds
 from .database import Database
 from .journal import Claim, Journal, without_traceback
 from .queries import steps as queries
 from .runs import LeaseLost
 
-PUBLISH = "publish"
+CANCEL = "cancel:"
+"""The name under which the cancellation of a run is recorded."""
+REMEMBERED_RUNS = 1000
+_INTERNAL = frozenset({OperationKind.CANCEL, OperationKind.COMPENSATING})
 _PUBLISHED = re.compile(r"event (.*?)(?:#\d+)?", re.DOTALL)
 
 
@@ -42,20 +46,13 @@ class StepRecord(NamedTuple):
     undo: int = 0
     started_at: int = 0
     completed_at: int | None = None
-    place: str | None = None  # in which branch it was asked for, and as which one of its name: see execution.naming
-    timeouts: str | None = None  # as ``note_timeouts`` has it; kept whatever else is recorded
+    outcome_order: int | None = None  # the place of the outcome among those of the run
+    inline: int = 0  # 1 when the outcome was returned at once
 
     @property
     def is_settled(self) -> bool:
-        """Whether the outcome is recorded, so that a replay gives it back instead of calling the function."""
+        """``True`` when it has ended by itself, and was not called off."""
         return self.status in (StepStatus.COMPLETED, StepStatus.FAILED)
-
-    @property
-    def is_plainly_completed(self) -> bool:
-        """Whether it has completed, and nothing is left of a failure or of a wait."""
-        if self.status != StepStatus.COMPLETED:
-            return False
-        return self.error is self.retry_at is self.wake_at is self.topic is self.detail is None
 
     @property
     def waiting_for(self) -> str | None:
@@ -76,7 +73,12 @@ _WAITS = {
     "update": "update {what!r}",
     "breakpoint": "breakpoint {name!r} to be resumed",
     "child": "child run {name!r}",
+    "timer": "a timer of asyncio",
 }
+
+
+_TIMED = frozenset({OperationKind.SLEEP, OperationKind.TIMER})
+"""What does not end before it is due."""
 
 
 class Steps:
@@ -85,6 +87,7 @@ class Steps:
     def __init__(self, database: Database, journal: Journal) -> None:
         self._database = database
         self._journal = journal
+        self._last_outcomes: dict[str, tuple[int, int]] = {}  # order and time, as far as they are known here
 
     def load(self, run_id: str) -> dict[str, StepRecord]:
         """What a run has recorded, by name, in the order of first recording."""
@@ -101,7 +104,18 @@ class Steps:
         attempts: dict[str, list[Attempt]] = {}
         for name, *values in self._database.rows(queries.ATTEMPTS, {"run_id": run_id}):
             attempts.setdefault(name, []).append(_attempt(values))
-        return [_step(record, tuple(attempts.get(record.name, ()))) for record in self.load(run_id).values()]
+        records = [record for record in self.load(run_id).values() if record.kind not in _INTERNAL]
+        return [_step(record, tuple(attempts.get(record.name, ()))) for record in records]
+
+    def outcomes_after(self, run_id: str, outcome_order: int) -> list[StepRecord]:
+        """The outcomes of a run with a higher order, in their order."""
+        values = {"run_id": run_id, "outcome_order": outcome_order}
+        return [_record(row) for row in self._database.rows(queries.OUTCOMES_AFTER, values)]
+
+    def last_order(self, run_id: str) -> int:
+        """The order of a run's last outcome; 0 when it has none."""
+        row = self._database.row(queries.LAST_OUTCOME, {"run_id": run_id})
+        return 0 if row is None else row[0]
 
     def record(self, run_id: str, record: StepRecord, now: int) -> None:
         """Write a step's state, its frame and its event."""
@@ -112,19 +126,121 @@ class Steps:
         """Write a step's state, and tell nobody."""
         self._database.execute(queries.RECORD_STEP, _values(run_id, record))
 
-    def record_fenced(self, claim: Claim, record: StepRecord, now: int) -> None:
-        """``runs.fence`` and ``record`` in one statement, for what is written once a step.
+    def record_outcome(self, claim: Claim, record: StepRecord, now: int, *, after: int | None = None) -> StepRecord:
+        """Write an outcome of an executing run, with the run's next order, its frame and its notification.
 
+        :param after: the order after which the outcome is inline: no other one was recorded since.
+        :returns: the record with its order; its time is not before that of the outcome before it.
         :raises LeaseLost: when the run is no longer this engine's; nothing is written.
         """
-        if record.is_plainly_completed:
-            text, values = queries.RECORD_COMPLETED_FENCED, _completion(record)
-        else:
-            text, values = queries.RECORD_STEP_FENCED, _values(claim.run_id, record)
-        values += (claim.run_id, claim.generation)
-        if self._database.execute(text, values).rowcount != 1:
-            raise LeaseLost(claim.run_id)
+        record = self._with_fence(claim, record, now, after)
         self.tell_of(claim.run_id, record, now)
+        return record
+
+    def _with_fence(self, claim: Claim, record: StepRecord, now: int, after: int | None) -> StepRecord:
+        run_id = claim.run_id
+        for _ in range(2):
+            last, time = self._last_outcomes.get(run_id) or self._read_last_outcome(run_id)
+            at = now if now > time else time
+            record = record._replace(completed_at=at, outcome_order=last + 1, inline=int(last == after))
+            values = (*_values(run_id, record), run_id, claim.generation)
+            try:
+                written = self._database.execute(queries.RECORD_STEP_FENCED, values).rowcount
+            except sqlite3.IntegrityError:  # another process has recorded an outcome meanwhile
+                del self._last_outcomes[run_id]
+                continue
+            if written != 1:
+                raise LeaseLost(run_id)
+            self._last_outcomes[run_id] = last + 1, at
+            return record
+        raise LeaseLost(run_id)  # not reached: the transaction keeps other processes from writing
+
+    def record_completed(
+        self, claim: Claim, record: StepRecord, output: str, now: int, after: int | None
+    ) -> StepRecord:
+        """``record_outcome`` of a step that has begun and now completes: what nearly every step comes to."""
+        run_id = claim.run_id
+        name, kind, _, position, attempt, before, _, _, _, queued, _, _, _, undo, started_at, _, _, _ = record
+        for _ in range(2):
+            last, time = self._last_outcomes.get(run_id) or self._read_last_outcome(run_id)
+            at, order, inline = now if now > time else time, last + 1, int(last == after)
+            try:
+                written = self._database.execute(
+                    queries.RECORD_COMPLETED_FENCED,
+                    (
+                        name,
+                        kind,
+                        position,
+                        attempt,
+                        before,
+                        output,
+                        queued,
+                        undo,
+                        started_at,
+                        at,
+                        order,
+                        inline,
+                        run_id,
+                        claim.generation,
+                    ),
+                ).rowcount
+            except sqlite3.IntegrityError:  # another process has recorded an outcome meanwhile
+                del self._last_outcomes[run_id]
+                continue
+            if written != 1:
+                raise LeaseLost(run_id)
+            self._last_outcomes[run_id] = order, at
+            record = StepRecord(
+                name,
+                kind,
+                StepStatus.COMPLETED,
+                position,
+                attempt,
+                before,
+                output,
+                None,
+                None,
+                queued,
+                None,
+                None,
+                None,
+                undo,
+                started_at,
+                at,
+                order,
+                inline,
+            )
+            self.tell_of(run_id, record, now)
+            return record
+        raise LeaseLost(run_id)  # not reached: the transaction keeps other processes from writing
+
+    def settle(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
+        """Write an outcome that does not come from the run's execution, with the run's next order, and its frame."""
+        record = self._number(run_id, record, now)
+        self.record(run_id, record, now)
+        return record
+
+    def record_cancel(self, run_id: str, now: int) -> None:
+        """Write that the run is cancelled: an outcome that takes its place in the order."""
+        record = StepRecord(CANCEL, OperationKind.CANCEL, StepStatus.COMPLETED, -1, 1, started_at=now)
+        self.note(run_id, self._number(run_id, record, now))
+
+    def _number(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
+        last, time = self._read_last_outcome(run_id)
+        at = max(now, time, record.wake_at or 0 if record.kind in _TIMED else 0)
+        self._last_outcomes[run_id] = last + 1, at
+        return record._replace(completed_at=at, outcome_order=last + 1, inline=0)
+
+    def _read_last_outcome(self, run_id: str) -> tuple[int, int]:
+        if len(self._last_outcomes) > REMEMBERED_RUNS:
+            self._last_outcomes.clear()
+        row = self._database.row(queries.LAST_OUTCOME, {"run_id": run_id})
+        found = self._last_outcomes[run_id] = (0, 0) if row is None else row
+        return found
+
+    def forget_orders(self) -> None:
+        """What was written may have been rolled back: read the last orders anew."""
+        self._last_outcomes.clear()
 
     def tell_of(self, run_id: str, record: StepRecord, now: int) -> None:
         """Tell of a step's state: its frame and its event."""
@@ -176,39 +292,37 @@ class Steps:
     def forget_unsettled(self, run_id: str) -> None:
         """Forget the steps that did not complete, or were undone, so that they are called again.
 
-        Their failed attempts stay listed. What was published after the first of them may tell of what they came to, and
-        is published again: a webhook's token, say. What limits the others counts anew.
+        Their failed attempts stay listed. What was published after the first of them may depend on them, and is
+        published again: a webhook's token, say. Timers begin anew.
         """
-        self._database.execute(queries.KEEP_LAST_FAILURES, {"run_id": run_id})
-        self._database.execute(queries.FORGET_LATER_PUBLICATIONS, {"run_id": run_id})
-        self._database.execute(queries.FORGET_UNSETTLED_STEPS, {"run_id": run_id})
-        self._database.execute(queries.FORGET_TIMEOUTS, {"run_id": run_id})
+        values = {"run_id": run_id}
+        self._database.execute(queries.KEEP_LAST_FAILURES, values)
+        self._database.execute(queries.FORGET_LATER_PUBLICATIONS, values)
+        self._database.execute(queries.FORGET_UNSETTLED_STEPS, values)
+        self._database.execute(queries.FORGET_TIMERS, values)
+        self._last_outcomes.pop(run_id, None)
 
-    def note_timeouts(self, run_id: str, timeouts: dict[str, str]) -> None:
-        """Keep, by the names of waits, when the timers of asyncio around them are due: JSON, of the execution's own."""
-        values = [{"run_id": run_id, "name": name, "timeouts": text} for name, text in timeouts.items()]
-        self._database.executemany(queries.NOTE_TIMEOUTS, values)
-
-    def to_compensate(self, run_id: str) -> list[StepRecord]:
-        """The completed steps of a run that have a compensation, the one that completed last first."""
-        return [_record(row) for row in self._database.execute(queries.TO_COMPENSATE, {"run_id": run_id})]
+    def forget_timer(self, run_id: str, name: str) -> None:
+        """Forget a timer that was cancelled before it fired."""
+        self._database.execute(queries.FORGET_TIMER, {"run_id": run_id, "name": name})
 
     def delete(self, run_id: str) -> None:
         """Delete everything that a run has recorded in its steps; its timeline stays."""
         for text in queries.DELETE_STEPS:
             self._database.execute(text, {"run_id": run_id})
+        self._last_outcomes.pop(run_id, None)
 
-    def copy_before(self, source_run_id: str, run_id: str, position: int, now: int) -> None:
-        """Give a run the completed steps that another recorded before the one at ``position``, and has not undone.
+    def copy_before(self, source_run_id: str, run_id: str, record: StepRecord, now: int) -> None:
+        """Give a run the outcomes that another recorded before that of ``record``, and has not undone.
 
-        They stay the other one's to undo. What these have published, the run publishes too.
+        They stay the other one's to undo. What was published before, the run publishes too.
         """
-        values = {"source_run_id": source_run_id, "run_id": run_id, "position": position}
-        self._database.execute(queries.COPY_STEPS, values)
-        for record in self.load(run_id).values():
-            key = _PUBLISHED.fullmatch(record.name) if record.kind == PUBLISH else None
-            if key is not None and record.output is not None:
-                self.set_value(run_id, key[1], record.output, readable(decode(record.output)), now)
+        values = {"source_run_id": source_run_id, "run_id": run_id, "position": record.position}
+        self._database.execute(queries.COPY_STEPS, {**values, "outcome_order": record.outcome_order})
+        for copied in self.load(run_id).values():
+            key = _PUBLISHED.fullmatch(copied.name) if copied.kind == OperationKind.PUBLISH else None
+            if key is not None and copied.output is not None:
+                self.set_value(run_id, key[1], copied.output, readable(decode(copied.output)), now)
 
     def append_log(self, run_id: str, ts: int, body: dict[str, Any]) -> None:
         """Append a log line."""
@@ -270,27 +384,10 @@ class Steps:
 
 
 def _values(run_id: str, record: StepRecord) -> tuple[Any, ...]:
-    """A row of durable_steps, in the order of its columns; the timeouts around it are not recorded with it."""
+    """A row of durable_steps, in the order of its columns."""
     if record.error is not None:
-        record = record._replace(error=to_json(record.error))
-    return (run_id, *record[:-1])
-
-
-def _completion(record: StepRecord) -> tuple[Any, ...]:
-    """What of a row of durable_steps has to be said of a step that is plainly completed."""
-    return (
-        record.name,
-        record.kind,
-        record.position,
-        record.attempt,
-        record.attempts_before,
-        record.output,
-        record.queued,
-        record.undo,
-        record.started_at,
-        record.completed_at,
-        record.place,
-    )
+        record = record._replace(error=to_json(record.error))  # type: ignore[arg-type]
+    return (run_id, *record)
 
 
 def _seconds(start: int, end: int) -> float:

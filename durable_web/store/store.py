@@ -50,6 +50,7 @@ class Store:
         self.family = Family(self.journal, self.runs, self.steps, self.waits)
         self.runs.on_end = self.family.end
         self.runs.before_burial = self.steps.cancel_running
+        self.runs.on_cancelling = self.steps.record_cancel
         self.flow = Flow(database)
         self.schedules = Schedules(database)
 
@@ -64,6 +65,7 @@ class Store:
     def forget(self) -> None:
         """Tell nothing of what was written: it was rolled back."""
         self.journal.forget()
+        self.steps.forget_orders()
 
     def tell(self) -> None:
         """Tell of what was written: it is committed."""
@@ -94,6 +96,7 @@ class Store:
                 yield
         except BaseException:
             self.journal.forget_since(mark)
+            self.steps.forget_orders()
             raise
 
     def data_version(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from ..model import StepStatus
+from ..model import OperationKind, StepStatus
 from .database import Database
 from .journal import Journal
 from .messages import Messages
@@ -71,15 +71,18 @@ SELECT run_id, name, status
  WHERE topic = :topic
 """
 
-ENDED = """
-SELECT wait.value
-  FROM json_each(:names) AS wait
- CROSS JOIN durable_steps AS step ON step.run_id = :run_id AND step.name = wait.value
- WHERE step.status IN ('completed', 'failed')
-    OR (step.status = 'running'
-        AND EXISTS (SELECT 1
-                      FROM durable_messages INDEXED BY durable_messages_pending
-                     WHERE run_id = :run_id AND topic = step.topic AND status = 'pending'))
+OVERDUE_IN_RUN = """
+SELECT name
+  FROM durable_steps INDEXED BY durable_steps_running
+ WHERE run_id = :run_id AND status = 'running' AND wake_at <= :now
+ ORDER BY wake_at, position
+"""
+
+HAS_MESSAGE = """
+SELECT 1
+  FROM durable_messages INDEXED BY durable_messages_pending
+ WHERE run_id = :run_id AND topic = :topic AND status = 'pending'
+ LIMIT 1
 """
 
 BREAKPOINTS = """
@@ -116,7 +119,10 @@ class Waits:
         found = self._steps.find(run_id, record.name)
         if found is not None and (found.is_settled or found.status == StepStatus.RUNNING):
             return found
-        self._steps.record(run_id, record, now)
+        if record.kind == OperationKind.TIMER:
+            self._steps.note(run_id, record)
+        else:
+            self._steps.record(run_id, record, now)
         return record
 
     def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:
@@ -127,7 +133,8 @@ class Waits:
         found = self._steps.find(run_id, name)
         if found is None or found.status == StepStatus.CANCELLED:
             return None
-        called_off = {"status": StepStatus.CANCELLED, "output": None, "error": None, "topic": None, "completed_at": now}
+        ended = now if found.completed_at is None else found.completed_at  # the outcome, if there is one, keeps its place
+        called_off = {"status": StepStatus.CANCELLED, "output": None, "error": None, "topic": None, "completed_at": ended}
         self._steps.record(run_id, found._replace(**called_off), now)
         return found
 
@@ -163,9 +170,8 @@ class Waits:
             error=error,
             topic=record.topic if record.kind == "webhook" else None,  # nobody has to find it any more
             detail=message_id or record.detail,
-            completed_at=now,
         )
-        self._steps.record(run_id, ended, now)
+        self._steps.settle(run_id, ended, now)
         self._runs.forget_recoveries(run_id)
         self._runs.wake(run_id, now, reason)
         self._journal.changed.add(run_id)
@@ -186,19 +192,27 @@ class Waits:
         """End the waits whose time has come; ``True`` when there may be more."""
         due = self._database.rows(DUE, {"now": now, "limit": DUE_BATCH})
         for run_id, name in due:
-            record = self._steps.find(run_id, name)
-            kind = "" if record is None else record.kind
-            if kind in _TIMEOUTS:
-                type_, message = _TIMEOUTS[kind]
-                error = {"type": type_, "message": message, "traceback": ""}
-                self.settle(run_id, name, now, error=error, reason=f"{name!r} timed out")
-            else:
-                self.settle(run_id, name, now, reason=f"sleep {name!r} is over")
+            self._settle_overdue(run_id, name, now)
         return len(due) == DUE_BATCH
 
-    def ended(self, run_id: str, names: list[str]) -> list[str]:
-        """Which of these waits have ended, or have a message that they may take."""
-        return [row[0] for row in self._database.rows(ENDED, {"run_id": run_id, "names": json.dumps(names)})]
+    def settle_overdue(self, run_id: str, now: int) -> None:
+        """End the waits of one run whose time has come, in the order in which they were due."""
+        for (name,) in self._database.rows(OVERDUE_IN_RUN, {"run_id": run_id, "now": now}):
+            self._settle_overdue(run_id, name, now)
+
+    def _settle_overdue(self, run_id: str, name: str, now: int) -> None:
+        record = self._steps.find(run_id, name)
+        kind = "" if record is None else record.kind
+        if kind in _TIMEOUTS:
+            type_, message = _TIMEOUTS[kind]
+            error = {"type": type_, "message": message, "traceback": ""}
+            self.settle(run_id, name, now, error=error, reason=f"{name!r} timed out")
+        else:
+            self.settle(run_id, name, now, reason=f"{kind} {name!r} is over")
+
+    def has_message(self, run_id: str, topic: str) -> bool:
+        """``True`` when a message for that topic waits to be taken."""
+        return self._database.row(HAS_MESSAGE, {"run_id": run_id, "topic": topic}) is not None
 
     def find_in_run(self, run_id: str, topic: str) -> str | None:
         """The name of the first wait of a run for that topic."""

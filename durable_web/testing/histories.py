@@ -15,18 +15,18 @@ from typing import Any
 from ..codec import encode, to_json
 from ..context import Context
 from ..engine import Engine
-from ..errors import NonDeterminismError
-from ..execution.compensation import COMPENSATION
-from ..execution.executor import Execution
-from ..execution.operations import PATCH
+from ..execution.run import Execution
 from ..files import Files
 from ..job import Job
-from ..model import Run, RunStatus, StepStatus
+from ..model import OperationKind, Run, RunStatus, StepStatus
 from ..store import NewRun, StepRecord
 from .clock import MockClock, settle
 from .engines import engine as new_engine
 
-FORMAT = 1
+FORMAT = 2
+
+_OF_THE_END = frozenset({OperationKind.COMPENSATION, OperationKind.COMPENSATING, OperationKind.CANCEL})
+"""Which of these come depends on how the run was ended."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,9 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
         engine._dispatcher.new_context = replay.new_context
         replay.insert(engine)
         engine._dispatcher.claim()
-        task = engine._dispatcher.executing[history["run_id"]][1]
-        await replay.come_to_rest(task, patience)
+        await replay.come_to_rest(patience)
+        replay.check(await engine.get_run(history["run_id"]))
         run = await engine.get_run(history["run_id"])
-        replay.check(run, has_ended=task.done())
     return Replay(replay.unvisited, list(replay.new), run.output)
 
 
@@ -117,19 +116,22 @@ class _Replaying:
 
     def __init__(self, history: dict[str, Any]) -> None:
         self.history = history
-        self.new: dict[str, str] = {}  # name and kind of what is called, and not recorded as ended
         self._records = {written["name"]: _step_from_json(written) for written in history["steps"]}
-        self._unvisited = {
-            name: record
-            for name, record in self._records.items()
-            if record.is_settled and record.kind != COMPENSATION  # whether these come depends on how the run was ended
-        }
-        self._difference: NonDeterminismError | None = None
-        self._activity = 0
+        self._execution: Execution | None = None
+
+    @property
+    def new(self) -> dict[str, OperationKind]:
+        """Name and kind of what is asked for, and not recorded."""
+        assert self._execution is not None
+        queued = self._execution.history.queued_operations()
+        return {each.key: each.kind for each in queued if each.kind != OperationKind.TIMER}
 
     @property
     def unvisited(self) -> list[str]:
-        return list(self._unvisited)
+        """The names of what is recorded, and was not asked for."""
+        assert self._execution is not None
+        unasked = self._execution.history.unasked()
+        return [name for name, record in self._records.items() if name in unasked and record.is_settled]
 
     @property
     def recorded_until(self) -> int:
@@ -144,63 +146,46 @@ class _Replaying:
         with store.transaction():
             store.runs.insert(made, 0)
             for record in self._records.values():
-                store.steps.record(made.id, record, 0)
-            timeouts = {record.name: record.timeouts for record in self._records.values() if record.timeouts}
-            store.steps.note_timeouts(made.id, timeouts)
+                if record.kind not in _OF_THE_END:
+                    store.steps.record(made.id, record, 0)
 
     def new_context(self, execution: Execution, files: Files) -> Context:
-        """A context whose operations end as they are recorded, and never where they are not."""
-        enter, may_begin = execution.enter, execution.may_begin
-
-        def watch_entering(key: str, kind: str) -> StepRecord:
-            self._activity += 1
-            self._unvisited.pop(key, None)
-            try:
-                record = enter(key, kind)
-            except NonDeterminismError as difference:
-                self._difference = self._difference or difference
-                raise
-            if not record.is_settled and kind != PATCH:
-                self.new[key] = kind
-            return record
-
-        async def hold(record: StepRecord) -> StepRecord:
-            if record.kind == PATCH:
-                return await may_begin(record)
-            return await asyncio.get_running_loop().create_future()
-
-        execution.enter, execution.may_begin = watch_entering, hold
+        """The context of an execution that begins nothing which is not recorded."""
+        execution.replay_only()
+        self._execution = execution
         return Context(execution, files)
 
-    async def come_to_rest(self, task: asyncio.Task[None], patience: float) -> None:
+    async def come_to_rest(self, patience: float) -> None:
         """Wait until the job has ended, or waits for what is not recorded."""
-        loop = asyncio.get_running_loop()
+        execution, loop = self._execution, asyncio.get_running_loop()
+        assert execution is not None
         until = loop.time() + patience
-        while not task.done():
-            activity = self._activity
+        while True:
             await settle()
-            if self._activity != activity:
-                continue
-            if self._difference or (self.new and not self._unvisited) or loop.time() >= until:
+            if execution.left.done() or execution.history.broken or (self.new and not self.unvisited):
+                return
+            if loop.time() >= until:
                 return
             await asyncio.sleep(0.01)
 
-    def check(self, run: Run, *, has_ended: bool) -> None:
+    def check(self, run: Run) -> None:
         """:raises AssertionError: when the code does not agree with the history."""
-        if self._difference is not None:
-            raise AssertionError(f"The job does not replay: {self._difference}") from self._difference
+        assert self._execution is not None
+        difference = self._execution.history.broken
+        if difference is not None:
+            raise AssertionError(f"The job does not replay: {difference}") from difference
         if run.error is not None and self.history["status"] == RunStatus.COMPLETED:
             raise AssertionError(
                 f"The job does not replay: the run has completed, and would now fail with {run.error.type}: "
                 f"{run.error.message}"
             )
-        if not has_ended:
+        if not run.is_terminal:
             self._check_where_it_stands()
 
     def _check_where_it_stands(self) -> None:
-        if not self._unvisited:
+        if not self.unvisited:
             return
-        recorded = next(iter(self._unvisited.values()))
+        recorded = self._records[self.unvisited[0]]
         if not self.new:
             raise AssertionError(
                 f"The job does not replay: it did not come to {recorded.name!r} ({recorded.kind}), which is recorded, "
@@ -209,5 +194,5 @@ class _Replaying:
         name, kind = next(iter(self.new.items()))
         raise AssertionError(
             f"The job does not replay: {name!r} ({kind}) is called where {recorded.name!r} ({recorded.kind}) is "
-            "recorded. Let runs that are under way pass it by: `if await ctx.patched(...)`, or give the job a version."
+            "recorded. Let active runs skip it: `if await ctx.patched(...)`, or give the job a version."
         )

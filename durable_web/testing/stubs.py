@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from ..codec import return_annotation
 from ..context import Context
 from ..engine import Engine
-from ..execution.executor import Execution
+from ..execution.run import Execution
 from ..files import Files
 from ..job import Retry
 
@@ -40,7 +40,7 @@ class _StubbedContext(Context):
         super().__init__(execution, files)
         self._results = results
 
-    async def step(
+    def step(
         self,
         name: str,
         function: Callable[..., Any],
@@ -48,11 +48,11 @@ class _StubbedContext(Context):
         *arguments: Any,
         retry: Retry | None = None,
         compensate: Callable[[Any], Any] | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         if compensate is not None:
             compensate = self._instead_of(f"compensate:{name}", compensate)
         function = self._instead_of(name, function)
-        return await super().step(name, function, *arguments, retry=retry, compensate=compensate)
+        return super().step(name, function, *arguments, retry=retry, compensate=compensate)
 
     async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
         return await super().transaction(name, self._instead_of(name, function), *arguments)

@@ -30,9 +30,9 @@ def suite_archive() -> bytes:
         archive.write(ROOT / "pyproject.toml", "pyproject.toml")
         archive.write(SUITE / "opfs_home.py", "opfs_home.py")
         archive.write(ROOT / "tests" / "conftest.py", "tests/conftest.py")
-        for path in (ROOT / "tests" / "engine").iterdir():
-            if path.is_file():
-                archive.write(path, f"tests/engine/{path.name}")
+        for path in (ROOT / "tests" / "engine").rglob("*"):
+            if path.suffix in (".py", ".sql"):
+                archive.write(path, path.relative_to(ROOT).as_posix())
         for name in PACKAGES:
             package = Path(find_spec(name).origin).parent
             for path in package.rglob("*.py"):

@@ -11,6 +11,8 @@ from durable_web.model import StoredFrame
 
 MAX_RECOVERIES = 2
 SLOTS = 2
+ENGINE_STOPPED = "its engine stopped"
+COUNTED_DEATH = f"{ENGINE_STOPPED} in the step "
 LEGAL = {
     None: {"pending"},
     "pending": {"pending", "leased", "cancelled", "failed", "cancelling"},
@@ -188,9 +190,9 @@ class KnownRuns(dict[str, KnownRun]):
         assert status in LEGAL[run.status], (run.status, status)
         if frame.reason in ("it is paused", "it is resumed", "retried"):
             run.paused = frame.reason == "it is paused"
-        if frame.reason in ("its engine stopped", "retried"):
-            run.recoveries = run.recoveries + 1 if frame.reason == "its engine stopped" else 0
+        run.recoveries += (frame.reason or "").startswith(COUNTED_DEATH)
         if frame.reason == "retried":
+            run.recoveries = 0
             self._put_back_what_was_undone(run)
             run.forget_unsettled()
         if status == "cancelling":
@@ -201,7 +203,7 @@ class KnownRuns(dict[str, KnownRun]):
             self._check_turn(run)
             run.claims += 1
         elif status == "dead":
-            assert run.recoveries == MAX_RECOVERIES
+            assert run.recoveries >= MAX_RECOVERIES  # more, where an outcome without a frame came between
         elif status == "failed":
             assert not run.to_undo
             assert run.status in ("leased", "cancelling") or frame.error.type == "DeadlineExceeded"
@@ -217,7 +219,7 @@ class KnownRuns(dict[str, KnownRun]):
         if run.status != "cancelling":
             assert run.to_undo
             run.was_undone = True
-        if frame.reason in ("it is to be compensated", "its engine stopped", "the engine is stopping"):
+        if (frame.reason or "").startswith(("it is to be compensated", ENGINE_STOPPED, "the engine is stopping")):
             run.is_leased = False
         elif run.status == "cancelling":
             assert not run.is_leased

@@ -36,7 +36,7 @@ def deadly(dead_letter: Job | str | None = None, name: str = "deadly", deaths: i
     @job(name, dead_letter=dead_letter)
     async def deadly_job(ctx: Context, _: Any) -> str:
         if ctx.attempt <= deaths:
-            await asyncio.Event().wait()
+            await ctx.step("hang", asyncio.Event().wait)
         return "alive"
 
     return deadly_job
@@ -118,7 +118,7 @@ async def test_a_handler_that_is_not_registered_is_told_of_and_hurts_nobody(runn
 async def test_a_handler_that_fails_or_dies_itself_starts_no_other(running):
     @job("letters")
     async def deadly_letters(ctx: Context, letter: dict) -> None:
-        await asyncio.Event().wait()
+        await ctx.step("hang", asyncio.Event().wait)
 
     bad = deadly()
     options = {"max_recoveries": 0, "dead_letter": deadly_letters}
@@ -133,11 +133,13 @@ async def test_a_handler_that_fails_or_dies_itself_starts_no_other(running):
 
 
 async def bury(running: Any, bad: Job, count: int = 1, **options: Any) -> list[Run]:
-    """Let an engine die over so many runs of a job."""
-    async with running(bad, max_recoveries=0, **options) as engine:
-        runs = [await engine.trigger(bad, {"n": n}) for n in range(count)]
-        await settle()
-        await crash(engine)
+    """Let an engine die over each of so many runs of a job, before a handler of theirs is executed."""
+    runs = []
+    for _ in range(count):
+        async with running(bad, max_recoveries=0, max_concurrent_runs=1, **options) as engine:
+            runs = runs or [await engine.trigger(bad, {"n": n}, priority=1) for n in range(count)]
+            await settle()
+            await crash(engine)
     return runs
 
 
@@ -271,7 +273,7 @@ async def test_what_a_handler_starts_or_goes_on_as_is_not_handed_over_either(run
         elif "run_id" in letter:
             ctx.continue_as_new({})
         else:
-            await asyncio.Event().wait()
+            await ctx.step("hang", asyncio.Event().wait)
 
     @job("handle-more")
     async def handle_more(ctx: Context, letter: dict) -> None:
@@ -321,7 +323,7 @@ async def test_a_dead_run_undoes_nothing_because_it_may_come_back(running):
     @job("order")
     async def order(ctx: Context, _: Any) -> None:
         await ctx.step("charge", lambda: "charge", compensate=undone.append)
-        await asyncio.Event().wait()
+        await ctx.step("hang", asyncio.Event().wait)
 
     run = await die(running, order, max_recoveries=0)
     async with running(order, max_recoveries=0) as engine:

@@ -169,7 +169,7 @@ async def test_waiting_dying_and_a_job_that_is_gone_are_told(running):
 
     @job("deadly")
     async def deadly(ctx: Context, _: None) -> None:
-        await asyncio.Event().wait()
+        await ctx.step("hang", asyncio.Event().wait)
 
     async with running(flaky, deadly, clock=clock) as engine:
         engine.on("run:waiting", heard.append)

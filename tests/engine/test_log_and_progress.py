@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +208,10 @@ async def test_synchronous_code_that_never_yields_is_still_heard(running):
     async with running(busy, clock=clock) as engine:
         run = await engine.trigger("busy")
         await finish(engine, run)
+        frames = await timeline(engine, run)
     assert heard == [0, 0, 3, 3]
+    steps = [(frame.name, frame.status) for frame in frames if frame.kind == "step_status"]
+    assert steps == [("work", "running"), ("work", "completed")]
 
 
 async def test_a_slow_step_is_seen_to_run_and_a_quick_one_only_to_complete(running):
@@ -299,10 +303,15 @@ async def test_a_thread_that_tells_something_while_the_event_loop_is_busy_harms_
 
 @on_a_desk_only("there are no threads")
 async def test_a_line_of_the_body_is_not_repeated_by_a_thread_either(running):
+    def in_a_thread(function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments)
+        thread.start()
+        thread.join()
+
     @job("story")
     async def story(ctx: Context, _: None) -> None:
         for line in ("one", "two"):
-            await asyncio.to_thread(ctx.log.info, line)
+            in_a_thread(ctx.log.info, line)
         await ctx.step("step", lambda: None)
         if ctx.attempt == 1:
             await asyncio.Event().wait()
@@ -324,10 +333,10 @@ async def test_a_thread_whose_run_was_cancelled_can_see_it_and_leaves(running, t
     begun, left = asyncio.Event(), asyncio.Event()
     gate = threading.Event()
     told: list[object] = []
+    loop = asyncio.get_running_loop()
 
     @job("threaded")
     async def threaded(ctx: Context, _: None) -> None:
-        loop = asyncio.get_running_loop()
 
         def work() -> None:
             ctx.raise_if_cancelled()  # not yet

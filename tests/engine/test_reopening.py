@@ -35,7 +35,7 @@ async def test_a_dead_run_that_is_retried_has_all_its_recoveries_again(running):
 
     @job("deadly")
     async def deadly(ctx: Context, _: None) -> None:
-        await asyncio.Event().wait()
+        await ctx.step("hang", asyncio.Event().wait)
 
     async def die(times: int) -> None:
         for _ in range(times):

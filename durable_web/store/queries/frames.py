@@ -57,7 +57,7 @@ SELECT COALESCE(MAX(seq), 0)
 CURRENT_STEP = """
 SELECT name
   FROM durable_steps
- WHERE run_id = :run_id AND status = 'running'
+ WHERE run_id = :run_id AND status = 'running' AND kind <> 'timer'
  ORDER BY position DESC
  LIMIT 1
 """

@@ -24,12 +24,13 @@ TIMES = (
 _DERIVED = {
     "current_step": """(SELECT name
           FROM durable_steps
-         WHERE run_id = durable_runs.id AND status = 'running'
+         WHERE run_id = durable_runs.id AND status = 'running' AND kind <> 'timer'
          ORDER BY position DESC
          LIMIT 1)""",
     "completed_steps": """(SELECT COUNT(*)
           FROM durable_steps
-         WHERE run_id = durable_runs.id AND status = 'completed')""",
+         WHERE run_id = durable_runs.id AND status = 'completed'
+           AND kind NOT IN ('timer', 'cancel', 'compensating'))""",
     "last_seq": """(SELECT MAX(seq)
           FROM durable_frames
          WHERE run_id = durable_runs.id)""",

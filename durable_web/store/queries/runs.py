@@ -60,11 +60,13 @@ UPDATE durable_runs
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
               LIMIT 1)
+   AND (:alone OR (recoveries = 0 AND interruptions < :most_interruptions))
 RETURNING id, job, version, input, attempt, recoveries, generation, lease_expires_at, deadline,
-          concurrency_key, MAX(:now - ready_at, 0), ending, error, failed_step,
+          concurrency_key, MAX(:now - ready_at, 0), started_at, ending, error, failed_step,
           EXISTS (SELECT 1
                     FROM durable_steps
-                   WHERE run_id = durable_runs.id)
+                   WHERE run_id = durable_runs.id),
+          interruptions
 """
 
 CLAIM = _CLAIM.format(condition="")
@@ -131,7 +133,7 @@ UPDATE durable_runs
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+ WHERE id = :id AND generation = :generation AND status = :expected
 RETURNING started_at, parent_run_id, parent_step,
           EXISTS (SELECT 1
                     FROM durable_runs AS child INDEXED BY durable_runs_by_parent
@@ -216,24 +218,27 @@ UPDATE durable_runs
 
 BEGIN_COMPENSATION = """
 UPDATE durable_runs
-   SET status = 'cancelling',
+   SET due = status <> 'leased',
+       status = 'cancelling',
        ending = :ending,
        error = :error,
-       due = 1,
        paused = 0,
        blocked = 0,
-       generation = generation + 1,
        wake_at = NULL,
        waiting_reason = NULL,
-       lease_owner = NULL,
-       lease_expires_at = NULL,
-       ready_at = :now,
+       ready_at = CASE status WHEN 'leased' THEN ready_at ELSE :now END,
        updated_at = :now
  WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
    AND EXISTS (SELECT 1
                  FROM durable_steps
-                WHERE run_id = :id AND undo > 0 AND status = 'completed')
+                WHERE run_id = :id AND undo > 0 AND status IN ('completed', 'running'))
 RETURNING attempt
+"""
+
+ENDING = """
+SELECT ending, error, failed_step
+  FROM durable_runs
+ WHERE id = :id
 """
 
 ACTIVE_CHILDREN = """
@@ -368,6 +373,7 @@ UPDATE durable_runs
        failed_step = NULL,
        deadline = NULL,
        recoveries = 0,
+       interruptions = 0,
        generation = generation + 1,
        ready_at = :now,
        completed_at = NULL,
@@ -384,7 +390,7 @@ SELECT id
 """
 
 ORPHAN = """
-SELECT attempt, recoveries
+SELECT attempt, recoveries, lease_owner, lease_expires_at
   FROM durable_runs
  WHERE id = :id AND status IN ('leased', 'cancelling') AND lease_expires_at IS NOT NULL
 """
@@ -393,7 +399,8 @@ TAKE_BACK = """
 UPDATE durable_runs
    SET status = CASE status WHEN 'leased' THEN 'pending' ELSE status END,
        due = NOT paused OR status = 'cancelling',
-       recoveries = recoveries + 1,
+       recoveries = recoveries + :counts,
+       interruptions = interruptions + :died,
        ready_at = :now,
        lease_owner = NULL,
        lease_expires_at = NULL,
@@ -406,6 +413,7 @@ BURY = """
 UPDATE durable_runs
    SET status = 'dead',
        recoveries = recoveries + 1,
+       interruptions = interruptions + 1,
        ending = NULL,
        error = :error,
        lease_owner = NULL,
@@ -416,16 +424,36 @@ UPDATE durable_runs
 RETURNING job, input, parent_run_id, parent_step
 """
 
+HAS_OUTCOME = """
+SELECT EXISTS (SELECT 1
+                 FROM durable_steps
+                WHERE run_id = :id AND name = :step AND outcome_order IS NOT NULL)
+"""
+
+HAS_LEASES = """
+SELECT EXISTS (SELECT 1
+                 FROM durable_runs INDEXED BY durable_runs_by_status
+                WHERE status IN ('leased', 'cancelling') AND lease_owner = :owner)
+"""
+
+IS_SUSPECT = """
+SELECT recoveries > 0 OR interruptions >= :most_interruptions
+  FROM durable_runs
+ WHERE id = :id
+"""
+
 RESET_RECOVERIES = """
 UPDATE durable_runs
-   SET recoveries = 0
+   SET recoveries = 0,
+       interruptions = 0
  WHERE id = :id AND generation = :generation
 """
 
 FORGET_RECOVERIES = """
 UPDATE durable_runs
-   SET recoveries = 0
- WHERE id = :id AND recoveries <> 0
+   SET recoveries = 0,
+       interruptions = 0
+ WHERE id = :id AND (recoveries <> 0 OR interruptions <> 0)
 """
 
 ENDED_BEFORE = """

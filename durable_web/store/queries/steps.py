@@ -15,7 +15,7 @@ UPDATE durable_runs
 """
 
 _STEP_COLUMNS = """name, kind, status, position, attempt, attempts_before, output, error, retry_at, queued, wake_at,
-       topic, detail, undo, started_at, completed_at, place, timeouts"""
+       topic, detail, undo, started_at, completed_at, outcome_order, inline"""
 
 STEPS = f"""
 SELECT {_STEP_COLUMNS}
@@ -30,11 +30,19 @@ SELECT {_STEP_COLUMNS}
  WHERE run_id = :run_id AND name = :name
 """
 
-TO_COMPENSATE = f"""
+OUTCOMES_AFTER = f"""
 SELECT {_STEP_COLUMNS}
-  FROM durable_steps
- WHERE run_id = :run_id AND undo > 0 AND status = 'completed'
- ORDER BY undo DESC
+  FROM durable_steps INDEXED BY durable_steps_by_order
+ WHERE run_id = :run_id AND outcome_order > :outcome_order
+ ORDER BY outcome_order
+"""
+
+LAST_OUTCOME = """
+SELECT outcome_order, completed_at
+  FROM durable_steps INDEXED BY durable_steps_by_order
+ WHERE run_id = :run_id AND outcome_order IS NOT NULL
+ ORDER BY outcome_order DESC
+ LIMIT 1
 """
 
 ATTEMPTS = """
@@ -57,7 +65,7 @@ VALUES (:run_id, :name, :attempt, :error, :queued, :started_at, :now)
 RUNNING_STEPS = """
 SELECT name, kind, position, attempt, started_at
   FROM durable_steps
- WHERE run_id = :run_id AND status = 'running'
+ WHERE run_id = :run_id AND status = 'running' AND kind <> 'timer'
  ORDER BY position
 """
 
@@ -85,9 +93,11 @@ SELECT name, MAX(attempt)
  GROUP BY name
 """
 
+# A completed row without an order is a fact, or was recorded by a version that kept none: that one cannot be replayed.
 _UNSETTLED = """run_id = :run_id
    AND (status <> 'completed'
-        OR kind = 'compensation'
+        OR (outcome_order IS NULL AND kind NOT IN ('patch', 'publish'))
+        OR kind IN ('compensation', 'compensating', 'cancel')
         OR 'compensate:' || name IN (SELECT name
                                        FROM durable_steps
                                       WHERE run_id = :run_id AND kind = 'compensation' AND status = 'completed'))"""
@@ -97,20 +107,28 @@ DELETE FROM durable_steps
  WHERE {_UNSETTLED}
 """
 
+FORGET_TIMERS = """
+DELETE FROM durable_steps
+ WHERE run_id = :run_id AND kind = 'timer'
+"""
+
 FORGET_LATER_PUBLICATIONS = f"""
 DELETE FROM durable_steps
  WHERE run_id = :run_id AND kind = 'publish'
    AND position > (SELECT MIN(position)
                      FROM durable_steps
-                    WHERE {_UNSETTLED})
+                    WHERE {_UNSETTLED} AND kind NOT IN ('compensation', 'compensating', 'cancel', 'timer'))
 """
 
 COPY_STEPS = """
-INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, started_at,
-                           completed_at, place)
-SELECT :run_id, name, kind, status, position, attempt, output, error, queued, started_at, completed_at, place
+INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, output, error, queued, wake_at, started_at,
+                           completed_at, outcome_order, inline)
+SELECT :run_id, name, kind, status, position, attempt, output, error, queued, wake_at, started_at, completed_at,
+       outcome_order, inline
   FROM durable_steps
- WHERE run_id = :source_run_id AND position < :position AND status = 'completed' AND kind <> 'compensation'
+ WHERE run_id = :source_run_id AND kind NOT IN ('compensation', 'compensating', 'cancel')
+   AND (outcome_order < COALESCE(:outcome_order, outcome_order + 1)
+        OR (outcome_order IS NULL AND kind IN ('patch', 'publish') AND position < :position))
    AND 'compensate:' || name NOT IN (SELECT name
                                        FROM durable_steps
                                       WHERE run_id = :source_run_id AND kind = 'compensation'
@@ -120,8 +138,8 @@ SELECT :run_id, name, kind, status, position, attempt, output, error, queued, st
 # Positional parameters here and for frames: there is one of each for every step, and names are looked up one by one.
 _RECORD_STEP = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, error, retry_at,
-                           queued, wake_at, topic, detail, undo, started_at, completed_at, place)
-SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+                           queued, wake_at, topic, detail, undo, started_at, completed_at, outcome_order, inline)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
  WHERE {condition}
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
@@ -136,7 +154,9 @@ SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
        undo = excluded.undo,
        queued = excluded.queued,
        started_at = excluded.started_at,
-       completed_at = excluded.completed_at
+       completed_at = excluded.completed_at,
+       outcome_order = excluded.outcome_order,
+       inline = excluded.inline
 """
 
 RECORD_STEP = _RECORD_STEP.format(condition="TRUE")
@@ -150,8 +170,8 @@ RECORD_STEP_FENCED = _RECORD_STEP.format(
 # What nearly every step comes to, in one short statement: completed, with nothing left of a failure or of a wait.
 RECORD_COMPLETED_FENCED = """
 INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attempts_before, output, queued, undo,
-                           started_at, completed_at, place)
-SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?
+                           started_at, completed_at, outcome_order, inline)
+SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
   FROM durable_runs
  WHERE id = ? AND generation = ? AND status IN ('leased', 'cancelling')
     ON CONFLICT (run_id, name) DO UPDATE
@@ -167,19 +187,14 @@ SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?
        undo = excluded.undo,
        queued = excluded.queued,
        started_at = excluded.started_at,
-       completed_at = excluded.completed_at
+       completed_at = excluded.completed_at,
+       outcome_order = excluded.outcome_order,
+       inline = excluded.inline
 """
 
-NOTE_TIMEOUTS = """
-UPDATE durable_steps
-   SET timeouts = :timeouts
- WHERE run_id = :run_id AND name = :name
-"""
-
-FORGET_TIMEOUTS = """
-UPDATE durable_steps
-   SET timeouts = NULL
- WHERE run_id = :run_id AND timeouts IS NOT NULL
+FORGET_TIMER = """
+DELETE FROM durable_steps
+ WHERE run_id = :run_id AND name = :name AND outcome_order IS NULL
 """
 
 SET_VALUE = """

@@ -1,0 +1,13 @@
+INSERT INTO "durable_counts" VALUES('asleep','leased',0);
+INSERT INTO "durable_counts" VALUES('asleep','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9V91VF523DWRM4SN68206',1,1796078412859,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9V91VF523DWRM4SN68206',2,1796078412859,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9V91VF523DWRM4SN68206',3,1796078412862,'step_status','{"name":"before","status":"completed","attempt":1,"index":0,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9V91VF523DWRM4SN68206',4,1796078412863,'event','{"key":"stage","value":"asleep"}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9V91VF523DWRM4SN68206',5,1796078412865,'step_status','{"name":"nap","status":"running","attempt":1,"index":2,"type":"sleep","wakeAt":1796082012865}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9V91VF523DWRM4SN68206',6,1796078412867,'run_status','{"status":"waiting","attempt":1,"currentStep":"nap","reason":"it waits for the end of sleep ''nap''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9V91VF523DWRM4SN68206','asleep',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for the end of sleep ''nap''',NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078412859,1796078412859,1796078412859,NULL,1796078412867);
+INSERT INTO "durable_steps" VALUES('01M8Q9V91VF523DWRM4SN68206','before','step','completed',0,1,0,'"before"',NULL,NULL,0,NULL,NULL,NULL,0,1796078412862,1796078412862,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V91VF523DWRM4SN68206','event stage','publish','completed',1,1,0,'"asleep"',NULL,NULL,0,NULL,NULL,NULL,0,1796078412863,1796078412863,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V91VF523DWRM4SN68206','nap','sleep','running',2,1,0,NULL,NULL,NULL,0,1796082012865,NULL,NULL,0,1796078412865,NULL,NULL,NULL);
+INSERT INTO "durable_values" VALUES('01M8Q9V91VF523DWRM4SN68206','stage','"asleep"',1796078412863);

@@ -1,0 +1,17 @@
+INSERT INTO "durable_counts" VALUES('called-off','leased',0);
+INSERT INTO "durable_counts" VALUES('called-off','pending',0);
+INSERT INTO "durable_counts" VALUES('called-off','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',1,1796078414700,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',2,1796078414700,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',3,1796078414703,'step_status','{"name":"go","status":"running","attempt":1,"index":0,"type":"signal"}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',4,1796078414708,'run_status','{"status":"waiting","attempt":1,"currentStep":"go","reason":"it waits for signal ''go''"}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',5,1796078414717,'run_status','{"status":"pending","attempt":1,"currentStep":"go","reason":"it goes on early"}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',6,1796078414719,'run_status','{"status":"leased","attempt":2,"currentStep":"go"}');
+INSERT INTO "durable_frames" VALUES(7,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',7,1796078414716,'step_status','{"name":"go","status":"cancelled","attempt":1,"index":0,"type":"signal","duration":0.013}');
+INSERT INTO "durable_frames" VALUES(8,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',8,1796078414725,'step_status','{"name":"instead","status":"completed","attempt":1,"index":1,"duration":0.001}');
+INSERT INTO "durable_frames" VALUES(9,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',9,1796078414726,'step_status','{"name":"nap","status":"running","attempt":1,"index":2,"type":"sleep","wakeAt":1796082014726}');
+INSERT INTO "durable_frames" VALUES(10,'01M8Q9VAVCRD1ZHKMXAFY9QTHB',10,1796078414730,'run_status','{"status":"waiting","attempt":2,"currentStep":"nap","reason":"it waits for the end of sleep ''nap''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9VAVCRD1ZHKMXAFY9QTHB','called-off',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for the end of sleep ''nap''',NULL,NULL,2,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,2,NULL,NULL,1796078414700,1796078414717,1796078414700,NULL,1796078414730);
+INSERT INTO "durable_steps" VALUES('01M8Q9VAVCRD1ZHKMXAFY9QTHB','go','signal','cancelled',0,1,0,NULL,NULL,NULL,0,NULL,NULL,NULL,0,1796078414703,1796078414716,'[{"around": [1796078414713]}]',NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VAVCRD1ZHKMXAFY9QTHB','instead','step','completed',1,1,0,'"instead"',NULL,NULL,7,NULL,NULL,NULL,0,1796078414724,1796078414725,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VAVCRD1ZHKMXAFY9QTHB','nap','sleep','running',2,1,0,NULL,NULL,NULL,0,1796082014726,NULL,NULL,0,1796078414726,NULL,NULL,NULL);

@@ -1,0 +1,17 @@
+INSERT INTO "durable_counts" VALUES('undone','cancelling',1);
+INSERT INTO "durable_counts" VALUES('undone','leased',0);
+INSERT INTO "durable_counts" VALUES('undone','waiting',0);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9V9RWP45538WKT0DBSK41',1,1796078413596,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9V9RWP45538WKT0DBSK41',2,1796078413596,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9V9RWP45538WKT0DBSK41',3,1796078413603,'step_status','{"name":"a","status":"completed","attempt":1,"index":0,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9V9RWP45538WKT0DBSK41',4,1796078413605,'step_status','{"name":"b","status":"completed","attempt":1,"index":1,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9V9RWP45538WKT0DBSK41',5,1796078413610,'step_status','{"name":"c","status":"completed","attempt":1,"index":2,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9V9RWP45538WKT0DBSK41',6,1796078413612,'step_status','{"name":"nap","status":"running","attempt":1,"index":3,"type":"sleep","wakeAt":1796082013612}');
+INSERT INTO "durable_frames" VALUES(7,'01M8Q9V9RWP45538WKT0DBSK41',7,1796078413615,'run_status','{"status":"waiting","attempt":1,"currentStep":"nap","reason":"it waits for the end of sleep ''nap''"}');
+INSERT INTO "durable_frames" VALUES(8,'01M8Q9V9RWP45538WKT0DBSK41',8,1796078413623,'step_status','{"name":"nap","status":"cancelled","attempt":1,"index":3,"type":"sleep","duration":0.011}');
+INSERT INTO "durable_frames" VALUES(9,'01M8Q9V9RWP45538WKT0DBSK41',9,1796078413623,'run_status','{"status":"cancelling","attempt":1,"reason":"it is to be compensated"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9V9RWP45538WKT0DBSK41','undone',NULL,'cancelling','"sleeps"',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,NULL,NULL,NULL,1,'cancelled',NULL,NULL,NULL,NULL,NULL,NULL,0,2,NULL,NULL,1796078413596,1796078413623,1796078413596,NULL,1796078413623);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9RWP45538WKT0DBSK41','a','step','completed',0,1,0,'"a"',NULL,NULL,0,NULL,NULL,NULL,1,1796078413603,1796078413603,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9RWP45538WKT0DBSK41','b','step','completed',1,1,0,'"b"',NULL,NULL,0,NULL,NULL,NULL,2,1796078413605,1796078413605,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9RWP45538WKT0DBSK41','c','step','completed',2,1,0,'"c"',NULL,NULL,0,NULL,NULL,NULL,3,1796078413610,1796078413610,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9RWP45538WKT0DBSK41','nap','sleep','cancelled',3,1,0,NULL,NULL,NULL,0,1796082013612,NULL,NULL,0,1796078413612,1796078413623,NULL,NULL);

@@ -1,0 +1,12 @@
+INSERT INTO "durable_counts" VALUES('failed-in-branches','failed',1);
+INSERT INTO "durable_counts" VALUES('failed-in-branches','leased',0);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9VB70Z8K0RN412K4YNV6T',1,1796078415072,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9VB70Z8K0RN412K4YNV6T',2,1796078415072,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9VB70Z8K0RN412K4YNV6T',3,1796078415093,'step_status','{"name":"one","status":"completed","attempt":1,"index":0,"duration":0.012}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9VB70Z8K0RN412K4YNV6T',4,1796078415093,'step_status','{"name":"two","status":"completed","attempt":1,"index":1,"duration":0.012}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9VB70Z8K0RN412K4YNV6T',5,1796078415101,'step_status','{"name":"last","status":"failed","attempt":1,"index":2,"duration":0.001,"error":{"type":"ConnectionError","message":"last is out of order"}}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9VB70Z8K0RN412K4YNV6T',6,1796078415109,'run_status','{"status":"failed","attempt":1,"error":{"type":"StepFailed","message":"Step ''last'' failed: ConnectionError: last is out of order"}}');
+INSERT INTO "durable_runs" VALUES('01M8Q9VB70Z8K0RN412K4YNV6T','failed-in-branches',NULL,'failed','null',NULL,'{"type":"StepFailed","message":"Step ''last'' failed: ConnectionError: last is out of order","traceback":""}','last',NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,NULL,NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078415072,1796078415072,1796078415072,1796078415109,1796078415109);
+INSERT INTO "durable_steps" VALUES('01M8Q9VB70Z8K0RN412K4YNV6T','last','step','failed',2,1,0,NULL,'{"type":"ConnectionError","message":"last is out of order","traceback":""}',NULL,0,NULL,NULL,NULL,0,1796078415100,1796078415101,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VB70Z8K0RN412K4YNV6T','one','step','completed',0,1,0,'"one"',NULL,NULL,0,NULL,NULL,NULL,0,1796078415081,1796078415093,NULL,'1 *');
+INSERT INTO "durable_steps" VALUES('01M8Q9VB70Z8K0RN412K4YNV6T','two','step','completed',1,1,0,'"two"',NULL,NULL,0,NULL,NULL,NULL,0,1796078415081,1796078415093,NULL,'1 *');

@@ -1,0 +1,12 @@
+INSERT INTO "durable_counts" VALUES('failed','failed',1);
+INSERT INTO "durable_counts" VALUES('failed','leased',0);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9VA03FWD01AAFDPQ4P58A',1,1796078413827,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9VA03FWD01AAFDPQ4P58A',2,1796078413827,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9VA03FWD01AAFDPQ4P58A',3,1796078413830,'step_status','{"name":"one","status":"completed","attempt":1,"index":0,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9VA03FWD01AAFDPQ4P58A',4,1796078413833,'step_status','{"name":"two","status":"completed","attempt":1,"index":1,"duration":0.001}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9VA03FWD01AAFDPQ4P58A',5,1796078413835,'step_status','{"name":"last","status":"failed","attempt":1,"index":2,"duration":0.001,"error":{"type":"ConnectionError","message":"last is out of order"}}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9VA03FWD01AAFDPQ4P58A',6,1796078413838,'run_status','{"status":"failed","attempt":1,"error":{"type":"StepFailed","message":"Step ''last'' failed: ConnectionError: last is out of order"}}');
+INSERT INTO "durable_runs" VALUES('01M8Q9VA03FWD01AAFDPQ4P58A','failed',NULL,'failed','null',NULL,'{"type":"StepFailed","message":"Step ''last'' failed: ConnectionError: last is out of order","traceback":""}','last',NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,NULL,NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078413827,1796078413827,1796078413827,1796078413838,1796078413838);
+INSERT INTO "durable_steps" VALUES('01M8Q9VA03FWD01AAFDPQ4P58A','last','step','failed',2,1,0,NULL,'{"type":"ConnectionError","message":"last is out of order","traceback":""}',NULL,0,NULL,NULL,NULL,0,1796078413834,1796078413835,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VA03FWD01AAFDPQ4P58A','one','step','completed',0,1,0,'"one"',NULL,NULL,0,NULL,NULL,NULL,0,1796078413830,1796078413830,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VA03FWD01AAFDPQ4P58A','two','step','completed',1,1,0,'"two"',NULL,NULL,0,NULL,NULL,NULL,0,1796078413832,1796078413833,NULL,NULL);

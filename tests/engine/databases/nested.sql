@@ -1,0 +1,13 @@
+INSERT INTO "durable_counts" VALUES('nested','leased',0);
+INSERT INTO "durable_counts" VALUES('nested','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9VAR618SR9DRKNPB9H6T8',1,1796078414598,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9VAR618SR9DRKNPB9H6T8',2,1796078414598,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9VAR618SR9DRKNPB9H6T8',3,1796078414609,'step_status','{"name":"outer","status":"running","attempt":1,"index":0}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9VAR618SR9DRKNPB9H6T8',4,1796078414610,'step_status','{"name":"inner","status":"completed","attempt":1,"index":1,"duration":0.001}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9VAR618SR9DRKNPB9H6T8',5,1796078414614,'step_status','{"name":"outer","status":"completed","attempt":1,"index":0,"duration":0.005}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9VAR618SR9DRKNPB9H6T8',6,1796078414620,'step_status','{"name":"nap","status":"running","attempt":1,"index":2,"type":"sleep","wakeAt":1796082014620}');
+INSERT INTO "durable_frames" VALUES(7,'01M8Q9VAR618SR9DRKNPB9H6T8',7,1796078414622,'run_status','{"status":"waiting","attempt":1,"currentStep":"nap","reason":"it waits for the end of sleep ''nap''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9VAR618SR9DRKNPB9H6T8','nested',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for the end of sleep ''nap''',NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078414598,1796078414598,1796078414598,NULL,1796078414622);
+INSERT INTO "durable_steps" VALUES('01M8Q9VAR618SR9DRKNPB9H6T8','inner','step','completed',1,1,0,'"inner"',NULL,NULL,0,NULL,NULL,NULL,0,1796078414609,1796078414610,NULL,'1 in1 outer');
+INSERT INTO "durable_steps" VALUES('01M8Q9VAR618SR9DRKNPB9H6T8','nap','sleep','running',2,1,0,NULL,NULL,NULL,0,1796082014620,NULL,NULL,0,1796078414620,NULL,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VAR618SR9DRKNPB9H6T8','outer','step','completed',0,1,0,'"outer"',NULL,NULL,0,NULL,NULL,NULL,0,1796078414609,1796078414614,NULL,NULL);

@@ -1,0 +1,16 @@
+INSERT INTO "durable_counts" VALUES('one-branch','leased',0);
+INSERT INTO "durable_counts" VALUES('one-branch','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9V9DGH5AQGYNFQP1H3Y05',1,1796078413232,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9V9DGH5AQGYNFQP1H3Y05',2,1796078413232,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9V9DGH5AQGYNFQP1H3Y05',3,1796078413261,'step_status','{"name":"load","status":"completed","attempt":1,"index":0,"duration":0.011}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9V9DGH5AQGYNFQP1H3Y05',4,1796078413294,'step_status','{"name":"store","status":"completed","attempt":1,"index":1,"duration":0.011}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9V9DGH5AQGYNFQP1H3Y05',5,1796078413328,'step_status','{"name":"load#2","status":"completed","attempt":1,"index":2,"duration":0.014}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9V9DGH5AQGYNFQP1H3Y05',6,1796078413360,'step_status','{"name":"store#2","status":"completed","attempt":1,"index":3,"duration":0.012}');
+INSERT INTO "durable_frames" VALUES(7,'01M8Q9V9DGH5AQGYNFQP1H3Y05',7,1796078413383,'step_status','{"name":"nap","status":"running","attempt":1,"index":4,"type":"sleep","wakeAt":1796082013383}');
+INSERT INTO "durable_frames" VALUES(8,'01M8Q9V9DGH5AQGYNFQP1H3Y05',8,1796078413387,'run_status','{"status":"waiting","attempt":1,"currentStep":"nap","reason":"it waits for the end of sleep ''nap''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9V9DGH5AQGYNFQP1H3Y05','one-branch',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for the end of sleep ''nap''',NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078413232,1796078413232,1796078413232,NULL,1796078413387);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9DGH5AQGYNFQP1H3Y05','load','step','completed',0,1,0,'"load a"',NULL,NULL,0,NULL,NULL,NULL,0,1796078413250,1796078413261,NULL,'1 *');
+INSERT INTO "durable_steps" VALUES('01M8Q9V9DGH5AQGYNFQP1H3Y05','load#2','step','completed',2,1,0,'"load b"',NULL,NULL,0,NULL,NULL,NULL,0,1796078413314,1796078413328,NULL,'2 *');
+INSERT INTO "durable_steps" VALUES('01M8Q9V9DGH5AQGYNFQP1H3Y05','nap','sleep','running',4,1,0,NULL,NULL,NULL,0,1796082013383,NULL,NULL,0,1796078413383,NULL,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9DGH5AQGYNFQP1H3Y05','store','step','completed',1,1,0,'"store a"',NULL,NULL,0,NULL,NULL,NULL,0,1796078413283,1796078413294,NULL,'1 by load');
+INSERT INTO "durable_steps" VALUES('01M8Q9V9DGH5AQGYNFQP1H3Y05','store#2','step','completed',3,1,0,'"store b"',NULL,NULL,0,NULL,NULL,NULL,0,1796078413348,1796078413360,NULL,'1 by load#2');

@@ -1,0 +1,16 @@
+INSERT INTO "durable_counts" VALUES('quick-branches','leased',0);
+INSERT INTO "durable_counts" VALUES('quick-branches','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9VANC8T5TX08CQR318KQ1',1,1796078414508,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9VANC8T5TX08CQR318KQ1',2,1796078414508,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9VANC8T5TX08CQR318KQ1',3,1796078414514,'step_status','{"name":"load","status":"completed","attempt":1,"index":0,"duration":0.001}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9VANC8T5TX08CQR318KQ1',4,1796078414514,'step_status','{"name":"load#2","status":"completed","attempt":1,"index":1,"duration":0.001}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9VANC8T5TX08CQR318KQ1',5,1796078414519,'step_status','{"name":"store","status":"completed","attempt":1,"index":2,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9VANC8T5TX08CQR318KQ1',6,1796078414519,'step_status','{"name":"store#2","status":"completed","attempt":1,"index":3,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(7,'01M8Q9VANC8T5TX08CQR318KQ1',7,1796078414521,'step_status','{"name":"nap","status":"running","attempt":1,"index":4,"type":"sleep","wakeAt":1796082014521}');
+INSERT INTO "durable_frames" VALUES(8,'01M8Q9VANC8T5TX08CQR318KQ1',8,1796078414523,'run_status','{"status":"waiting","attempt":1,"currentStep":"nap","reason":"it waits for the end of sleep ''nap''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9VANC8T5TX08CQR318KQ1','quick-branches',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for the end of sleep ''nap''',NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078414508,1796078414508,1796078414508,NULL,1796078414523);
+INSERT INTO "durable_steps" VALUES('01M8Q9VANC8T5TX08CQR318KQ1','load','step','completed',0,1,0,'"load a"',NULL,NULL,0,NULL,NULL,NULL,0,1796078414513,1796078414514,NULL,'1 *');
+INSERT INTO "durable_steps" VALUES('01M8Q9VANC8T5TX08CQR318KQ1','load#2','step','completed',1,1,0,'"load b"',NULL,NULL,0,NULL,NULL,NULL,0,1796078414513,1796078414514,NULL,'2 *');
+INSERT INTO "durable_steps" VALUES('01M8Q9VANC8T5TX08CQR318KQ1','nap','sleep','running',4,1,0,NULL,NULL,NULL,0,1796082014521,NULL,NULL,0,1796078414521,NULL,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9VANC8T5TX08CQR318KQ1','store','step','completed',2,1,0,'"store a"',NULL,NULL,0,NULL,NULL,NULL,0,1796078414519,1796078414519,NULL,'1 by load');
+INSERT INTO "durable_steps" VALUES('01M8Q9VANC8T5TX08CQR318KQ1','store#2','step','completed',3,1,0,'"store b"',NULL,NULL,0,NULL,NULL,NULL,0,1796078414519,1796078414519,NULL,'1 by load#2');

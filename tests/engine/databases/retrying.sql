@@ -1,0 +1,11 @@
+INSERT INTO "durable_attempts" VALUES('01M8Q9V9499MZQKJGJ4M3TFQ43','flaky',1,'{"type":"ConnectionError","message":"flaky is out of order","traceback":""}',0,1796078412942,1796078412943);
+INSERT INTO "durable_counts" VALUES('retrying','leased',0);
+INSERT INTO "durable_counts" VALUES('retrying','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9V9499MZQKJGJ4M3TFQ43',1,1796078412937,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9V9499MZQKJGJ4M3TFQ43',2,1796078412937,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9V9499MZQKJGJ4M3TFQ43',3,1796078412940,'step_status','{"name":"before","status":"completed","attempt":1,"index":0,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9V9499MZQKJGJ4M3TFQ43',4,1796078412943,'step_status','{"name":"flaky","status":"running","attempt":1,"index":1,"error":{"type":"ConnectionError","message":"flaky is out of order"},"retryAt":1796082012943}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9V9499MZQKJGJ4M3TFQ43',5,1796078412945,'run_status','{"status":"waiting","attempt":1,"currentStep":"flaky","reason":"it waits for the next attempt at ''flaky''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9V9499MZQKJGJ4M3TFQ43','retrying',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for the next attempt at ''flaky''',1796082012943,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078412937,1796078412937,1796078412937,NULL,1796078412945);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9499MZQKJGJ4M3TFQ43','before','step','completed',0,1,0,'"before"',NULL,NULL,0,NULL,NULL,NULL,0,1796078412940,1796078412940,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9499MZQKJGJ4M3TFQ43','flaky','step','running',1,1,0,NULL,'{"type":"ConnectionError","message":"flaky is out of order","traceback":""}',1796082012943,0,NULL,NULL,NULL,0,1796078412942,NULL,NULL,NULL);

@@ -1,0 +1,10 @@
+INSERT INTO "durable_counts" VALUES('signalled','leased',0);
+INSERT INTO "durable_counts" VALUES('signalled','waiting',1);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9V932WJ2CCS7KX4D2T67Q',1,1796078412898,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9V932WJ2CCS7KX4D2T67Q',2,1796078412898,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9V932WJ2CCS7KX4D2T67Q',3,1796078412905,'step_status','{"name":"before","status":"completed","attempt":1,"index":0,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9V932WJ2CCS7KX4D2T67Q',4,1796078412907,'step_status','{"name":"go","status":"running","attempt":1,"index":1,"type":"signal"}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9V932WJ2CCS7KX4D2T67Q',5,1796078412908,'run_status','{"status":"waiting","attempt":1,"currentStep":"go","reason":"it waits for signal ''go''"}');
+INSERT INTO "durable_runs" VALUES('01M8Q9V932WJ2CCS7KX4D2T67Q','signalled',NULL,'waiting','null',NULL,NULL,NULL,NULL,'{}',NULL,NULL,0,1,0,NULL,0,0,'it waits for signal ''go''',NULL,NULL,1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,0,1,NULL,NULL,1796078412898,1796078412898,1796078412898,NULL,1796078412908);
+INSERT INTO "durable_steps" VALUES('01M8Q9V932WJ2CCS7KX4D2T67Q','before','step','completed',0,1,0,'"before"',NULL,NULL,0,NULL,NULL,NULL,0,1796078412905,1796078412905,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V932WJ2CCS7KX4D2T67Q','go','signal','running',1,1,0,NULL,NULL,NULL,0,NULL,'signal:go',NULL,0,1796078412906,NULL,NULL,NULL);

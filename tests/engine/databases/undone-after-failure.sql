@@ -1,0 +1,16 @@
+INSERT INTO "durable_counts" VALUES('undone','cancelling',1);
+INSERT INTO "durable_counts" VALUES('undone','leased',0);
+INSERT INTO "durable_frames" VALUES(1,'01M8Q9V9YEC98CVMX8AKNCAX9B',1,1796078413774,'run_status','{"status":"pending","attempt":0}');
+INSERT INTO "durable_frames" VALUES(2,'01M8Q9V9YEC98CVMX8AKNCAX9B',2,1796078413774,'run_status','{"status":"leased","attempt":1}');
+INSERT INTO "durable_frames" VALUES(3,'01M8Q9V9YEC98CVMX8AKNCAX9B',3,1796078413777,'step_status','{"name":"a","status":"completed","attempt":1,"index":0,"duration":0.001}');
+INSERT INTO "durable_frames" VALUES(4,'01M8Q9V9YEC98CVMX8AKNCAX9B',4,1796078413778,'step_status','{"name":"b","status":"completed","attempt":1,"index":1,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(5,'01M8Q9V9YEC98CVMX8AKNCAX9B',5,1796078413779,'step_status','{"name":"c","status":"completed","attempt":1,"index":2,"duration":0.0}');
+INSERT INTO "durable_frames" VALUES(6,'01M8Q9V9YEC98CVMX8AKNCAX9B',6,1796078413781,'step_status','{"name":"fail","status":"failed","attempt":1,"index":3,"duration":0.001,"error":{"type":"ConnectionError","message":"fail is out of order"}}');
+INSERT INTO "durable_frames" VALUES(7,'01M8Q9V9YEC98CVMX8AKNCAX9B',7,1796078413789,'run_status','{"status":"cancelling","attempt":1,"reason":"it is compensated","error":{"type":"StepFailed","message":"Step ''fail'' failed: ConnectionError: fail is out of order"}}');
+INSERT INTO "durable_frames" VALUES(8,'01M8Q9V9YEC98CVMX8AKNCAX9B',8,1796078413793,'step_status','{"name":"compensate:c","status":"completed","attempt":1,"index":4,"type":"compensation","duration":0.001}');
+INSERT INTO "durable_runs" VALUES('01M8Q9V9YEC98CVMX8AKNCAX9B','undone',NULL,'cancelling','"fails"',NULL,'{"type":"StepFailed","message":"Step ''fail'' failed: ConnectionError: fail is out of order","traceback":""}','fail',NULL,'{}',NULL,NULL,0,0,0,NULL,0,0,NULL,NULL,NULL,1,'failed',NULL,NULL,NULL,NULL,NULL,NULL,0,1,'01M8Q9V9YBXD2WZQKF869E9DTV',1796078443774,1796078413774,1796078413774,1796078413774,NULL,1796078413789);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9YEC98CVMX8AKNCAX9B','a','step','completed',0,1,0,'"a"',NULL,NULL,0,NULL,NULL,NULL,1,1796078413776,1796078413777,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9YEC98CVMX8AKNCAX9B','b','step','completed',1,1,0,'"b"',NULL,NULL,0,NULL,NULL,NULL,2,1796078413778,1796078413778,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9YEC98CVMX8AKNCAX9B','c','step','completed',2,1,0,'"c"',NULL,NULL,0,NULL,NULL,NULL,3,1796078413779,1796078413779,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9YEC98CVMX8AKNCAX9B','compensate:c','compensation','completed',4,1,0,'null',NULL,NULL,0,NULL,NULL,NULL,0,1796078413792,1796078413793,NULL,NULL);
+INSERT INTO "durable_steps" VALUES('01M8Q9V9YEC98CVMX8AKNCAX9B','fail','step','failed',3,1,0,NULL,'{"type":"ConnectionError","message":"fail is out of order","traceback":""}',NULL,0,NULL,NULL,NULL,0,1796078413780,1796078413781,NULL,NULL);
