@@ -96,11 +96,31 @@ class Context:
     ...         ctx.progress(number + 1, len(paths))
     ...     return len(paths)
 
-    Waits take a ``timeout`` that counts across restarts. So do the timers of asyncio around them, once the run was
-    parked inside of them: ``asyncio.timeout``, ``asyncio.wait_for``, ``asyncio.wait(timeout=...)``, and
-    ``asyncio.sleep`` in the same task or beside it. Other timers, such as that of ``asyncio.as_completed``, begin anew
-    in every execution. Inside Pyodide ``asyncio.sleep`` and ``asyncio.wait`` do not tell when they have begun: there
-    their time counts from when the run was first parked.
+    The job function, the *body*, only orchestrates; work is done in the functions of its steps.
+
+    **Replay.** When a run goes on after a restart, or after it was parked and dropped from memory, its body is called
+    again from the top. Operations that have ended return what was recorded, and nothing is called a second time. So
+    whatever the body decides must follow from what it gets: read the time with ``ctx.now()``, and files, the network
+    or random numbers in a step.
+
+    **Order.** Each outcome of an operation (a step, a wait, a child run, a timer) is numbered when it is recorded. A
+    body goes on with one outcome at a time, in that order, in every execution. So tasks that share a queue, the winner
+    of a race and the order of ``asyncio.as_completed`` are the same in a replay. (Give ``as_completed`` tasks, not
+    coroutines: these it starts in no fixed order, which is refused.)
+
+    **Names.** An operation is recorded under its name; the second one of a name under ``name#2``, counted over the
+    whole run, whichever task asks for it. Use a name of its own for each: then code that is changed while runs are
+    active finds what they have recorded. The same name with another kind of operation is a ``NonDeterminismError``.
+
+    **Timers.** The body has an event loop of its own, whose timers are durable: ``asyncio.sleep``, ``timeout``,
+    ``wait_for``, ``wait(timeout=...)`` and ``loop.call_later``, around waits and around steps. One is due by the
+    engine's clock, counted from when the body first set it; that is recorded with the run's next commit, and kept by
+    restarts. A run that dies before that commit sets the timer anew. ``loop.time()`` is the time of the latest
+    outcome. In ``get_steps`` timers have the kind ``"timer"``.
+
+    **Limits of a body.** Threads, sockets, subprocesses, ``run_in_executor`` and ``call_soon_threadsafe`` raise
+    ``NotInBody``: do them in a step. A primitive of asyncio, such as a lock, belongs to one run. ``finally`` in a body
+    is executed once per execution: when a waiting run is dropped from memory, too.
     """
 
     def __init__(self, execution: Execution, files: Files) -> None:
@@ -175,30 +195,31 @@ class Context:
         commit nor roll back, change pragmas, nor touch what begins with ``durable_``; it is not retried by itself.
         Raises what ``step`` raises.
         """
-        return await self._execution.steps.transaction(name, function, arguments)
+        return await self._execution.writes.transaction(name, function, arguments)
 
     async def now(self, name: str = "now") -> datetime:
         """The time, in UTC: recorded once, and the same in every later execution."""
-        return await self._execution.steps.value(name, self._execution.time)
+        return await self._execution.writes.value(name, self._execution.time)
 
     async def uuid(self, name: str = "uuid") -> UUID:
         """A random UUID: recorded once, and the same in every later execution."""
-        return await self._execution.steps.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
+        return await self._execution.writes.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
 
     async def random(self, name: str = "random") -> float:
         """A random number from 0 to 1: recorded once, and the same in every later execution."""
-        return await self._execution.steps.value(name, random.SystemRandom().random)
+        return await self._execution.writes.value(name, random.SystemRandom().random)
 
     async def set_event(self, key: str, value: Any) -> None:
         """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``.
 
-        A replay publishes nothing again: what was published since stays. Watchers see every change as an ``event``
-        frame; a value that is the same as the one before is none.
+        A replay publishes nothing again: what was published since stays. The value is committed with the run's next
+        commit, at once where the run waits. Watchers see every change as an ``event`` frame; a value that is the same
+        as the one before is none. It may be called inside a step's function too, and is then called by every attempt.
 
         :raises SerializationError: when the value cannot be stored. The one before stays.
         :raises ValueError: when the key is no non-empty string, or ends in '#' and a number.
         """
-        await self._execution.steps.publish(key, value)
+        await self._execution.writes.publish(key, value)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -339,13 +360,12 @@ class Context:
         ... else:
         ...     await ctx.step("send", send)
         """
-        return await self._execution.steps.patched(change_id)
+        return await self._execution.writes.patched(change_id)
 
     @property
     def step_ref(self) -> str:
         """``<run id>/<step name>`` of the step that asks: the same on every attempt, and so an idempotency key towards
-        the outside. In a branch, after its first step, that one's name comes before; and before a step that another
-        one has called, the name of that and the number of its attempt. Outside of steps, the run's id."""
+        the outside. Outside of steps, the run's id."""
         return self._execution.reference()
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:

@@ -199,7 +199,7 @@ class NonDeterminismError(DurableWebError):
 
 
 class NotInBody(DurableWebError):
-    """A job body asked its event loop for something that is not recorded, so a replay could differ. Attribute: ``what``."""
+    """A job body asked its event loop for something that is not recorded. Attribute: ``what``."""
 
     def __init__(self, what: str, instead: str = "do it in a step: await ctx.step(name, function)") -> None:
         self.what = what

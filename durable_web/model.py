@@ -109,8 +109,8 @@ class Progress:
 class Run:
     """One execution of a job for one input.
 
-    ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of its engine that count against
-    the run, since its last outcome. ``generation`` rises with every claim and retry; ``lease_owner`` and
+    ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of its engine that count
+    against the run, since its last outcome. ``generation`` rises with every claim and retry; ``lease_owner`` and
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
     have been claimed. A ``paused`` run starts no further step; ``waiting_reason`` says for what a waiting one waits.
     ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's

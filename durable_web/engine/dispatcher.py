@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from ..clock import Clock, TimerHandle
 from ..context import Context
@@ -161,8 +160,9 @@ class Dispatcher:
         self.fill_slots()
 
     def is_asked_by_job(self) -> bool:
-        """Whether it is a job that asks, in its body or in the function of a step, which this engine executes."""
-        return isinstance(asyncio.get_running_loop(), RunLoop) or (current_step.get() is not None and bool(self.executing))
+        """``True`` when it is a job that asks, in its body or in the function of a step."""
+        is_body = isinstance(asyncio.get_running_loop(), RunLoop)
+        return is_body or (current_step.get() is not None and bool(self.executing))
 
     async def drain(self) -> None:
         """Wait until nothing is executing: every run has ended, or is parked."""
@@ -205,7 +205,6 @@ class Dispatcher:
         self.commits.discard()
         for execution in [*self.executing.values(), *self.parked.values()] if executions is None else executions:
             execution.detach()
-
 
     @property
     def is_idle(self) -> bool:
@@ -348,12 +347,10 @@ class Dispatcher:
         A run that was cancelled, or is overdue, has ended in the database, though its code may still clean up.
         """
         others = {*self._leaving, *(other for other in self.executing.values() if other.is_detached)}
-        others |= {other for run_id, other in self.executing.items() if run_id == claim.run_id}
-        return {
-            other.left
-            for other in others
-            if not other.left.done() and (other.claim.run_id == claim.run_id or self._are_kept_apart(other.claim, claim))
-        }
+        same = {other for run_id, other in self.executing.items() if run_id == claim.run_id}
+        kept_apart = {other for other in others if self._are_kept_apart(other.claim, claim)}
+        same |= {other for other in others if other.claim.run_id == claim.run_id}
+        return {other.left for other in same | kept_apart if not other.left.done()}
 
     def _are_kept_apart(self, one: Claim, other: Claim) -> bool:
         """Whether not both may execute at the same time."""
@@ -382,12 +379,10 @@ class Dispatcher:
         standing = self._store.runs.standing(execution.claim.run_id)
         if standing is None or standing[0] not in statuses or standing[1] != execution.claim.generation:
             has_ended = standing is None or standing[0].is_terminal
-            execution.detach(
-                cancelled=standing is not None and standing[0] in _CANCELLED, may_clean_up=has_ended
-            )
+            execution.detach(cancelled=standing is not None and standing[0] in _CANCELLED, may_clean_up=has_ended)
             return
         if standing[0] in _CANCELLED:
-            execution.tenure.is_cancelled = True
+            execution.tenure.cancel()
         execution.set_paused(standing[2])
         execution.refresh()
 

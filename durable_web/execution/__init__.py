@@ -1,5 +1,6 @@
 """Executing one run: its body, on an event loop of its own, and what that asks of its context.
 
-The modules, each of which imports only those before it: ``history``, ``run_loop``, ``tenure``, ``reporting``,
-``steps``, ``waits``, ``children``, ``compensation``, ``run``; ``commits``, ``services`` and ``leaving`` serve them all.
+Each module owns a part of the run's state, and imports only those before it: ``history``, ``run_loop``, ``tenure``,
+``reporting``, ``outcomes``, ``steps``, ``writes``, ``waits``, ``children``, ``compensation``, ``parking``, ``run``.
+``commits``, ``services`` and ``leaving`` serve them all.
 """

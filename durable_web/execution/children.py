@@ -17,20 +17,20 @@ from ..store import NewRun, StepRecord
 from ..triggers import Trigger
 from .history import History
 from .services import Services
-from .steps import Steps
 from .tenure import Tenure
 from .waits import Waits
+from .writes import Writes
 
 
 class Children:
     """The runs that one run starts."""
 
-    def __init__(self, services: Services, history: History, tenure: Tenure, steps: Steps, waits: Waits) -> None:
+    def __init__(self, services: Services, history: History, tenure: Tenure, writes: Writes, waits: Waits) -> None:
         self._services = services
         self._store = services.store
         self._history = history
         self._tenure = tenure
-        self._steps = steps
+        self._writes = writes
         self._waits = waits
 
     async def run(self, name: str, trigger: Trigger) -> Any:
@@ -51,9 +51,7 @@ class Children:
         children = await self._prepared(names, triggers)
         return await _fan_out(name, children, max_concurrent, fail_fast=fail_fast)
 
-    async def _prepared(
-        self, names: Iterable[str], triggers: Iterable[Trigger]
-    ) -> list[Callable[[], Awaitable[Any]]]:
+    async def _prepared(self, names: Iterable[str], triggers: Iterable[Trigger]) -> list[Callable[[], Awaitable[Any]]]:
         """Child runs that are started when they are called: each gives its output.
 
         Their keys are given now, and what they are to be started with is checked; of one that has ended already, it
@@ -129,7 +127,7 @@ class Children:
                 run_id = self._services.admit_child(child, self._services.clock.now(), False)
             return record._replace(status=StepStatus.COMPLETED, output=encode(run_id))
 
-        record = await self._steps.write(key, OperationKind.START, insert)
+        record = await self._writes.write(key, OperationKind.START, insert)
         return decode(record.output or "null")
 
     def _check(self, key: str, trigger: Trigger) -> NewRun | None:

@@ -92,8 +92,8 @@ class GroupCommit:
         """Commit ``write`` together with everything else that is ready in this turn of the event loop.
 
         :param done: called after the commit with ``None``; or with ``LeaseLost`` when the write was refused because the
-            run is no longer this engine's, ``StorageError`` when the storage is in trouble, or its own error. Nothing of
-            it was written then.
+            run is no longer this engine's, ``StorageError`` when the storage is in trouble, or its own error. Nothing
+            of it was written then.
         :param simple: when the write fails, nothing of it is written yet.
         """
         self._pending.append(_Pending(write, simple, done))

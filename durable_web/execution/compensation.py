@@ -24,6 +24,7 @@ from .history import COMPENSATE, History
 from .services import Services
 from .steps import Steps
 from .tenure import Tenure
+from .writes import Writes
 
 COMPENSATING = "compensating:"
 """The key under which the beginning of the compensation is recorded."""
@@ -56,12 +57,15 @@ class Undos:
 class Compensation:
     """How the completed steps of one run are undone."""
 
-    def __init__(self, services: Services, history: History, tenure: Tenure, steps: Steps, undos: Undos) -> None:
+    def __init__(
+        self, services: Services, history: History, tenure: Tenure, steps: Steps, writes: Writes, undos: Undos
+    ) -> None:
         self._store = services.store
         self._clock = services.clock
         self._history = history
         self._tenure = tenure
         self._steps = steps
+        self._writes = writes
         self._undos = undos
 
     @property
@@ -84,7 +88,7 @@ class Compensation:
             self._store.family.cancel_awaited(self._tenure.run_id, now)
             return record._replace(status=StepStatus.COMPLETED, output="null")
 
-        record = await self._steps.write(COMPENSATING, OperationKind.COMPENSATING, make)
+        record = await self._writes.write(COMPENSATING, OperationKind.COMPENSATING, make)
         return record.outcome_order or 0
 
     async def run(self, until: int) -> None:

@@ -1,8 +1,8 @@
 """The history of one run: what is recorded, what the body has asked for, and which outcome is delivered next.
 
-Every outcome has a number, its *order* in the run. The body goes on from an operation in one of two ways, the first time
-and on every replay alike: an *inline* outcome is returned at once, when nothing of the run was called in between; every
-other one is *delivered* when the run is at rest, one at a time, in the recorded order.
+Every outcome has a number, its *order* in the run. The body goes on from an operation in one of two ways, the first
+time and on every replay alike: an *inline* outcome is returned at once, when nothing of the run was called in between;
+every other one is *delivered* when the run is at rest, one at a time, in the recorded order.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class History:
     def return_inline(self, record: StepRecord) -> None:
         """Take an outcome that was recorded, and is returned at once: it follows the one delivered last."""
         self.last = self._known = _order(record)
-        self.time = record.completed_at or self.time
+        self.time = max(record.completed_at or 0, self.time)
         self._records[record.name] = record
 
     # --- what the body asks for --------------------------------------------------------------------------------------
@@ -169,8 +169,10 @@ class History:
     def ask(self, key: str, kind: OperationKind) -> StepRecord | None:
         """What is recorded under the key of an operation that the body asks for now.
 
-        :raises NonDeterminismError: when it is recorded as another kind of operation.
+        :raises NonDeterminismError: when it is recorded as another kind of operation, or an earlier one was.
         """
+        if self.broken is not None:
+            raise self.broken
         record = self._records.get(key)
         if record is None:
             return None
@@ -205,9 +207,9 @@ class History:
                 return operation
         return None
 
-    def queued_operations(self) -> list[Operation]:
+    def queued_operations(self) -> frozenset[Operation]:
         """What waits to be started."""
-        return [operation for operation in self._queued if not operation.is_called_off]
+        return frozenset(operation for operation in self._queued if not operation.is_called_off)
 
     def unasked(self) -> frozenset[str]:
         """The keys of what is recorded, and the body has not asked for."""
@@ -216,6 +218,8 @@ class History:
     @property
     def has_queued(self) -> bool:
         """``True`` when an operation waits to be started."""
+        while self._queued and self._queued[0].is_called_off:
+            self._queued.popleft()
         return bool(self._queued)
 
     # --- delivery ----------------------------------------------------------------------------------------------------
@@ -284,6 +288,10 @@ class History:
                 self._refuse_called_off(operation)
             else:
                 operation.deliver(record)
+
+    def hold_back(self) -> None:
+        """Take what is recorded as a replay, even where nothing is."""
+        self.is_live = False
 
     def go_live(self) -> None:
         """All recorded outcomes are delivered. What the body awaits, and had called off before, breaks the run."""

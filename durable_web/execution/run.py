@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
-from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from ..clock import TimerHandle
 from ..codec import check_reading, decode, encode
 from ..errors import SerializationError, StepFailed, StorageError, describe
 from ..job import Job
@@ -27,20 +24,18 @@ from .children import Children
 from .compensation import Compensation, Undos
 from .history import History
 from .leaving import ContinueAsNew, Detached, failed_step, own_reason
+from .outcomes import Outcomes
+from .parking import Parking, Rest
 from .reporting import Reporting
 from .run_loop import Outside, RunLoop, RunTimer
 from .services import Services
 from .steps import Steps
 from .tenure import Tenure, current_step
 from .waits import Waits
+from .writes import Writes
 
-PARK_SECONDS = 1.0
-"""A run that waits for less keeps its slot: parking costs two more commits."""
 PATIENCE_SECONDS = 5.0
 """How long code that was cancelled may take to end before the run is left all the same."""
-STUCK_SECONDS = 5.0
-"""After so long at rest with nothing to wait for, a log line names where the body stands."""
-NAMED_REASONS = 3
 SHARED_PRIMITIVE = (
     ". A primitive of asyncio belongs to one run, whose body has an event loop of its own: make it in the job. To "
     "coordinate runs, use concurrency= or singleton= of the job, or use the primitive inside steps."
@@ -84,21 +79,23 @@ class Execution:
         self.reporting = Reporting(services.store, services.clock, services.loop, self.history, self.tenure)
         undos = Undos()
         parts = services, self.history, self.loop, self.tenure, self.reporting
-        self.steps = Steps(*parts, job.retry, undos.add)
+        outcomes = self._outcomes = Outcomes(services, self.history, self.loop, self.tenure)
+        self.steps = Steps(*parts, outcomes, job.retry, undos.add)
+        self.writes = Writes(services, self.history, self.tenure, outcomes)
         self.waits = Waits(*parts)
-        self.children = Children(services, self.history, self.tenure, self.steps, self.waits)
-        self._compensation = Compensation(services, self.history, self.tenure, self.steps, undos)
+        self._parking = Parking(*parts, outcomes, self.steps, self.waits)
+        self.children = Children(services, self.history, self.tenure, self.writes, self.waits)
+        self._compensation = Compensation(services, self.history, self.tenure, self.steps, self.writes, undos)
         self._body: asyncio.Task[Any] | None = None
         self._has_ended = False  # the body
         self._is_settled = False
         self._failure: BaseException | None = None  # what ends the run, whatever the body makes of it
-        self._stuck: TimerHandle | None = None
         self._is_replay_only = False
 
     def replay_only(self) -> None:
         """Begin nothing that is not recorded, for a look whether the body still asks for what is."""
         self._is_replay_only = True
-        self.history.is_live = False
+        self.history.hold_back()
 
     @property
     def claim(self) -> Claim:
@@ -144,7 +141,7 @@ class Execution:
         with Outside():
             failure, output = self._result(body)
         is_plain = failure is None and self.claim.ending is None and not self.history.has_undelivered
-        if not is_plain or not self.steps.is_idle or self.loop.has_left_overs:
+        if not is_plain or not self._outcomes.is_idle or self.loop.has_left_overs:
             self.loop.create_task(self._finish(failure, output))
         else:
             with Outside(), suppress(Detached):
@@ -172,7 +169,7 @@ class Execution:
         """Close what the body left, compensate where that is due, and settle the run; a task of the run."""
         with suppress(Detached):
             await self.loop.close_left_overs()
-            await self.steps.all_ended()
+            await self._outcomes.all_ended()
             with Outside():
                 self._refresh_claim()
             if self.claim.ending is not None:
@@ -187,7 +184,7 @@ class Execution:
 
     async def _fail(self, failure: BaseException) -> None:
         error, step = _describe_failure(failure), failed_step(failure)
-        if self.history.broken is None and self._compensation.is_needed:
+        if self.history.broken is None and self._compensation.is_needed and not self._is_replay_only:
             await self._compensate((error, step))
             with Outside():
                 self._refresh_claim()
@@ -197,7 +194,7 @@ class Execution:
 
     async def _compensate(self, failure: tuple[dict[str, str], str | None] | None) -> None:
         if self.history.broken is None and self._compensation.is_needed:
-            self.tenure.is_paused = False  # nobody could resume it
+            self.tenure.set_paused(False)  # nobody could resume it
             until = await self._compensation.begin(failure)
             await self._compensation.run(until)
 
@@ -205,12 +202,17 @@ class Execution:
         """Learn that the run is to be compensated, and then ends as its row says."""
         if self.claim.ending is None and self.tenure.is_cancelling():
             ending, error, step = self._store.runs.ending(self.tenure.run_id)
-            self.tenure.claim = dataclasses.replace(self.claim, ending=ending, error=error, failed_step=step)
+            self.tenure.end_as(ending, error, step)
 
     # --- delivery ----------------------------------------------------------------------------------------------------
 
     def may_drain(self) -> bool:
-        if self.tenure.is_parked and not self.tenure.is_detached:
+        if self.tenure.is_detached:
+            return True  # its body may clean up, and writes nothing
+        if self._store.database.in_transaction:  # a transaction function waits for a promise, in Pyodide (run_sync)
+            self._services.loop.call_soon(self.loop.wake)
+            return False
+        if self.tenure.is_parked:
             self._observer.on_wanted(self)  # something else than an outcome has woken the body
             return False
         return True
@@ -224,15 +226,19 @@ class Execution:
 
     def at_rest(self) -> bool:
         """Deliver outcomes, one at a time, until something is ready; ``False`` when the run waits."""
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+        self._parking.stir()
+        if self.history.broken is not None and self._failure is None:
+            self._failure = self.history.broken
+            self._cancel_body()
+            if self.loop.is_ready:
+                return True
         while not self.tenure.is_detached:
             record = self.history.next_outcome()
             if record is None:
                 if not self._go_on():
                     return self.loop.is_ready
             elif record.kind == OperationKind.CANCEL:
+                self.waits.refuse_what_comes_from_outside()
                 self._cancel_body()
             else:
                 self.history.deliver(record)
@@ -241,8 +247,7 @@ class Execution:
         return self.loop.is_ready
 
     def _cancel_body(self) -> None:
-        """The run was cancelled, or its deadline has passed; what comes after the body is not cancelled."""
-        self.waits.is_cancelled = True
+        """The run was cancelled, its deadline has passed, or it has failed; what comes after the body goes on."""
         if self._body is not None and not self._has_ended:
             self._body.cancel()
 
@@ -290,73 +295,15 @@ class Execution:
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Nothing is ready, and no outcome is known: write what is pending, and park, if everything waits."""
+        """Nothing is ready, and no outcome is known."""
         if self._is_settled:
             return
-        commits = self._services.commits
-        is_waiting = self.history.open_count or self.history.has_queued
-        if self.steps.is_idle and not self.tenure.unsettled and is_waiting and self._may_park():
-            if commits.is_crowded:  # such as 10,000 children: a part of them first
-                commits.submit(_nothing, lambda error: self.loop.wake())
-            else:
-                self._park()
-        elif self.waits.has_unrecorded:
-            commits.flush_soon()
-        if not is_waiting and self.steps.is_idle and not self.tenure.unsettled and not self._has_ended:
-            self._stuck = self._clock.call_later(STUCK_SECONDS, self._say_where_it_stands)
-
-    def _may_park(self) -> bool:
-        if self._has_ended or self.waits.is_cancelled or self.claim.ending is not None:
-            return False  # what is compensated keeps its slot
-        soonest = min((due for due in (self.waits.next_due, self.steps.next_attempt) if due is not None), default=None)
-        return soonest is None or soonest - self._clock.now() >= PARK_SECONDS * 1000
-
-    def _park(self) -> None:
-        """Give slot and lease back, unless what the run waits for has come meanwhile."""
-        self.reporting.write_progress()
-        run_id, claim = self.tenure.run_id, self.claim
-        parked: list[bool] = []
-
-        def park() -> None:
-            parked.clear()
-            now = self._clock.now()
-            self.tenure.fence()
-            for update in self.waits.open_updates:
-                self.waits.record_begun(update)
-            if self._store.steps.last_order(run_id) > self.history.known:
-                return
-            self._store.runs.park(claim, now, self.steps.next_attempt, self._reason())
-            parked.append(True)
-
-        with suppress(Detached):
-            self.tenure.commit_now(park)
-            if parked and not self.tenure.is_detached:
-                self.tenure.park()
-                self._observer.on_parked(self)
-            elif not parked:
-                self.refresh()
-
-    def _reason(self) -> str:
-        """What the run waits for, in words; of many operations, what the first ones wait for."""
-        if self.tenure.is_paused and self.history.has_queued:
-            reasons = ["the run to be resumed"]
-        else:
-            reasons = []
-        operations = itertools.islice(self.history.open_operations(), 2 * NAMED_REASONS)
-        reasons += list(dict.fromkeys(operation.reason for operation in operations))
-        more = self.history.open_count - NAMED_REASONS
-        more_text = f" and {more} more" if len(reasons) > NAMED_REASONS and more > 0 else ""
-        return "it waits for " + ", ".join(reasons[:NAMED_REASONS]) + more_text
-
-    def _say_where_it_stands(self) -> None:
-        self._stuck = None
-        if not self.tenure.is_detached and not self._is_settled:
-            places = ", ".join(self.loop.places()[:5])
-            self.reporting.note(
-                "warning",
-                f"The job body awaits nothing that the engine could give it, at {places}. It goes on when other code "
-                "of this process wakes it; after a restart nothing does.",
-            )
+        is_ending = self._has_ended or self.waits.is_cancelled or self.claim.ending is not None
+        rest = self._parking.rest(keeps_slot=is_ending, has_ended=self._has_ended)
+        if rest == Rest.PARKED:
+            self._observer.on_parked(self)
+        elif rest == Rest.MISSED:
+            self.refresh()
 
     def is_resumed_by(self, claim: Claim) -> bool:
         """``True`` when the run was neither executed nor retried elsewhere since it was parked here."""
@@ -364,9 +311,11 @@ class Execution:
 
     def resume(self, claim: Claim) -> None:
         """Go on after parking, under a new claim."""
+        self._parking.resume()
         self.tenure.resume(claim)
         self.set_paused(False)
         self.refresh()
+        self._outcomes.resume()
         self.steps.resume()
         self.loop.wake()
 
@@ -396,7 +345,7 @@ class Execution:
     def set_paused(self, is_paused: bool) -> None:
         """Let no further step begin, or let steps begin again."""
         if is_paused != self.tenure.is_paused:
-            self.tenure.is_paused = is_paused
+            self.tenure.set_paused(is_paused)
             if not is_paused and not self.tenure.is_parked:
                 self.loop.wake()
 
@@ -410,6 +359,8 @@ class Execution:
 
     def stopped_by(self, error: BaseException) -> None:
         """A callback of the run raised ``SystemExit``, say, or the body never rests: that ends the run."""
+        if error is self._failure:
+            return  # it comes up through the tasks that await the one which has raised it
         if self._failure is not None or self._body is None or self._has_ended:
             with suppress(Detached):
                 self._settle(RunStatus.FAILED, error=_describe_failure(self._failure or error))
@@ -530,14 +481,14 @@ class Execution:
         :param may_clean_up: the body gets ``CancelledError`` and may take ``PATIENCE_SECONDS`` to end; else it is
             dropped where it stands.
         """
-        self.tenure.is_cancelled = self.tenure.is_cancelled or cancelled
+        if cancelled:
+            self.tenure.cancel()
         if self.tenure.is_detached:
             return  # a second cancellation would only disturb what is cleaning up after the first
         self.tenure.detach()
         self.reporting.stop()
         self.steps.cancel_all()
-        if self._stuck is not None:
-            self._stuck.cancel()
+        self._parking.stir()
         if may_clean_up and self._body is not None and not self._has_ended:
             self.loop.cancel_tasks()
             self.loop.wake()
@@ -590,10 +541,6 @@ class Execution:
         """What the step that asks is called, among all steps of all runs."""
         step = current_step.get()
         return self.tenure.run_id if step is None else f"{self.tenure.run_id}/{step.name}"
-
-
-def _nothing() -> None:
-    """A write of nothing: what is pending goes with it."""
 
 
 def _describe_failure(error: BaseException) -> dict[str, str]:

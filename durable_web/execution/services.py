@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+
 from ..clock import Clock
 from ..errors import StorageError
 from ..files import Files

@@ -6,6 +6,7 @@ lost, engine stopping, storage in trouble), it is *detached*: nothing of it is w
 
 from __future__ import annotations
 
+import dataclasses
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -93,6 +94,18 @@ class Tenure:
         """Write nothing of the run any more."""
         self.is_detached = True
         self._held.clear()
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Let no further step begin, or let steps begin again."""
+        self.is_paused = is_paused
+
+    def cancel(self) -> None:
+        """The run was cancelled."""
+        self.is_cancelled = True
+
+    def end_as(self, ending: str | None, error: dict[str, str] | None, failed_step: str | None) -> None:
+        """The run is to be compensated, and then ends so."""
+        self.claim = dataclasses.replace(self.claim, ending=ending, error=error, failed_step=failed_step)
 
     def park(self) -> None:
         """The run gave its lease back, and waits."""

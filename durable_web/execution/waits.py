@@ -83,7 +83,7 @@ class Waits:
         self, services: Services, history: History, loop: RunLoop, tenure: Tenure, reporting: Reporting
     ) -> None:
         self.is_cancelled = False
-        """``True`` once the run is cancelled: its body may clean up, and wait for nothing from outside."""
+        """``True`` once the run is cancelled."""
         self._services = services
         self._store = services.store
         self._clock = services.clock
@@ -312,10 +312,13 @@ class Waits:
         )
 
     def _start(self, wait: Wait, found: StepRecord | None) -> None:
-        """Begin to wait, now or when the run is live; one that has begun needs it only for what it may take."""
+        """Begin to wait, now or when the run is live, and not paused; one that has begun needs it for what it may take.
+
+        A pause does not hold up a timer: what it may bring about does not begin.
+        """
         if found is not None and wait.take is None:
             wait.is_recorded = True
-        elif self._history.is_live:
+        elif self._history.is_live and (wait.kind == OperationKind.TIMER or not self._tenure.is_paused):
             self.begin(wait)
         else:
             self._history.queue(wait)
@@ -390,11 +393,15 @@ class Waits:
 
     def look_at_messages(self) -> None:
         """A message may have come that the run itself has to look at: an update, whose validator decides."""
-        if self._tenure.is_parked:
+        if self._tenure.is_parked or self._tenure.is_paused:
             return
         for wait in list(self._updates.values()):
             if self._history.is_live and self._store.waits.has_message(self._tenure.run_id, wait.topic):
                 self.begin(wait)
+
+    def refuse_what_comes_from_outside(self) -> None:
+        """The run is cancelled: its body may clean up, and wait for a time, but for nothing else."""
+        self.is_cancelled = True
 
     @property
     def has_unrecorded(self) -> bool:

@@ -167,8 +167,11 @@ class Database:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open on the connection."""
-        return self.connection.in_transaction
+        """``True`` while a transaction is open on the connection; of a closed one, none is."""
+        try:
+            return self.connection.in_transaction
+        except sqlite3.ProgrammingError:
+            return False
 
     @property
     def changes(self) -> int:
@@ -176,7 +179,16 @@ class Database:
         return self.connection.total_changes
 
     def begin(self) -> None:
-        """Begin a transaction that may write: nobody else can until it has ended. Raises what ``execute`` does."""
+        """Begin a transaction that may write: nobody else can until it has ended. Raises what ``execute`` does.
+
+        :raises TransactionError: when one is open, because a function given to ctx.transaction waits for a promise.
+        """
+        if self.connection.in_transaction:
+            raise TransactionError(
+                self.path,
+                "The database is busy: a function given to ctx.transaction, or a validator, waits for a promise "
+                "(pyodide.ffi.run_sync) in the middle of a transaction. Do that in a step, and pass its result.",
+            )
         try:
             self.connection.execute(_BEGIN)
         except sqlite3.Error as error:

@@ -17,7 +17,6 @@ from .runs import Ended, Runs, following
 from .steps import StepRecord, Steps
 from .waits import Waits
 
-
 DEADLINE_EXCEEDED = {
     "type": "DeadlineExceeded",
     "message": "The run's deadline passed before it ended.",

@@ -7,8 +7,6 @@ memory, hears of it after the commit.
 
 from __future__ import annotations
 
-import json
-
 from ..model import OperationKind, StepStatus
 from .database import Database
 from .journal import Journal
@@ -133,9 +131,10 @@ class Waits:
         found = self._steps.find(run_id, name)
         if found is None or found.status == StepStatus.CANCELLED:
             return None
-        ended = now if found.completed_at is None else found.completed_at  # the outcome, if there is one, keeps its place
-        called_off = {"status": StepStatus.CANCELLED, "output": None, "error": None, "topic": None, "completed_at": ended}
-        self._steps.record(run_id, found._replace(**called_off), now)
+        completed_at = found.completed_at or now  # the outcome, if there is one, keeps its place
+        nothing = {"output": None, "error": None, "topic": None}
+        called_off = found._replace(status=StepStatus.CANCELLED, completed_at=completed_at, **nothing)
+        self._steps.record(run_id, called_off, now)
         return found
 
     def limit(self, run_id: str, record: StepRecord, wake_at: int, now: int) -> None:

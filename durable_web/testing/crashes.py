@@ -93,7 +93,7 @@ def crash_at(
     >>> run = await e.trigger(order, "A-1")
     >>> await crash_at(e, before="charge")  # it was called, and nobody knows
     >>> await restart(e)
-    >>> await crash_at(e, after="approval", status="running")  # it has begun to wait
+    >>> await crash_at(e, before="approval", status="running")  # it would have begun to wait
     >>> await restart(e)
     >>> await crash_at(e, after=RunStatus.WAITING)  # it is parked
     >>> await restart(e)

@@ -18,7 +18,7 @@ from ..engine import Engine
 from ..execution.run import Execution
 from ..files import Files
 from ..job import Job
-from ..model import OperationKind, Run, RunStatus, StepStatus
+from ..model import OperationKind, Run, RunStatus, StepStatus, to_milliseconds
 from ..store import NewRun, StepRecord
 from .clock import MockClock, settle
 from .engines import engine as new_engine
@@ -62,6 +62,7 @@ def record_history(engine: Engine, run_id: str) -> dict[str, Any]:
         "job": run.job,
         "version": run.version,
         "status": run.status.value,
+        "started_at": to_milliseconds(run.started_at),
         "input": json.loads(encode(run.input)),
         "steps": [_step_to_json(record) for record in store.steps.load(run_id).values()],
     }
@@ -86,8 +87,7 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
 
     :param history: what ``record_history`` gave.
     :param others: the jobs that it starts runs of.
-    :param patience: seconds to wait for job code that does other things than those of its context. An
-        ``asyncio.timeout`` that has ended a wait ends it at once, where the run was parked inside of it.
+    :param patience: seconds to wait for job code that awaits other things than those of its context and of asyncio.
     :raises AssertionError: which names the first operation that differs: one that is recorded as another kind, or a
         new one that comes before what is recorded is at its end; or says that a run which completed now fails.
     :raises ValueError: when it is the history of another job.
@@ -101,7 +101,7 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
         raise ValueError(f"This is no history of format {FORMAT} of job {job.name!r}: record one with record_history.")
     replay = _Replaying(history)
     jobs = [*others, dataclasses.replace(job, version=history["version"])]
-    async with new_engine(*jobs, clock=MockClock(replay.recorded_until)) as engine:
+    async with new_engine(*jobs, clock=MockClock(replay.began_at)) as engine:
         engine._dispatcher.new_context = replay.new_context
         replay.insert(engine)
         engine._dispatcher.claim()
@@ -121,10 +121,14 @@ class _Replaying:
 
     @property
     def new(self) -> dict[str, OperationKind]:
-        """Name and kind of what is asked for, and not recorded."""
+        """Name and kind of what the body awaits, and of which no outcome is recorded."""
         assert self._execution is not None
-        queued = self._execution.history.queued_operations()
-        return {each.key: each.kind for each in queued if each.kind != OperationKind.TIMER}
+        awaited = [each for each in self._execution.history.open_operations() if each.kind != OperationKind.TIMER]
+        return {each.key: each.kind for each in awaited if self._is_new(each.key)}
+
+    def _is_new(self, key: str) -> bool:
+        record = self._records.get(key)
+        return record is None or record.status == StepStatus.RUNNING
 
     @property
     def unvisited(self) -> list[str]:
@@ -134,10 +138,9 @@ class _Replaying:
         return [name for name, record in self._records.items() if name in unasked and record.is_settled]
 
     @property
-    def recorded_until(self) -> int:
-        """The latest time in the history, in milliseconds: a timeout that has ended a wait by then is overdue."""
-        times = (time for record in self._records.values() for time in (record.started_at, record.completed_at or 0))
-        return max(times, default=0)
+    def began_at(self) -> int:
+        """When the run began; milliseconds since 1970-01-01 UTC. The time of its event loop counts from there."""
+        return self.history["started_at"] or 0
 
     def insert(self, engine: Engine) -> None:
         """Put the run into the engine's database, as it was when all of its steps were recorded."""

@@ -50,7 +50,7 @@ summary { cursor: pointer; color: var(--quiet); font-size: .875rem; margin-top: 
 
 def to_html(report: Report) -> str:
     """The whole page."""
-    reached = sum(verdict.is_reached for verdict in report.verdicts)
+    judged = [verdict.is_reached for verdict in report.verdicts if verdict.target.bound is not None]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -61,7 +61,7 @@ def to_html(report: Report) -> str:
 </head>
 <body>
 <h1>durable-web benchmarks</h1>
-<p>{reached} of {len(report.verdicts)} targets reached. Medians of turns that were taken in one run, on one machine; the
+<p>{sum(judged)} of {len(judged)} targets reached. Medians of turns that were taken in one run, on one machine; the
 thin line goes from the smallest to the largest value.</p>
 <p class="quiet">Run {escape(report.run)}, {escape(report.started)}, {report.seconds:.0f} s:
 <code>{escape(report.command)}</code></p>
@@ -105,7 +105,7 @@ def _target_row(text: str, wanted: str, measured: str, is_reached: bool, words: 
 
 
 def _outcome_class(is_reached: bool, words: str) -> str:
-    if words.startswith("not measured"):
+    if not words or words.startswith("not measured"):
         return "quiet"
     return "reached" if is_reached else "missed"
 

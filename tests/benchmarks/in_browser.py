@@ -7,7 +7,7 @@ from collections.abc import Callable
 from .laboratory import Laboratory
 from .scale import Scale
 from .series import Bench, Measurement
-from .targets import FULL, NORMAL, PACED_RAW, PEER, RAW_FULL, RAW_NORMAL, TUNED_PEER
+from .targets import ASYNC, FULL, NORMAL, PACED_RAW, PEER, RAW_FULL, RAW_NORMAL, SUSPENDING, TUNED_PEER
 
 SAHPOOL_FULL, SAHPOOL_NORMAL = "official SQLite, opfs-sahpool, full", "official SQLite, opfs-sahpool, normal"
 PEER_NOTE = "set up as its documentation says, polling every 50 ms"
@@ -17,6 +17,10 @@ PACE_NOTE = (
     f"{PACE * 1e6:.0f} µs of computing before each, fewer than before a step, do not count: a disk may take "
     "longer over a flush when the one before is not just over"
 )
+ASYNC_NOTE = (
+    "does not suspend: from Python 3.12 on its task starts eagerly; 3.11 has no eager tasks, there it costs a turn"
+)
+SUSPENDING_NOTE = "asyncio.sleep(0) in each: the outcome joins the commit of its turn, and is delivered at rest"
 _MANY = 100  # runs at a time, for the group commit
 
 
@@ -27,9 +31,10 @@ def measure_steps(bench: Bench, lab: Laboratory, scale: Scale) -> Measurement:
     bench.facts |= {f"{name} in Pyodide": version for name, version in raw("versions").items()}
     bench.facts["SQLite on opfs-sahpool"] = lab.official_sqlite("FULL")("version")
 
-    def engine(durability: str) -> Callable[[], float]:
+    def engine(durability: str, function: str = "synchronous") -> Callable[[], float]:
         page = lab.engine(durability, durability=durability)
-        return lambda: _per_second(scale.steps, page.evaluate("(count) => engine.steps(count)", scale.steps))
+        call, values = "([count, name]) => engine.steps(count, name)", [scale.steps, function]
+        return lambda: _per_second(scale.steps, page.evaluate(call, values))
 
     commits = 5 * scale.steps  # of which each is so quick that it takes more of them to be measured
 
@@ -52,6 +57,8 @@ def measure_steps(bench: Bench, lab: Laboratory, scale: Scale) -> Measurement:
 
     subjects = {
         FULL: engine("full"),
+        ASYNC: engine("full", "async"),
+        SUSPENDING: engine("full", "suspending"),
         RAW_FULL: raw_commits("FULL"),
         PACED_RAW: raw_commits("FULL", PACE),
         SAHPOOL_FULL: official("FULL"),
@@ -62,6 +69,8 @@ def measure_steps(bench: Bench, lab: Laboratory, scale: Scale) -> Measurement:
     _warm_up(subjects)
     subjects |= {PEER: peer(tuned=False), TUNED_PEER: peer(tuned=True)}
     notes = {
+        ASYNC: ASYNC_NOTE,
+        SUSPENDING: SUSPENDING_NOTE,
         PEER: PEER_NOTE,
         TUNED_PEER: TUNED_NOTE,
         RAW_FULL: "sqlite3 in Pyodide, on the engine's own file system",

@@ -14,10 +14,11 @@ from typing import Any
 
 from environment import BUILD, ROOT
 
+from .in_browser import ASYNC_NOTE, SUSPENDING_NOTE
 from .peers import HERE, WEB
 from .scale import Scale
 from .series import Bench, Measurement
-from .targets import PACED_COMMITS, TEN_RUNS
+from .targets import ASYNC, IN_BRANCHES, PACED_COMMITS, SUSPENDING, TEN_RUNS
 
 DBOS, TUNED_DBOS = "dbos", "dbos, write-ahead log"
 _PASTS = (1_000, 10_000, 100_000)
@@ -91,8 +92,14 @@ def measure_desk(bench: Bench, dbos_python: Path, scale: Scale) -> list[Measurem
 def _steps(bench: Bench, running: dict[str, Process], scale: Scale) -> Measurement:
     count = 2 * scale.steps
     engine = running["engine"]
+
+    def one_run(function: str) -> float:
+        return count / engine.ask("runs", name="empty", count=1, steps=count, function=function)
+
     subjects: dict[str, Callable[[], float]] = {
-        "engine": lambda: count / engine.ask("runs", name="empty", count=1, steps=count),
+        "engine": lambda: one_run("synchronous"),
+        ASYNC: lambda: one_run("async"),
+        SUSPENDING: lambda: one_run("suspending"),
         TEN_RUNS: lambda: count / engine.ask("runs", name="empty", count=10, steps=count // 10),
         "raw commits": lambda: count / engine.ask("commits", count=count),
         PACED_COMMITS: lambda: count / engine.ask("commits", count=count, pause=_PACE),
@@ -102,6 +109,8 @@ def _steps(bench: Bench, running: dict[str, Process], scale: Scale) -> Measureme
     for measure in subjects.values():
         measure()
     notes = {
+        ASYNC: ASYNC_NOTE,
+        SUSPENDING: SUSPENDING_NOTE,
         TEN_RUNS: "as many as an engine executes at a time when it is told nothing else; they share their flushes",
         PACED_COMMITS: f"{_PACE * 1e6:.0f} µs of computing before each, which do not count",
         DBOS: "as it comes, with a rollback journal",
@@ -137,10 +146,14 @@ def _parallel(bench: Bench, engine: Process, scale: Scale) -> Measurement:
 
 
 def _replay(bench: Bench, engine: Process, scale: Scale) -> Measurement:
-    run_id = engine.ask("record", name="empty", count=scale.replayed)
+    def replay(job: str) -> Callable[[], float]:
+        run_id = engine.ask("record", name="empty", job=job, count=scale.replayed)
+        return lambda: 1000 * engine.ask("replay", name="empty", run_id=run_id)
+
+    subjects = {"engine": replay("replayed"), IN_BRANCHES: replay("replayed in branches")}
+    notes = {IN_BRANCHES: "each step suspends, so the outcomes of the branches alternate, and are delivered at rest"}
     found = Measurement("desk-replay", f"CPython: replay of {scale.replayed} recorded steps")
-    subjects = {"engine": lambda: 1000 * engine.ask("replay", name="empty", run_id=run_id)}
-    found.series += bench.take_turns("ms", subjects).values()
+    found.series += bench.take_turns("ms", subjects, notes=notes).values()
     return found
 
 

@@ -89,20 +89,24 @@ def reasons(report: Report) -> dict[str, list[str]]:
     """Why targets were missed, and what was tried, with the targets of which that is true."""
     found: dict[str, list[str]] = {}
     for verdict in report.verdicts:
-        if verdict.measured is not None and not verdict.is_reached and verdict.target.tried:
+        if verdict.share is not None and not verdict.is_reached and verdict.target.tried:
             found.setdefault(verdict.target.tried, []).append(verdict.target.text)
     return found
 
 
 def outcome(verdict: Verdict) -> str:
-    """In a few words, whether a target was reached, or by how much it was missed."""
+    """In a few words, whether a target was reached, or by how much it was missed; empty without a bound."""
+    if verdict.measured is not None and verdict.target.bound is None:
+        return ""
     if verdict.measured is None or verdict.share is None:
         return f"not measured: {verdict.why}"
     return "reached" if verdict.is_reached else f"missed: {verdict.share:.0%} of it"
 
 
 def bound(verdict: Verdict) -> str:
-    """What a target asks for."""
+    """What a target asks for; empty without a bound."""
+    if verdict.target.bound is None:
+        return ""
     return f"{'at most' if verdict.target.at_most else 'at least'} {verdict.target.bound:g}"
 
 
@@ -146,7 +150,9 @@ def _targets(report: Report) -> list[str]:
     if not report.verdicts:
         return []
     lines = ["", "Targets (ratios of medians within this run)"]
-    lines += (f"  {text:<66} {bound:<13} {measured:>7}  {how}" for text, bound, measured, how in _judged(report))
+    lines += (
+        f"  {text:<72} {bound:<13} {measured:>7}  {how}".rstrip() for text, bound, measured, how in _judged(report)
+    )
     for why, missed in reasons(report).items():
         lines += [
             "",
@@ -180,7 +186,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "bound": target.bound,
         "atMost": target.at_most,
         "measured": verdict.measured,
-        "reached": verdict.is_reached,
+        "reached": None if target.bound is None else verdict.is_reached,
         "outcome": outcome(verdict),
     }
 

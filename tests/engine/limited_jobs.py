@@ -18,7 +18,7 @@ def gated(name: str = "gated", **rules):
 
     @job(name, **rules)
     async def wait(ctx: Context, value: dict) -> object:
-        await gates.setdefault(value["n"], asyncio.Event()).wait()
+        await ctx.step("wait at the gate", gates.setdefault(value["n"], asyncio.Event()).wait)
         return value["n"]
 
     return wait, gates

@@ -385,7 +385,7 @@ class World:
                 each.tenure.run_id,
                 f"parked: {each.tenure.is_parked}, delivered {each.history.last} of {each.history.known}",
                 list(each.history._open),
-                f"idle: {each.steps.is_idle}, unsettled: {each.tenure.unsettled}, live: {each.history.is_live}",
+                f"idle: {each._outcomes.is_idle}, unsettled: {each.tenure.unsettled}, live: {each.history.is_live}",
                 each.loop.places(),
             )
             for each in executions

@@ -276,6 +276,7 @@ async def test_while_it_waits_the_parent_is_parked_and_tells_for_what(running):
         run = await engine.trigger(waits_for_endless)
         run = await reach(engine, run.id, RunStatus.WAITING)
         (step,) = await engine.get_steps(run.id)
+        await reach(engine, derive(run.id, "wait"), RunStatus.WAITING)
         await engine.resume(derive(run.id, "wait"))
         frames = await timeline(engine, run)
     assert run.waiting_reason == "it waits for child run 'wait'"
@@ -294,11 +295,11 @@ async def test_with_one_slot_a_parent_and_its_descendants_do_not_block_each_othe
 
 
 async def test_children_in_a_gather_and_in_a_task_group_run_side_by_side(running):
-    both = asyncio.Barrier(4)
+    all_four = asyncio.Barrier(4)
 
     @job("meet")
     async def meet(ctx: Context, number: int) -> int:
-        await both.wait()
+        await ctx.step("meet the others", all_four.wait)
         return number
 
     @job("invites")

@@ -28,7 +28,7 @@ def limited(most: Counter[str]) -> object:
     async def here(ctx: Context, _: int) -> None:
         most["now"] += 1
         most["most"] = max(most["most"], most["now"])
-        await asyncio.sleep(0)
+        await ctx.step("let the others begin", asyncio.sleep, 0)
         most["now"] -= 1
 
     return here
@@ -423,20 +423,19 @@ async def test_a_wait_that_cannot_be_read_is_taken_up_again_instead_of_failing(m
 
     clock = MockClock()
     async with engine(parent, clock=clock) as e:
-        find = e._store.steps.find
+        outcomes_after = e._store.steps.outcomes_after
 
-        def fail(run_id: str, name: str) -> None:
-            if not e._store.database.in_transaction:
-                monkeypatch.setattr(e._store.steps, "find", find)
-                raise StorageError("path", "the disk is busy")
-            return find(run_id, name)
+        def fail(run_id: str, order: int) -> None:
+            monkeypatch.setattr(e._store.steps, "outcomes_after", outcomes_after)
+            raise StorageError("path", "the disk is busy")
 
-        monkeypatch.setattr(e._store.steps, "find", fail)
         run = await e.trigger(parent)
         await settle()
-        assert e._store.steps.find is find
-        await clock.advance(5)
+        monkeypatch.setattr(e._store.steps, "outcomes_after", fail)
         await e.signal(run.id, "go", "on")
+        await settle()
+        assert e._store.steps.outcomes_after is outcomes_after
+        await clock.advance(5)
         assert (await finish(e, run)).output == "on"
 
 

@@ -54,7 +54,7 @@ async def test_a_run_that_wakes_waits_until_a_slot_is_free(running):
         if kind == "park":
             await parked_job().function(ctx, None)
         else:
-            await gate.wait()
+            await ctx.step("hold", gate.wait)
         return kind
 
     async with running(mixed, clock=clock) as engine:
@@ -72,7 +72,7 @@ async def test_whoever_waits_for_a_slot_has_it_by_priority_then_age(running):
     @job("ordered", concurrency=Concurrency(limit=1))
     async def ordered(ctx: Context, name: str) -> None:
         order.append(name)
-        await asyncio.sleep(0)
+        await ctx.step("let others have a turn", asyncio.sleep, 0)
 
     async with running(ordered) as engine:
         wanted = [("a", 0), ("b", 0), ("c", 5), ("d", 5)]
@@ -110,8 +110,8 @@ async def test_two_engines_on_one_file_keep_to_one_limit(running):
         nonlocal executing, most
         executing += 1
         most = max(most, executing)
-        for _turn in range(10):
-            await asyncio.sleep(0)
+        for turn in range(10):
+            await ctx.step(f"turn {turn}", asyncio.sleep, 0)
         executing -= 1
 
     async with (

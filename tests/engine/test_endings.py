@@ -20,7 +20,7 @@ class Door:
         @job("visitor")
         async def visitor(ctx: Context, mood: str) -> str:
             await ctx.step("knock", str.upper, mood)
-            await self.opened.wait()
+            await ctx.step("wait at the door", self.opened.wait)
             if mood == "bad":
                 raise ValueError("not today")
             return mood

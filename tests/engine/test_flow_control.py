@@ -427,7 +427,8 @@ class _Check:
             singleton=singleton,
         )
         async def limited(ctx: Context, value: dict) -> None:
-            await self.gates.setdefault(ctx.run_id, asyncio.Event()).wait()
+            gate = self.gates[ctx.run_id] = asyncio.Event()  # of this execution: none belongs to two
+            await gate.wait()
 
         self.job = limited
         self.is_singleton = singleton is not None

@@ -38,17 +38,20 @@ WORKER = textwrap.dedent("""
     path, pause, share = sys.argv[1], sys.argv[2], int(sys.argv[3])
     begun = 0
 
-    async def work(ctx, key):
+    async def pause_is_over():
         global begun
         begun += 1
         while begun > share and os.path.exists(pause):
             await asyncio.sleep(0.003)
+
+    async def work(ctx, key):
+        await ctx.step("wait for the pause to end", pause_is_over)
         if key is not None:
             await ctx.transaction(f"begin {ctx.attempt}", note, ctx.run_id, ctx.attempt, key, "begin")
-            await asyncio.sleep(0.001)
+            await ctx.step("take a moment", asyncio.sleep, 0.001)
         await ctx.transaction("row", note, ctx.run_id, ctx.attempt, key, "row")
         if key is not None:
-            await asyncio.sleep(0.001)
+            await ctx.step("take another moment", asyncio.sleep, 0.001)
             await ctx.transaction(f"end {ctx.attempt}", note, ctx.run_id, ctx.attempt, key, "end")
         print(ctx.run_id, flush=True)
 

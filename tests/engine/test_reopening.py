@@ -66,7 +66,7 @@ async def test_a_run_whose_deadline_has_passed_goes_on_without_one(running):
 
     @job("slow")
     async def slow(ctx: Context, _: None) -> str:
-        await gate.wait()
+        await ctx.step("wait", gate.wait)
         return "done"
 
     async with running(slow, clock=clock) as engine:
@@ -86,7 +86,7 @@ async def test_the_timeout_of_a_job_counts_from_the_retry(running):
 
     @job("slow", timeout=60)
     async def slow(ctx: Context, _: None) -> str:
-        await gate.wait()
+        await ctx.step("wait", gate.wait)
         return "done"
 
     async with running(slow, clock=clock) as engine:
@@ -201,7 +201,7 @@ async def test_what_is_active_or_has_completed_is_not_retried(running):
 
     @job("wait")
     async def wait(ctx: Context, _: None) -> None:
-        await gate.wait()
+        await ctx.step("wait", gate.wait)
 
     async with running(work, wait) as engine:
         completed = await finish(engine, await engine.trigger("work", 1))

@@ -293,8 +293,14 @@ async def test_a_sleep_inside_asyncio_timeout_is_called_off(clock):
 
     async with engine(impatient, clock=clock) as e:
         run = await e.trigger(impatient)
+        await clock.advance(0.01)
         assert (await finish(e, run)).output == "gave up"
-        assert [step.status for step in await e.get_steps(run.id)] == ["cancelled", "completed"]
+        steps = {step.name: (step.kind, step.status) for step in await e.get_steps(run.id)}
+    assert steps == {
+        "timer:1": ("timer", "completed"),
+        "too long": ("sleep", "cancelled"),
+        "give up": ("step", "completed"),
+    }
 
 
 async def test_a_sleep_that_was_called_off_does_not_end_in_a_later_execution(clock):
@@ -314,8 +320,8 @@ async def test_a_sleep_that_was_called_off_does_not_end_in_a_later_execution(clo
 
     async with engine(called_off, clock=clock) as e:
         run = await e.trigger(called_off)
-        while (await e.get_run(run.id)).current_step != "go on":
-            await asyncio.sleep(0.003)
+        await clock.advance(0.01)
+        assert (await e.get_run(run.id)).current_step == "go on"
         await crash(e)
         await clock.advance(DAY)
         await restart(e)
@@ -341,16 +347,19 @@ async def test_a_run_with_a_step_under_way_keeps_its_slot_until_all_branches_wai
 
 
 async def test_a_body_that_ends_while_a_sleep_is_under_way_leaves_no_timer_behind(clock):
+    gate = asyncio.Event()
+
     @job("ends")
     async def ends(ctx: Context, _: None) -> str:
         branch = asyncio.ensure_future(ctx.sleep("forgotten", 100))
-        await ctx.step("work", str, "done")
-        await asyncio.sleep(0)
+        await ctx.step("work", gate.wait)
         return f"done, {'still sleeping' if not branch.done() else 'slept'}"
 
     tasks = asyncio.all_tasks()
     async with engine(ends, clock=clock) as e:
         run = await e.trigger(ends)
+        await settle()
+        gate.set()
         assert (await finish(e, run)).output == "done, still sleeping"
         frames = await timeline(e, run)
         await clock.advance(1000)

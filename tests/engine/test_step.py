@@ -337,34 +337,36 @@ async def test_the_step_that_fails_inside_task_groups_is_the_one_that_has_failed
     assert (run.error.type, run.failed_step, told) == ("ExceptionGroup", "fails", ["fails"])
 
 
-async def test_a_step_that_a_timeout_called_off_runs_again_on_replay(running):
+async def test_a_step_that_a_timeout_called_off_is_not_called_again_on_replay(running):
+    """A replay lets it wait, until the body calls it off at the same place."""
     calls: list[int] = []
+    ways: list[tuple[int, str]] = []
 
-    async def slow() -> str:
+    async def slow() -> None:
         calls.append(1)
-        if len(calls) == 1:
-            await asyncio.Event().wait()
-        return "second time"
+        await asyncio.Event().wait()
 
     @job("timeout")
     async def with_timeout(ctx: Context, _: None) -> str:
         try:
             async with asyncio.timeout(0.01):
-                return await ctx.step("slow", slow)
+                await ctx.step("slow", slow)
         except TimeoutError:
-            await asyncio.Event().wait()
-        return "unreachable"
+            ways.append((ctx.attempt, "gave up"))
+        return await ctx.wait_for_signal("go on")
 
     async with running(with_timeout) as engine:
         run = await engine.trigger("timeout")
-        while not any(step.status == StepStatus.CANCELLED for step in await engine.get_steps(run.id)):
+        while (await engine.get_run(run.id)).current_step != "go on":
             await asyncio.sleep(0.001)
         await crash(engine)
     async with running(with_timeout) as engine:
+        await engine.signal(run.id, "go on", "done")
         run = await finish(engine, run)
-        (step,) = await engine.get_steps(run.id)
-    assert run.output == "second time"
-    assert step.attempt == 2
+        steps = {step.name: (step.status, step.attempt) for step in await engine.get_steps(run.id)}
+    assert run.output == "done"
+    assert (calls, ways) == ([1], [(1, "gave up"), (2, "gave up")])
+    assert steps["slow"] == (StepStatus.CANCELLED, 1)
 
 
 async def test_a_fatal_error_fails_the_run_with_its_own_message(running):
@@ -434,7 +436,7 @@ async def test_the_first_steps_of_a_run_have_waited_as_long_as_the_run_and_those
 
     @job("short")
     async def short(ctx: Context, _: None) -> None:
-        await asyncio.gather(*(ctx.step(name, lambda: None) for name in ("one", "two")))
+        await asyncio.gather(*(ctx.step(name, asyncio.sleep, 0) for name in ("one", "two")))
         await pause.wait()  # what the body does by itself is no waiting for a slot
         await ctx.step("three", lambda: None)
 

@@ -56,14 +56,19 @@ async def test_a_step_costs_one_commit(running):
 
 async def test_branches_that_complete_in_the_same_turn_share_a_commit(running):
     gate = asyncio.Event()
+    begun: list[int] = []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        await gate.wait()
 
     @job("branches")
     async def branches(ctx: Context, count: int) -> None:
-        await asyncio.gather(*(ctx.step(f"branch {number}", gate.wait) for number in range(count)))
+        await asyncio.gather(*(ctx.step(f"branch {number}", work, number) for number in range(count)))
 
     async with running(branches) as engine:
         run = await engine.trigger("branches", 100)
-        while len(engine._dispatcher.executing[run.id][0].records) < 100:
+        while len(begun) < 100:
             await asyncio.sleep(0)
         commits = commits_of(engine)
         gate.set()

@@ -327,6 +327,11 @@ async def test_the_code_that_recorded_a_history_replays_it_without_calling_a_ste
 async def test_a_run_that_waits_replays_up_to_where_it_stands():
     replay = await assert_replays(await history_of_order(until_approval=True), order)
     assert (replay.unvisited, replay.new, replay.output) == ([], ["approval"], None)
+    async with engine(reminder) as e:
+        run = await e.trigger(reminder)
+        await settle()
+        history = record_history(e, run.id)
+    assert (await assert_replays(history, reminder)).new == ["an hour"]
 
 
 async def test_what_comes_as_another_kind_is_named():
@@ -449,7 +454,8 @@ async def test_a_wait_that_a_timeout_ended_is_replayed_as_that():
     async with engine(impatient) as e:
         run = await e.trigger_and_wait(impatient)
         history = record_history(e, run.id)
-    assert [step["status"] for step in history["steps"]] == ["cancelled", "completed"]
+    statuses = {step["name"]: step["status"] for step in history["steps"]}
+    assert statuses == {"timer:1": "completed", "never": "cancelled", "give up": "completed"}
     assert (await assert_replays(history, impatient)).output == "gave up"
 
 

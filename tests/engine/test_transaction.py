@@ -203,12 +203,12 @@ async def test_a_function_that_rolls_the_transaction_back_fails_no_other_run(run
 
     @job("save")
     async def save(ctx: Context, _: None) -> None:
-        await begin.wait()
+        await ctx.step("begin", begin.wait)
         await ctx.transaction("save", function)
 
     @job("work")
     async def work(ctx: Context, number: int) -> int:
-        await begin.wait()
+        await ctx.step("begin", begin.wait)
         return await ctx.step("work", lambda: number)
 
     async with running(make, save, work, clock=clock) as engine:

@@ -14,6 +14,7 @@ import pytest
 from watching import finish, on_a_desk_only
 
 from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
+from durable_web.execution.commits import GroupCommit, Write
 from durable_web.store import LeaseLost
 from durable_web.testing import MockClock, crash, settle
 
@@ -68,7 +69,7 @@ async def test_a_claim_that_failed_is_tried_again(running, monkeypatch):
         runs = engine._store.runs
         claim = runs.claim
 
-        def fail(*arguments: object) -> None:
+        def fail(*arguments: object, **options: object) -> None:
             raise StorageError("path", "the disk is busy")
 
         run = await engine.trigger("echo", 7, run_at=datetime.fromtimestamp(clock.now() / 1000 + 1, UTC))
@@ -170,7 +171,7 @@ async def test_a_write_that_fails_fails_alone(running):
 
     @job("guilty")
     async def guilty(ctx: Context, _: None) -> None:
-        await gate.wait()
+        await ctx.step("gate", gate.wait)
         await ctx.transaction("leave", insert_and_leave)
 
     async with running(innocent, guilty) as engine:
@@ -183,6 +184,14 @@ async def test_a_write_that_fails_fails_alone(running):
     assert [run.status for run in ended] == ["completed", "failed", "completed"]
 
 
+def outcomes_of(commits: GroupCommit, *writes: Write, simple: bool = False) -> asyncio.Future[list[Exception | None]]:
+    """How writes of one turn come out: ``None`` of one that is committed."""
+    outcomes = [asyncio.get_running_loop().create_future() for _ in writes]
+    for write, outcome in zip(writes, outcomes, strict=True):
+        commits.submit(write, outcome.set_result, simple=simple)
+    return asyncio.gather(*outcomes)
+
+
 async def test_a_simple_write_that_loses_its_lease_leaves_the_rest_of_its_group_alone(running):
     async with running() as engine:
         commits, store = engine._dispatcher.commits, engine._store
@@ -193,12 +202,7 @@ async def test_a_simple_write_that_loses_its_lease_leaves_the_rest_of_its_group_
         def note(key: str) -> None:
             store.steps.set_value("run", key, "1", 1, 0)
 
-        outcomes = await asyncio.gather(
-            commits.commit(lambda: note("first"), simple=True),
-            commits.commit(lose, simple=True),
-            commits.commit(lambda: note("last"), simple=True),
-            return_exceptions=True,
-        )
+        outcomes = await outcomes_of(commits, lambda: note("first"), lose, lambda: note("last"), simple=True)
         assert [type(outcome) for outcome in outcomes] == [type(None), LeaseLost, type(None)]
         assert [store.steps.stored_value("run", key) for key in ("first", "last")] == ["1", "1"]
 
@@ -215,14 +219,12 @@ async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(ru
             raise ZeroDivisionError
 
         group = [lambda: note("first"), stop_half_way, lambda: note("last")]
-        outcomes = await asyncio.gather(
-            *(commits.commit(write, simple=True) for write in group), return_exceptions=True
-        )
+        outcomes = await outcomes_of(commits, *group, simple=True)
         assert [type(outcome) for outcome in outcomes] == [StorageError] * 3
         assert "ZeroDivisionError" in str(outcomes[0])
         assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == [None] * 3
 
-        outcomes = await asyncio.gather(*(commits.commit(write) for write in group), return_exceptions=True)
+        outcomes = await outcomes_of(commits, *group)
         assert [type(outcome) for outcome in outcomes] == [type(None), ZeroDivisionError, type(None)]
         assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == ["1", None, "1"]
 
@@ -231,8 +233,7 @@ async def test_whoever_waits_for_a_group_that_finds_its_database_closed_is_told(
     async with running() as engine:
         commits = engine._dispatcher.commits
         engine._store.close()
-        group = asyncio.gather(*(commits.commit(lambda: None) for _ in range(2)), return_exceptions=True)
-        outcomes = await asyncio.wait_for(group, 5)
+        outcomes = await asyncio.wait_for(outcomes_of(commits, lambda: None, lambda: None), 5)
         await crash(engine)
     assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * 2
 

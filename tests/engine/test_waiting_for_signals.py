@@ -243,6 +243,7 @@ async def test_a_signal_inside_asyncio_timeout_and_wait_for(clock):
         run = await e.trigger(limits)
         for number in (1, 2):
             await e.signal(run.id, "go", number)
+        await clock.advance(0.01)
         assert (await finish(e, run)).output == [1, 2, "never"]
 
 

@@ -27,7 +27,7 @@ def fill(name: str, runs: int) -> dict[str, int]:
 
 def open_engine(name: str, **options: Any) -> None:
     """Start an engine on a database of that name."""
-    engine = _engines[name] = Engine(_path(name), [jobs.steps, jobs.replayed], **options)
+    engine = _engines[name] = Engine(_path(name), [jobs.steps, jobs.replayed, jobs.replayed_in_branches], **options)
     _loop.run_until_complete(engine.start())
 
 
@@ -48,11 +48,15 @@ def commits(count: int, pause: float = 0.0) -> float:
     return time.perf_counter() - began - count * pause
 
 
-def runs(name: str, count: int, steps: int) -> float:
-    """Seconds for so many runs of so many steps each, triggered at once."""
+def runs(name: str, count: int, steps: int, function: str = "synchronous") -> float:
+    """Seconds for so many runs of so many steps each, triggered at once.
+
+    :param function: of the steps, as the job ``steps`` names it.
+    """
+    trigger = Trigger("steps", {"count": steps, "function": function})
 
     async def execute() -> None:
-        made = await _engines[name].trigger_many([Trigger("steps", {"count": steps}) for _ in range(count)])
+        made = await _engines[name].trigger_many([trigger] * count)
         for run in made:
             await _engines[name].wait_for_run(run.id)
 
@@ -69,9 +73,9 @@ def triggered(name: str, count: int) -> float:
     return _timed(execute())
 
 
-def record(name: str, count: int) -> str:
-    """Record steps in a run, for ``replay``; its id."""
-    run = _loop.run_until_complete(_engines[name].trigger_and_wait("replayed", {"count": count}))
+def record(name: str, job: str, count: int) -> str:
+    """Record steps in a run of that job, for ``replay``; its id."""
+    run = _loop.run_until_complete(_engines[name].trigger_and_wait(job, {"count": count}))
     return run.id
 
 

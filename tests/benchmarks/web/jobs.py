@@ -6,12 +6,27 @@ import time
 from durable_web import Context, job
 
 
+async def _absolute(number: int) -> int:
+    """Does not suspend."""
+    return abs(number)
+
+
+async def _absolute_later(number: int) -> int:
+    """Suspends once."""
+    await asyncio.sleep(0)
+    return abs(number)
+
+
+_FUNCTIONS = {"synchronous": abs, "async": _absolute, "suspending": _absolute_later}
+
+
 @job("steps")
 async def steps(ctx: Context, input: dict) -> int:
-    """So many small steps, one after the other."""
+    """So many small steps, one after the other, of one of ``_FUNCTIONS``."""
+    function = _FUNCTIONS[input.get("function", "synchronous")]
     total = 0
     for number in range(input["count"]):
-        total += await ctx.step(f"step {number}", abs, number)
+        total += await ctx.step(f"step {number}", function, number)
     return total
 
 
@@ -21,6 +36,18 @@ async def replayed(ctx: Context, input: dict) -> None:
     for number in range(input["count"]):
         await ctx.step(f"step {number}", abs, number)
     raise RuntimeError("once more")
+
+
+@job("replayed in branches")
+async def replayed_in_branches(ctx: Context, input: dict) -> None:
+    """Like ``replayed``, in 10 branches at a time; each step suspends, so its outcome is delivered at rest."""
+    await asyncio.gather(*(_branch(ctx, f"branch {number}", input["count"] // 10) for number in range(10)))
+    raise RuntimeError("once more")
+
+
+async def _branch(ctx: Context, name: str, count: int) -> None:
+    for number in range(count):
+        await ctx.step(f"{name}, step {number}", _absolute_later, number)
 
 
 @job("interrupted")
@@ -38,7 +65,7 @@ async def paced(ctx: Context, input: dict) -> list[float]:
     from js import performance
 
     commits: list[float] = []
-    is_of_a_step = False  # else the engine has renewed its lease
+    is_of_a_step = False  # else of a timer, or the engine has renewed its lease
 
     def note(statement: str) -> None:
         nonlocal is_of_a_step
@@ -46,7 +73,7 @@ async def paced(ctx: Context, input: dict) -> list[float]:
             if is_of_a_step:
                 commits.append(performance.timeOrigin + performance.now())
             is_of_a_step = False
-        elif "durable_steps" in statement:
+        elif "'step " in statement:  # a value of the statement: the step's name
             is_of_a_step = True
 
     await ctx.transaction("listen", lambda connection: connection.set_trace_callback(note))
