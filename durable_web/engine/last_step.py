@@ -64,6 +64,8 @@ class LastStep:
         self._life = life
         self._clock = clock
         self._record = f"[{quoted(life)},"
+        self._run_id = ""  # of the step that was begun last
+        self._prefix = ""  # what its record begins with
         self._descriptor: int | None = None
         self._write: Callable[[bytes, int], object] = _write_nothing
 
@@ -93,7 +95,9 @@ class LastStep:
         An error of the storage is ignored: a death then counts against no run, and the step executes all the same.
         """
         try:
-            record = f"{self._record}{quoted(run_id)},{quoted(key)},{self._clock.now()}]\n"
+            if run_id is not self._run_id:
+                self._run_id, self._prefix = run_id, f"{self._record}{quoted(run_id)},"
+            record = f"{self._prefix}{quoted(key)},{self._clock.now()}]\n"
             self._write(record.encode("ascii"), _STEP_AT)
         except OSError:
             pass

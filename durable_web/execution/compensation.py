@@ -82,6 +82,7 @@ class Compensation:
 
         def make(record: StepRecord) -> StepRecord:
             now = self._clock.now()
+            self._steps.drop_late_results()
             if failure is not None and not self._tenure.is_cancelling():
                 self._store.runs.compensate(self._tenure.claim, now, *failure)
             self._store.steps.cancel_running(self._tenure.run_id, now)

@@ -70,6 +70,8 @@ class Parking:
         :raises Detached: when the run is no longer this engine's.
         """
         is_idle = self._outcomes.is_idle and not self._tenure.unsettled
+        if not is_idle and not self._waits.has_unrecorded:
+            return Rest.WAITING
         is_waiting = self._history.open_count or self._history.has_queued
         if is_idle and is_waiting and not keeps_slot and self._is_long():
             if not self._commits.is_crowded:
@@ -111,7 +113,7 @@ class Parking:
             self._tenure.fence()
             for update in () if self._tenure.is_paused else self._waits.open_updates:
                 self._waits.record_begun(update)
-            if self._store.steps.last_order(self._tenure.run_id) > self._history.known:
+            if self._store.steps.has_outcome_after(self._tenure.run_id, self._history.known):
                 return
             next_attempt = self._steps.next_attempt
             self._store.runs.park(self._tenure.claim, self._clock.now(), next_attempt, self._reason())

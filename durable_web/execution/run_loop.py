@@ -27,6 +27,8 @@ TURNS = 10_000
 """A run with outcomes to deliver that has not rested for so many turns never will."""
 CANCELLATIONS = 3
 """How often a task that the body left is cancelled before it is dropped."""
+CLOSINGS = 100
+"""How many blocks of a task that is dropped may await something in their `finally`; each is closed by itself."""
 _CHECK_EVERY = 16  # callbacks between two looks at the time
 _KEPT = 64  # tasks or generators; beyond twice as many the finished ones are forgotten
 
@@ -376,8 +378,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return self._is_closed
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = staticmethod(bool)  # always False; every handle asks, and this is no call of Python's
 
     def set_debug(self, enabled: bool) -> None:
         """There is no debug mode."""
@@ -458,8 +459,13 @@ def _throw(coro: Any, error: BaseException) -> None:
         return
     try:
         coro.throw(error)
-        coro.close()
-    except BaseException:  # whatever it makes of it: it is dropped
+    except BaseException:  # whatever it makes of it: it has ended
+        return
+    for _ in range(CLOSINGS):
+        try:
+            coro.close()
+        except BaseException:  # it awaits again, or it has ended: then the next time does nothing
+            continue
         return
 
 

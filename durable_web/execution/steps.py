@@ -139,6 +139,7 @@ class Steps:
         self._calls: set[StepCall] = set()  # with a task
         self._executing: StepCall | None = None  # whose function is called now, synchronously
         self._retries: dict[str, tuple[StepCall, int]] = {}  # by key: what waits for its next attempt, and until when
+        self._drops_late_results = False
         reporting.announce = self._announce_executing
 
     # --- what the body asks for --------------------------------------------------------------------------------------
@@ -405,7 +406,11 @@ class Steps:
 
     def _is_kept(self, call: StepCall, ending: Ending) -> bool:
         """``True`` when what a called-off function has returned in spite of it counts: it can be undone."""
-        return call.has_undo and ending.error is None
+        return call.has_undo and ending.error is None and not self._drops_late_results
+
+    def drop_late_results(self) -> None:
+        """Compensation begins: what a function that was left behind returns from now on does not count."""
+        self._drops_late_results = True
 
     def _end_call(self, call: StepCall) -> None:
         """Nothing of the call is busy any more."""

@@ -81,14 +81,14 @@ class Tenure:
         :raises NotInStep: when it is not the body that asks.
         :raises Detached: when the run is no longer executed here; after ``REFUSALS`` times it never returns.
         """
-        if _get_running_loop() is not self._loop:
-            step = current_step.get()
-            raise NotInStep(operation, None if step is None else step.name)
-        if self.is_detached:
+        if self.is_detached:  # asked first: the garbage collector closes a dropped body on any loop
             self._refusals += 1
             if self._refusals > REFUSALS:
                 await self._loop.create_future()
             raise Detached(self.claim.run_id)
+        if _get_running_loop() is not self._loop:
+            step = current_step.get()
+            raise NotInStep(operation, None if step is None else step.name)
 
     def detach(self) -> None:
         """Write nothing of the run any more."""

@@ -14,7 +14,7 @@ import os
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from ..codec import decode, encode
 from ..errors import EventTimeout, SignalTimeout, UpdateTimeout, WebhookTimeout, message_of
@@ -26,6 +26,8 @@ from .run_loop import RunLoop, RunTimer
 from .services import Services
 from .tenure import Tenure
 
+REFUSALS = 1000
+"""How often the body of a cancelled run is refused a wait; after that it stands still, so that it does not loop."""
 MANY_TIMERS = 10_000
 """After so many timers without another operation, a log line suggests something better."""
 _TIMEOUTS = {
@@ -94,6 +96,7 @@ class Waits:
         self._dues: list[tuple[int, str]] = []  # a heap: when, and the key
         self._updates: dict[str, Wait] = {}  # open ones, whose messages the run itself has to look at
         self._timers_in_a_row = 0
+        self._refusals = 0
         self._unrecorded = 0  # waits whose beginning is not written yet
 
     # --- time --------------------------------------------------------------------------------------------------------
@@ -115,6 +118,9 @@ class Waits:
             return
         key = self._history.timer_key()
         found = self._history.record(key)
+        if found is not None and found.outcome_order is not None and self._history.may_return(found):
+            self._loop.fire(timer)  # the body had not asked for it when its outcome was due to be delivered
+            return
         due = found.wake_at if found is not None else None
         if due is None:
             delay = min(max(timer.when() - self._loop.time(), 0.0) * 1000, LATEST)
@@ -285,7 +291,7 @@ class Waits:
         if record is not None and record.outcome_order is not None:
             return record if self._history.may_return(record) else await self._history.outcome(wait)
         if self.is_cancelled and wait.kind != OperationKind.SLEEP:
-            raise asyncio.CancelledError
+            await self._refuse()
         self._note_due(wait)
         if wait.kind == OperationKind.UPDATE:
             self._updates[wait.key] = wait
@@ -295,6 +301,16 @@ class Waits:
             return await self._history.outcome(wait)
         finally:
             self._updates.pop(wait.key, None)
+
+    async def _refuse(self) -> NoReturn:
+        """Let a task of a cancelled run wait for nothing; one that catches that in a loop stands still in the end.
+
+        :raises CancelledError: the first ``REFUSALS`` times.
+        """
+        self._refusals += 1
+        if self._refusals > REFUSALS:
+            await self._loop.create_future()
+        raise asyncio.CancelledError
 
     def _new_record(
         self, key: str, kind: OperationKind, due: int | None, topic: str | None = None, detail: str | None = None

@@ -81,6 +81,8 @@ class Database:
     ) -> None:
         check_durability(durability)
         self.path = path
+        self.is_exclusive = exclusive
+        """``True`` when no other connection will open the file."""
         self._guarded = False
         with self._translated():
             self.connection = sqlite3.connect(
@@ -177,6 +179,10 @@ class Database:
     def changes(self) -> int:
         """How many rows have been changed since the database was opened."""
         return self.connection.total_changes
+
+    def data_version(self) -> int:
+        """A number that changes when another connection has committed to the file."""
+        return self.row("PRAGMA data_version")[0]
 
     def begin(self) -> None:
         """Begin a transaction that may write: nobody else can until it has ended. Raises what ``execute`` does.

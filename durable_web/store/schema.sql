@@ -164,7 +164,9 @@ CREATE TABLE durable_steps (
     PRIMARY KEY (run_id, name)
 ) STRICT, WITHOUT ROWID;
 
-CREATE UNIQUE INDEX durable_steps_by_order ON durable_steps (run_id, outcome_order) WHERE outcome_order IS NOT NULL;
+-- Without inline outcomes: these come from the engine that executes the run, which has no need to look for them.
+CREATE UNIQUE INDEX durable_steps_by_order ON durable_steps (run_id, outcome_order)
+    WHERE outcome_order IS NOT NULL AND inline = 0;
 
 CREATE INDEX durable_steps_due      ON durable_steps (wake_at) WHERE status = 'running' AND wake_at IS NOT NULL;
 CREATE INDEX durable_steps_by_topic ON durable_steps (topic) WHERE topic IS NOT NULL;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ CANCEL = "cancel:"
 """The name under which the cancellation of a run is recorded."""
 REMEMBERED_RUNS = 1000
 _INTERNAL = frozenset({OperationKind.CANCEL, OperationKind.COMPENSATING})
+"""What is listed nowhere: the run's own frames say it."""
 _PUBLISHED = re.compile(r"event (.*?)(?:#\d+)?", re.DOTALL)
 
 
@@ -88,6 +88,7 @@ class Steps:
         self._database = database
         self._journal = journal
         self._last_outcomes: dict[str, tuple[int, int]] = {}  # order and time, as far as they are known here
+        self._data_version = 0  # of the database, when they were read
 
     def load(self, run_id: str) -> dict[str, StepRecord]:
         """What a run has recorded, by name, in the order of first recording."""
@@ -112,10 +113,10 @@ class Steps:
         values = {"run_id": run_id, "outcome_order": outcome_order}
         return [_record(row) for row in self._database.rows(queries.OUTCOMES_AFTER, values)]
 
-    def last_order(self, run_id: str) -> int:
-        """The order of a run's last outcome; 0 when it has none."""
-        row = self._database.row(queries.LAST_OUTCOME, {"run_id": run_id})
-        return 0 if row is None else row[0]
+    def has_outcome_after(self, run_id: str, outcome_order: int) -> bool:
+        """``True`` when another outcome than an inline one was recorded with a higher order."""
+        values = {"run_id": run_id, "outcome_order": outcome_order}
+        return self._database.row(queries.HAS_OUTCOME_AFTER, values) is not None
 
     def record(self, run_id: str, record: StepRecord, now: int) -> None:
         """Write a step's state, its frame and its event."""
@@ -134,26 +135,20 @@ class Steps:
         :raises LeaseLost: when the run is no longer this engine's; nothing is written.
         """
         record = self._with_fence(claim, record, now, after)
-        self.tell_of(claim.run_id, record, now)
+        if record.kind not in _INTERNAL:
+            self.tell_of(claim.run_id, record, now)
         return record
 
     def _with_fence(self, claim: Claim, record: StepRecord, now: int, after: int | None) -> StepRecord:
         run_id = claim.run_id
-        for _ in range(2):
-            last, time = self._last_outcomes.get(run_id) or self._read_last_outcome(run_id)
-            at = now if now > time else time
-            record = record._replace(completed_at=at, outcome_order=last + 1, inline=int(last == after))
-            values = (*_values(run_id, record), run_id, claim.generation)
-            try:
-                written = self._database.execute(queries.RECORD_STEP_FENCED, values).rowcount
-            except sqlite3.IntegrityError:  # another process has recorded an outcome meanwhile
-                del self._last_outcomes[run_id]
-                continue
-            if written != 1:
-                raise LeaseLost(run_id)
-            self._last_outcomes[run_id] = last + 1, at
-            return record
-        raise LeaseLost(run_id)  # not reached: the transaction keeps other processes from writing
+        last, time = self._last(run_id)
+        at = now if now > time else time
+        record = record._replace(completed_at=at, outcome_order=last + 1, inline=int(last == after))
+        values = (*_values(run_id, record), run_id, claim.generation)
+        if self._database.execute(queries.RECORD_STEP_FENCED, values).rowcount != 1:
+            raise LeaseLost(run_id)
+        self._last_outcomes[run_id] = last + 1, at
+        return record
 
     def record_completed(
         self, claim: Claim, record: StepRecord, output: str, now: int, after: int | None
@@ -161,58 +156,36 @@ class Steps:
         """``record_outcome`` of a step that has begun and now completes: what nearly every step comes to."""
         run_id = claim.run_id
         name, kind, _, position, attempt, before, _, _, _, queued, _, _, _, undo, started_at, _, _, _ = record
-        for _ in range(2):
-            last, time = self._last_outcomes.get(run_id) or self._read_last_outcome(run_id)
-            at, order, inline = now if now > time else time, last + 1, int(last == after)
-            try:
-                written = self._database.execute(
-                    queries.RECORD_COMPLETED_FENCED,
-                    (
-                        name,
-                        kind,
-                        position,
-                        attempt,
-                        before,
-                        output,
-                        queued,
-                        undo,
-                        started_at,
-                        at,
-                        order,
-                        inline,
-                        run_id,
-                        claim.generation,
-                    ),
-                ).rowcount
-            except sqlite3.IntegrityError:  # another process has recorded an outcome meanwhile
-                del self._last_outcomes[run_id]
-                continue
-            if written != 1:
-                raise LeaseLost(run_id)
-            self._last_outcomes[run_id] = order, at
-            record = StepRecord(
-                name,
-                kind,
-                StepStatus.COMPLETED,
-                position,
-                attempt,
-                before,
-                output,
-                None,
-                None,
-                queued,
-                None,
-                None,
-                None,
-                undo,
-                started_at,
-                at,
-                order,
-                inline,
-            )
-            self.tell_of(run_id, record, now)
-            return record
-        raise LeaseLost(run_id)  # not reached: the transaction keeps other processes from writing
+        last, time = self._last(run_id)
+        at, order, inline = now if now > time else time, last + 1, int(last == after)
+        done = (name, kind, position, attempt, before, output, queued, undo, started_at, at, order, inline)
+        values = (*done, run_id, claim.generation)
+        if self._database.execute(queries.RECORD_COMPLETED_FENCED, values).rowcount != 1:
+            raise LeaseLost(run_id)
+        self._last_outcomes[run_id] = order, at
+        nothing = None
+        record = StepRecord(
+            name,
+            kind,
+            StepStatus.COMPLETED,
+            position,
+            attempt,
+            before,
+            output,
+            nothing,
+            nothing,
+            queued,
+            nothing,
+            nothing,
+            nothing,
+            undo,
+            started_at,
+            at,
+            order,
+            inline,
+        )
+        self.tell_of(run_id, record, now)
+        return record
 
     def settle(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
         """Write an outcome that does not come from the run's execution, with the run's next order, and its frame."""
@@ -226,16 +199,27 @@ class Steps:
         self.note(run_id, self._number(run_id, record, now))
 
     def _number(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
-        last, time = self._read_last_outcome(run_id)
+        last, time = self._last(run_id)
         at = max(now, time, record.wake_at or 0 if record.kind in _TIMED else 0)
         self._last_outcomes[run_id] = last + 1, at
         return record._replace(completed_at=at, outcome_order=last + 1, inline=0)
 
+    def _last(self, run_id: str) -> tuple[int, int]:
+        """Inside a transaction: order and time of a run's last outcome; what is known of them is read anew when another
+        connection has written, which none can while the transaction is open.
+        """
+        if not self._database.is_exclusive:
+            version = self._database.data_version()
+            if version != self._data_version:
+                self._last_outcomes.clear()
+                self._data_version = version
+        return self._last_outcomes.get(run_id) or self._read_last_outcome(run_id)
+
     def _read_last_outcome(self, run_id: str) -> tuple[int, int]:
         if len(self._last_outcomes) > REMEMBERED_RUNS:
             self._last_outcomes.clear()
-        row = self._database.row(queries.LAST_OUTCOME, {"run_id": run_id})
-        found = self._last_outcomes[run_id] = (0, 0) if row is None else row
+        order, completed_at = self._database.row(queries.LAST_OUTCOME, {"run_id": run_id})
+        found = self._last_outcomes[run_id] = (0, 0) if order is None else (order, completed_at)
         return found
 
     def forget_orders(self) -> None:

@@ -101,7 +101,7 @@ class Store:
 
     def data_version(self) -> int:
         """A number that changes when another process has committed to the file."""
-        return self.database.row("PRAGMA data_version")[0]
+        return self.database.data_version()
 
     def newest_frame_id(self) -> int:
         """The number of the frame that was committed last, of all runs; 0 when there is none yet."""

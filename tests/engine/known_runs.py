@@ -60,14 +60,18 @@ class KnownRun:
     waited: dict[str, Any] = field(default_factory=dict)  # what each wait has given to it
     begun: dict[str, int] = field(default_factory=dict)  # when each sleep was begun
     waits: dict[str, str] = field(default_factory=dict)  # name and kind of the waits that are under way
+    undoable: set[str] = field(default_factory=set)  # steps under way that can be undone should they complete
     to_undo: list[str] = field(default_factory=list)  # completed steps that can be undone, in that order
     not_undone: list[str] = field(default_factory=list)  # because their compensation failed
     places: dict[str, int] = field(default_factory=dict)  # of these, by completion
-    sent: list[str] = field(default_factory=list)  # the signals, in order
+    sent: list[str] = field(default_factory=list)  # the signals, in order, also those of earlier links
+    taken_before: int = 0  # how many of them earlier links have taken
+    continued_as: str | None = None
     tokens: dict[str, str] = field(default_factory=dict)  # of webhooks
     paused: bool = False
     was_retried_by_hand: bool = False  # since it last ended
     was_undone: bool = False  # since it was triggered or retried
+    is_undoing: bool = False  # its first compensation has begun
     was_cut_short: bool = False  # cancelled while it was being undone
 
     @property
@@ -89,10 +93,17 @@ class KnownRun:
         whole = {"a": "retried", "b": "step", "c": "row", "n": "race"}.get(name[-1]) or self.script[int(name)]
         return whole.partition(":")[0]
 
+    @property
+    def taken(self) -> list[Any]:
+        """The signals that its waits have taken, in the order of its script."""
+        waits = [self.waited.get(str(number)) for number, word in enumerate(self.script) if word in SIGNALLED]
+        return [value for value in waits if value is not None]
+
     def forget_unsettled(self) -> None:
         """It is retried: what had not ended, or was undone, is begun again."""
         self.deadline = self.was_cut_short = self.was_undone = False
         self.broken.clear()
+        self.undoable.clear()
         self.committed = {name for name in self.committed if not name.startswith("compensate:")}
         self.seen = {name: value for name, value in self.seen.items() if name in self.committed}
         self.begun = {name: begun for name, begun in self.begun.items() if name in self.committed}
@@ -120,6 +131,20 @@ class KnownRuns(dict[str, KnownRun]):
             self.deleted.discard(run.id)
         self._check_parent(run)
         self[run.id] = run
+        if run.continues is not None:
+            self._hand_on(self[run.continues], run)
+
+    def _hand_on(self, run: KnownRun, successor: KnownRun) -> None:
+        """A run goes on as another one, which has its signals."""
+        run.continued_as = successor.id
+        successor.taken_before = run.taken_before + len(run.taken)
+        successor.sent, run.sent = run.sent, []
+
+    def last_link(self, run_id: str) -> str:
+        """The run that gets what is sent to this one: the last link of its chain, or one that was deleted."""
+        while run_id not in self.deleted and (following := self[run_id].continued_as) is not None:
+            run_id = following
+        return run_id
 
     def _check_parent(self, run: KnownRun) -> None:
         """The id of a child is always the same for the same parent and step."""
@@ -143,21 +168,26 @@ class KnownRuns(dict[str, KnownRun]):
             self._check_step(run, frame)
         else:
             assert run.is_executing
-            assert frame.kind == "log" or run.status == "leased"
+            assert frame.kind == "log" or not run.is_undoing
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def _check_step(self, run: KnownRun, frame: Any) -> None:
-        if frame.status == "cancelled" or frame.type in WAITS:
-            assert run.status in ACTIVE
-            assert frame.status != "running" or run.status == "leased"
-        elif frame.type == "compensation":
+        if frame.type == "compensation":
             assert run.status == "cancelling"
+            assert run.is_leased or frame.status == "cancelled"
+            run.is_undoing = True
         else:
-            assert run.status == "leased"
+            assert run.status in ACTIVE
+            assert not run.is_undoing  # nothing of the body goes on when compensation has begun
+            is_from_outside = frame.status == "cancelled" or (frame.type in WAITS and frame.status != "running")
+            assert run.is_executing or is_from_outside
         if frame.status == "cancelled" and frame.type in WAITS:
             run.committed.discard(frame.name)  # it was given up in the moment in which it ended
         assert frame.name not in run.committed
+        run.undoable.discard(frame.name)
+        if frame.status == "running" and frame.type == "step" and run.word(frame.name) == "undo":
+            run.undoable.add(frame.name)
         run.waits.pop(frame.name, None)
         if frame.status == "running" and frame.type in WAITS:
             run.waits[frame.name] = frame.type
@@ -214,14 +244,15 @@ class KnownRuns(dict[str, KnownRun]):
             assert run.continues or run.key is None or not run.is_new or not any(other.is_new for other in others)
         run.was_retried_by_hand &= status not in TERMINAL
         run.is_leased = status == "leased" or (status == "cancelling" and run.is_leased)
+        run.is_undoing &= status == "cancelling"
 
     def _check_undoing(self, run: KnownRun, frame: Any) -> None:
         if run.status != "cancelling":
-            assert run.to_undo
+            assert run.to_undo or run.undoable
             run.was_undone = True
-        if (frame.reason or "").startswith(("it is to be compensated", ENGINE_STOPPED, "the engine is stopping")):
+        elif (frame.reason or "").startswith((ENGINE_STOPPED, "the engine is stopping")):
             run.is_leased = False
-        elif run.status == "cancelling":
+        else:
             assert not run.is_leased
             self._check_turn(run)
             run.claims += 1

@@ -120,8 +120,9 @@ async def test_a_body_that_python_closes_has_not_failed_and_goes_on_with_the_nex
     async with running(forgotten) as engine:
         run = await engine.trigger("forgotten")
         await settle()
-        _, task = engine._dispatcher.executing[run.id]
-        task.get_coro().close()
+        (body,) = asyncio.all_tasks(engine._dispatcher.executing[run.id].loop)
+        body.get_coro().close()
+        await settle()
         assert (await engine.get_run(run.id)).status == RunStatus.LEASED
         await crash(engine)
     async with running(forgotten) as engine:

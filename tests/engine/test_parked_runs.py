@@ -13,7 +13,7 @@ import pytest
 from watching import finish, on_a_desk_only
 
 from durable_web import Context, Engine, RunStatus, Trigger, job
-from durable_web.execution.executor import Execution
+from durable_web.execution.run import Execution
 from durable_web.testing import MockClock, crash, engine, settle
 
 MANY = 10_000
@@ -50,13 +50,14 @@ def alive() -> int:
 @on_a_desk_only("what other tests have left is freed there at any moment")
 @pytest.mark.parametrize("kept", [0, 1, KEPT])
 async def test_no_more_waiting_runs_are_in_memory_than_the_engine_may_keep(kept):
-    before, tasks = alive(), asyncio.all_tasks()  # what earlier tests of this process have left
+    before = alive()  # what earlier tests of this process have left
     async with engine(waits, clock=MockClock(), max_parked=kept, **PATIENT) as e:
         await park(e, 300)
         assert len(e._dispatcher.parked) == kept
         assert alive() - before == kept
         body_and_branches = 3
-        assert len(asyncio.all_tasks() - tasks) == kept * body_and_branches
+        loops = [execution.loop for execution in e._dispatcher.parked.values()]
+        assert sum(len(asyncio.all_tasks(loop)) for loop in loops) == kept * body_and_branches
 
 
 async def test_the_runs_that_have_waited_longest_leave_memory_first():

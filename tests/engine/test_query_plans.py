@@ -68,7 +68,7 @@ PLANS = {
     "GET_RUN": {RUN, STEP, RUNNING, FRAME},
     "STEPS": {STEP},
     "OUTCOMES_AFTER": {ORDER},
-    "LAST_OUTCOME": {ORDER},
+    "HAS_OUTCOME_AFTER": {ORDER},
     "RUNNING_STEPS": {RUNNING},
     "CANCEL_STEPS": {STEP},
     "EARLIER_ATTEMPTS": {STEP, "durable_attempts by primary key"},

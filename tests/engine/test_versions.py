@@ -473,3 +473,28 @@ async def test_a_wait_that_was_called_off_is_no_sign_of_having_been_further(runn
         await settle()
         await engine.signal(run.id, "now")
         assert (await finish(engine, run)).output is True
+
+
+async def test_a_timer_that_fired_before_the_change_fires_again_when_the_changed_code_comes_to_it(running):
+    """The changed code asks for something new first, so the recorded outcome of the timer is passed over."""
+
+    def naps(*, changed: bool) -> Job:
+        @job("naps")
+        async def nap(ctx: Context, _: None) -> str:
+            if changed:
+                await ctx.step("new", lambda: None)
+            await asyncio.sleep(60)
+            await ctx.breakpoint("stay")
+            return "awake"
+
+        return nap
+
+    clock = MockClock()
+    async with running(naps(changed=False), clock=clock) as engine:
+        run = await engine.trigger("naps")
+        await clock.advance(61)
+        await crash(engine)
+    async with running(naps(changed=True), clock=clock) as engine:
+        await settle()
+        await engine.resume(run.id)
+        assert (await finish(engine, run)).output == "awake"

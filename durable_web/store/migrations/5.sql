@@ -210,4 +210,5 @@ ALTER TABLE durable_steps DROP COLUMN timeouts;
 
 ALTER TABLE durable_steps DROP COLUMN place;
 
-CREATE UNIQUE INDEX durable_steps_by_order ON durable_steps (run_id, outcome_order) WHERE outcome_order IS NOT NULL;
+CREATE UNIQUE INDEX durable_steps_by_order ON durable_steps (run_id, outcome_order)
+    WHERE outcome_order IS NOT NULL AND inline = 0;

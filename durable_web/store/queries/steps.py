@@ -33,16 +33,22 @@ SELECT {_STEP_COLUMNS}
 OUTCOMES_AFTER = f"""
 SELECT {_STEP_COLUMNS}
   FROM durable_steps INDEXED BY durable_steps_by_order
- WHERE run_id = :run_id AND outcome_order > :outcome_order
+ WHERE run_id = :run_id AND outcome_order > :outcome_order AND inline = 0
  ORDER BY outcome_order
 """
 
-LAST_OUTCOME = """
-SELECT outcome_order, completed_at
+HAS_OUTCOME_AFTER = """
+SELECT 1
   FROM durable_steps INDEXED BY durable_steps_by_order
- WHERE run_id = :run_id AND outcome_order IS NOT NULL
- ORDER BY outcome_order DESC
+ WHERE run_id = :run_id AND outcome_order > :outcome_order AND inline = 0
  LIMIT 1
+"""
+
+# SQLite takes the other columns from the row that has the maximum.
+LAST_OUTCOME = """
+SELECT MAX(outcome_order), completed_at
+  FROM durable_steps
+ WHERE run_id = :run_id
 """
 
 ATTEMPTS = """

@@ -61,11 +61,14 @@ async def interrupted(ctx: Context, input: None) -> None:
 
 @job("paced")
 async def paced(ctx: Context, input: dict) -> list[float]:
-    """Steps with a pause after each; when each of their commits began, in milliseconds since 1970."""
+    """Steps that pause; when each of their commits began, in milliseconds since 1970.
+
+    A pause in the body would be a durable timer, whose frame is sent a moment before that of the step: that would wait.
+    """
     from js import performance
 
     commits: list[float] = []
-    is_of_a_step = False  # else of a timer, or the engine has renewed its lease
+    is_of_a_step = False  # else the engine has renewed its lease, or a step has begun
 
     def note(statement: str) -> None:
         nonlocal is_of_a_step
@@ -73,13 +76,12 @@ async def paced(ctx: Context, input: dict) -> list[float]:
             if is_of_a_step:
                 commits.append(performance.timeOrigin + performance.now())
             is_of_a_step = False
-        elif "'step " in statement:  # a value of the statement: the step's name
+        elif "durable_steps" in statement and "'completed'" in statement:
             is_of_a_step = True
 
     await ctx.transaction("listen", lambda connection: connection.set_trace_callback(note))
     for number in range(input["count"]):
-        await asyncio.sleep(input["pause"])
-        await ctx.step(f"step {number}", abs, number)
+        await ctx.step(f"step {number}", asyncio.sleep, input["pause"])
     await ctx.transaction("listen no more", lambda connection: connection.set_trace_callback(None))
     return commits
 
