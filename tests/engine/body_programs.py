@@ -23,7 +23,7 @@ SIGNALS = ["go", "stop"]
 MOMENTS = [0, 0.02, 0.6, 2, 8]
 """Seconds of the timers in a body: a run that waits for less than 1 s keeps its slot."""
 RETRY = Retry(max_attempts=3, backoff=0.5, factor=4, jitter=0, timeout=6)
-LEAVES = 12
+LEAVES = 13
 
 
 class Random(Protocol):
@@ -98,6 +98,8 @@ def _leaf(rnd: Random) -> Node:
             return ["say"]
         case 11 | 12:
             return ["decide"]
+        case 13:
+            return ["impatient", _choice(rnd, SIGNALS), _choice(rnd, MOMENTS)]
         case _:
             return ["step", name, _choice(rnd, STYLES)]
 
@@ -206,6 +208,14 @@ class Play:
             self.hold("signal", await self._ctx.wait_for_signal(name, timeout=seconds))
         except SignalTimeout:
             self.hold("no signal")
+
+    async def impatient(self, name: str, seconds: float) -> None:
+        """What comes when the time is over is for the next one who waits."""
+        try:
+            async with asyncio.timeout(seconds):
+                self.hold("signal", await self._ctx.wait_for_signal(name))
+        except TimeoutError:
+            self.hold("impatient")
 
     # --- other runs --------------------------------------------------------------------------------------------------
 

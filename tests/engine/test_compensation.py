@@ -158,7 +158,20 @@ async def test_code_that_no_longer_matches_its_history_undoes_nothing_and_keeps_
 async def test_what_another_branch_has_under_way_is_stopped_first_and_undone_if_it_came_to_an_end(running):
     told: list[str] = []
 
+    begun: list[str] = []
+    both_begun = asyncio.Event()
+
+    def begin(step: str) -> None:
+        begun.append(step)
+        if len(begun) == 2:
+            both_begun.set()
+
+    async def fail_then() -> None:
+        await both_begun.wait()
+        fail()
+
     async def insist() -> str:
+        begin("insist")
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -168,6 +181,7 @@ async def test_what_another_branch_has_under_way_is_stopped_first_and_undone_if_
         return "insisted"
 
     async def obey() -> str:
+        begin("obey")
         try:
             await asyncio.Event().wait()
         finally:
@@ -181,7 +195,7 @@ async def test_what_another_branch_has_under_way_is_stopped_first_and_undone_if_
             ctx.step("insist", insist, compensate=told.append),
             ctx.step("obey", obey, compensate=told.append),
             ctx.sleep("sleep", 3600),
-            ctx.step("fail", fail),
+            ctx.step("fail", fail_then),
         )
 
     async with running(branches) as engine:
