@@ -444,6 +444,8 @@ class Dispatcher:
 
     def look_at_the_time(self) -> None:
         """Do what is due, and set the timer for what is due next."""
+        if self._has_ended:
+            return
         self.claiming.has_new_times = False
         try:
             was_due = self._do_what_is_due(self._clock.now())

@@ -134,6 +134,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         self.task_outside: asyncio.Task[Any] | None = None
         """The task that is left while code of the engine, or of a step, is executed for it."""
         self._factory: Any = None
+        self._is_eager = False
         self._handler: Any = None
         self._hooks = self._generator_began, self._generator_left
         self.outside = _OutsideOf(self)
@@ -274,7 +275,9 @@ class RunLoop(asyncio.AbstractEventLoop):
         _refuse_as_completed(coro)
         if context is not None:
             options["context"] = context
-        if self._factory is None:
+        if self._is_eager and options.get("eager_start") is None:
+            options["eager_start"] = True
+        if self._factory is None or self._is_eager:  # with a fixed hash, which tasks of another factory have not
             task: asyncio.Task[Any] = RunTask(coro, self._number(), loop=self, name=name, **options)
         else:
             task = self._factory(self, coro, **options)
@@ -288,6 +291,7 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     def set_task_factory(self, factory: Any) -> None:
         self._factory = factory
+        self._is_eager = factory is not None and factory is getattr(asyncio, "eager_task_factory", None)
 
     def get_task_factory(self) -> Any:
         return self._factory

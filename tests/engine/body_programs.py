@@ -38,10 +38,12 @@ def _choice(rnd: Random, of: list[Any]) -> Any:
 
 
 def run_input(rnd: Random, depth: int = 3) -> dict[str, Any]:
-    """The input of a run: a program, those of the links as which it continues, and if it fails in the end."""
+    """The input of a run: a program, those of the links as which it continues, if its tasks are eager (Python 3.12),
+    and if it fails in the end."""
     return {
         "tree": program(rnd, depth),
         "links": [program(rnd, 1) for _ in range(_choice(rnd, [0, 0, 0, 0, 0, 0, 1, 2]))],
+        "eager": rnd.randint(1, 6) == 6,
         "fails": rnd.randint(1, 6) == 6,
     }
 
@@ -406,6 +408,8 @@ def body_of(outer: Outer) -> Body:
 
     async def body(ctx: Context, wanted: dict[str, Any]) -> list[Any]:
         play = Play(outer, ctx)
+        if wanted.get("eager"):
+            asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory", None))
         try:
             await play.do(wanted["tree"])
         finally:

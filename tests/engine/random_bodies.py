@@ -22,7 +22,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from unittest.mock import patch
 from body_programs import body_of, has_undo, run_input
 from simulated_time import SimulatedClock, simulate
 
-from durable_web import Context, DurableWebError, Engine, LocalFiles, RunNotActive, RunStatus, job
+from durable_web import Context, Engine, LocalFiles, RunNotActive, RunStatus, job
 from durable_web.execution import run_loop
 from durable_web.execution.run import Execution
 from durable_web.files import Files
@@ -78,9 +78,11 @@ SELECT id FROM durable_runs WHERE status IN ('pending', 'leased', 'waiting', 'ca
 # As a run stands whose engine has died right before the commit of its end.
 REOPEN = """
 UPDATE durable_runs
-   SET ending = CASE WHEN id IN (SELECT run_id FROM durable_steps WHERE kind IN ('compensating', 'cancel')) THEN status END,
+   SET ending = CASE WHEN id IN (SELECT run_id FROM durable_steps WHERE kind IN ('compensating', 'cancel'))
+                     THEN status END,
        output = NULL, continued_as = NULL, completed_at = NULL, deadline = NULL, run_at = NULL, wake_at = NULL,
-       parent_run_id = NULL, parent_step = NULL, due = 1, paused = 0, recoveries = 0, interruptions = 0, lease_owner = NULL, lease_expires_at = NULL,
+       parent_run_id = NULL, parent_step = NULL, due = 1, paused = 0, recoveries = 0, interruptions = 0,
+       lease_owner = NULL, lease_expires_at = NULL,
        generation = generation + 1;
 UPDATE durable_runs
    SET status = CASE WHEN ending IS NULL THEN 'pending' ELSE 'cancelling' END,
@@ -506,8 +508,9 @@ class World:
             raise Wrong(f"the replay of {run_id} differs: {history.broken}")
         if history.unasked() or (history.has_undelivered and status != run[1]):
             raise Wrong(
-                f"the replay of {run_id}, which is {run[1]}, came to outcome {history.last} of {history.known}, did not "
-                f"ask for {set(history.unasked())}, and stands at {execution.loop.places()}\n{self._recorded(run_id)}"
+                f"the replay of {run_id}, which is {run[1]}, came to outcome {history.last} of {history.known}, did "
+                f"not ask for {set(history.unasked())}, and stands at {execution.loop.places()}\n"
+                f"{self._recorded(run_id)}"
             )
 
     def _check_end(self, run: Any, again: Any) -> None:
@@ -579,7 +582,10 @@ def main(count: int, seed: int) -> int:
             if wrong == 5:
                 break
     faulthandler.cancel_dump_traceback_later()
-    print(f"{sys.version.split()[0]}: {number - seed + 1} worlds with {histories} histories, {wrong} wrong, {time.perf_counter() - began:.0f} s")
+    print(
+        f"{sys.version.split()[0]}: {number - seed + 1} worlds with {histories} histories, {wrong} wrong, "
+        f"{time.perf_counter() - began:.0f} s"
+    )
     return wrong
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
+import gc
 import socket
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from watching import IN_PYODIDE, finish, on_a_desk_only
+from watching import finish, on_a_desk_only
 
 from durable_web import (
     Context,
@@ -29,7 +29,7 @@ from durable_web import (
     StepStatus,
     job,
 )
-from durable_web.testing import MockClock, assert_replays, crash, crash_at, engine, record_history, restart, settle
+from durable_web.testing import assert_replays, crash_at, engine, record_history, restart, settle
 
 SELDOM = {"lease": 1e9}
 
@@ -107,6 +107,58 @@ async def test_a_body_that_catches_every_cancellation_keeps_nothing_else_from_ex
         assert (await e.cancel(run.id)).status == RunStatus.CANCELLED
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # "coroutine ignored GeneratorExit"
+@pytest.mark.parametrize("life", ["evicted", "crashed"])
+async def test_a_body_that_catches_everything_stands_still_once_its_run_is_executed_elsewhere(clock, life):
+    @job("stands")
+    async def stands(ctx: Context, _: None) -> None:
+        while True:
+            try:
+                asked.append(await ctx.wait_for_signal("never"))
+            except BaseException as error:
+                asked.append(type(error).__name__)
+
+    asked: list[str] = []
+    async with engine(stands, clock=clock, max_parked=0 if life == "evicted" else 1, **SELDOM) as e:
+        run = await e.trigger(stands)
+        await settle()
+        if life == "crashed":
+            await restart(e)
+            await settle()
+        first = list(asked)
+        assert first[:4] == ["Detached"] * 4  # what was thrown where it stood, and three refusals
+        assert set(first[4:]) <= {"GeneratorExit"}
+        gc.collect()
+        assert (await e.get_run(run.id)).status == RunStatus.WAITING
+
+
+async def test_what_a_dropped_body_awaits_in_its_clean_up_is_refused_at_every_level(clock):
+    @job("nested")
+    async def nested(ctx: Context, levels: int) -> None:
+        async def level(number: int) -> None:
+            try:
+                if number:
+                    await asyncio.create_task(level(number - 1))
+                else:
+                    await ctx.wait_for_signal("go")
+            finally:
+                for _ in range(2):
+                    with contextlib.suppress(Exception):
+                        await ctx.step("clean up", called.append, number)
+
+        await level(levels)
+
+    called: list[int] = []
+    async with engine(nested, clock=clock, max_parked=0, **SELDOM) as e:
+        run = await e.trigger(nested, 7)
+        await settle()
+        gc.collect()
+        assert called == []
+        await e.signal(run.id, "go")
+        await settle()
+        assert called == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+
+
 async def test_a_task_that_the_body_leaves_is_cancelled_and_cleans_up_before_the_run_ends():
     @job("leaves")
     async def leaves(ctx: Context, _: None) -> str:
@@ -116,7 +168,7 @@ async def test_a_task_that_the_body_leaves_is_cancelled_and_cleans_up_before_the
             finally:
                 await ctx.step("clean up", soon)
 
-        asyncio.ensure_future(branch())
+        _left = asyncio.ensure_future(branch())
         return await ctx.step("work", soon, "done")
 
     async with engine(leaves) as e:
@@ -382,6 +434,7 @@ async def test_eager_tasks_of_a_body_go_the_same_way_in_every_execution(clock):
 
         tasks = [asyncio.create_task(branch(number)) for number in range(6)]
         seen.append("all have begun")
+        assert all(hash(task) == task.number for task in tasks)  # type: ignore[attr-defined]
         await asyncio.wait(tasks, timeout=30)
         _, pending = await asyncio.wait(tasks, timeout=0)
         for task in pending:

@@ -10,9 +10,20 @@ import pytest
 
 import durable_web.execution
 
-OWNERS = """
-    history run_loop tenure reporting outcomes steps writes waits children compensation parking run
-""".split()
+OWNERS = [
+    "history",
+    "run_loop",
+    "tenure",
+    "reporting",
+    "outcomes",
+    "steps",
+    "writes",
+    "waits",
+    "children",
+    "compensation",
+    "parking",
+    "run",
+]
 SERVING = {"commits", "services", "leaving"}
 """What all of them may use; these import of the owners only the run loop."""
 
@@ -47,7 +58,18 @@ def test_what_serves_all_of_them_knows_of_none_but_the_run_loop(name):
 def test_no_part_writes_the_state_of_another(name):
     """An assignment, or a call that changes a container, goes to ``self``, to a local or to a call of its own."""
     tree = ast.parse(Path(durable_web.execution.__path__[0], f"{name}.py").read_text("utf-8"))
-    parts = {"history", "_history", "loop", "_loop", "_reporting", "reporting", "_steps", "_waits", "_outcomes", "_writes"}
+    parts = {
+        "history",
+        "_history",
+        "loop",
+        "_loop",
+        "_reporting",
+        "reporting",
+        "_steps",
+        "_waits",
+        "_outcomes",
+        "_writes",
+    }
     written = [
         ast.unparse(target)
         for node in ast.walk(tree)

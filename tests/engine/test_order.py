@@ -13,10 +13,19 @@ from typing import Any
 import pytest
 from watching import finish, on_a_desk_only
 
-from durable_web import Context, Engine, OperationKind, Run, RunNotActive, RunStatus, StepStatus, Trigger, UpdateRejected, job
+from durable_web import (
+    Context,
+    Engine,
+    Run,
+    RunNotActive,
+    RunStatus,
+    StepStatus,
+    Trigger,
+    job,
+)
 from durable_web.execution import run_loop
 from durable_web.store import StepRecord
-from durable_web.testing import MockClock, assert_replays, crash, crash_at, engine, record_history, restart, settle
+from durable_web.testing import MockClock, assert_replays, crash_at, engine, record_history, restart, settle
 
 SELDOM = {"lease": 1e9}
 HOUR = 3600
@@ -96,7 +105,7 @@ async def test_a_run_that_has_to_give_way_is_delivered_its_outcome_at_rest(monke
     async def works(ctx: Context, _: None) -> list[str]:
         async def branch(name: str) -> None:
             for number in range(3):
-                seen.append(await ctx.step("same", str, f"{name}{number}"))
+                seen.append(await ctx.step("same", str, f"{name}{number}"))  # noqa: PERF401 - the order is what is tested
 
         seen: list[str] = []
         await asyncio.gather(branch("a"), branch("b"))
@@ -193,8 +202,10 @@ async def test_an_outcome_that_was_recorded_and_not_delivered_is_delivered_in_it
         point = crash_at(e, after="b")
         gates["b"].set()
         await point
-        gates["a"].set()
         await restart(e)
+        await settle()
+        assert called == ["b"]
+        gates["a"].set()
         assert await output_of(e, run) == ["b", "next of b", "a", "next of a"]
         assert called == ["b", "a"]
 
@@ -219,7 +230,9 @@ async def test_sets_of_tasks_have_the_same_order_in_every_replay():
         except* LookupError:
             pass
         tasks = [asyncio.create_task(branch(number)) for number in range(6)]
-        _, pending = await asyncio.wait([*tasks, asyncio.create_task(ctx.step("one", soon))], return_when="FIRST_COMPLETED")
+        _, pending = await asyncio.wait(
+            [*tasks, asyncio.create_task(ctx.step("one", soon))], return_when="FIRST_COMPLETED"
+        )
         for task in pending:
             task.cancel()
         await asyncio.wait(pending)
@@ -347,6 +360,42 @@ async def test_what_a_function_returns_although_it_was_called_off_counts_only_wh
         assert (await e.get_run(run.id)).status == RunStatus.FAILED
         status = {step.name: step.status for step in await e.get_steps(run.id)}["charge"]
         assert (status, undone) == (("completed", ["charged"]) if has_undo else ("cancelled", []))
+
+
+async def test_what_a_function_returns_that_was_left_behind_does_not_count_once_compensation_has_begun(clock):
+    """What completed before that is undone, and what is recorded as completed has been undone."""
+
+    @job("works")
+    async def works(ctx: Context, _: None) -> None:
+        await ctx.step("book", str, "booked", compensate=undo)
+        task = asyncio.create_task(ctx.step("charge", charge, compensate=undone.append))
+        await ctx.step("other", soon)
+        task.cancel()
+        raise ValueError
+
+    async def charge() -> str:
+        while not is_free.is_set():
+            try:
+                await is_free.wait()
+            except asyncio.CancelledError:
+                continue
+        return "charged"
+
+    async def undo(value: str) -> None:
+        is_free.set()
+        await soon(turns=20)
+        undone.append(value)
+
+    undone: list[str] = []
+    is_free = asyncio.Event()
+    async with engine(works, clock=clock, **SELDOM) as e:
+        run = await e.trigger(works)
+        await settle()
+        assert (await e.get_run(run.id)).is_active
+        await clock.advance(5)
+        assert (await e.get_run(run.id)).status == RunStatus.FAILED
+        assert undone == ["booked"]
+        assert {step.name: step.status for step in await e.get_steps(run.id)}["charge"] == StepStatus.CANCELLED
 
 
 async def test_a_step_that_was_called_off_is_not_called_again_in_a_replay_and_is_called_off_at_the_same_place(clock):
@@ -508,7 +557,8 @@ async def test_no_signal_and_no_update_is_lost_when_a_run_continues_as_new(clock
         for number in range(4):
             assert await e.signal(run.id, "go", number, signal_id=f"signal {number}")
         answers = [
-            asyncio.ensure_future(e.update(run.id, "change", number, update_id=f"update {number}")) for number in range(3)
+            asyncio.ensure_future(e.update(run.id, "change", number, update_id=f"update {number}"))
+            for number in range(3)
         ]
         last = await e.wait_for_run(run.id)
         assert last.id != run.id
@@ -542,10 +592,10 @@ async def test_a_signal_that_comes_while_the_body_continues_as_new_is_for_the_ne
     """It ends a wait that the body has left, and is not delivered any more."""
 
     @job("links")
-    async def links(ctx: Context, link: int) -> Any:
+    async def links(ctx: Context, link: int) -> Any:  # noqa: RET503 - continue_as_new does not return
         if link:
             return await ctx.wait_for_signal("go")
-        asyncio.ensure_future(ctx.wait_for_signal("go"))
+        _left = asyncio.ensure_future(ctx.wait_for_signal("go"))
         await ctx.step("work", soon)
         await ctx.sleep("nap", 0.01)  # it is recorded by now that the body waits
         at_once(other.signal(ctx.run_id, "go", "kept"))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from body_programs import Node, Random, program, run_input, takes_lock
-from hypothesis import HealthCheck, example, given, settings
+from body_programs import Random, run_input
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_bodies import live_through
 from watching import on_a_desk_only

@@ -326,7 +326,7 @@ async def test_what_the_body_left_is_cancelled_and_generators_are_closed_in_the_
             notes.append("cancelled")
 
     async def body() -> None:
-        asyncio.ensure_future(left())
+        _left = asyncio.ensure_future(left())
         for name in "ab":
             async for _ in numbers(name):
                 break
@@ -352,7 +352,7 @@ async def test_a_left_task_is_waited_for_while_it_cleans_up():
             notes.append("has cleaned up")
 
     async def body() -> None:
-        asyncio.ensure_future(cleans_up())
+        _left = asyncio.ensure_future(cleans_up())
         await asyncio.sleep(0)
         await owner.loop.close_left_overs()
         notes.append("closed")
@@ -485,9 +485,13 @@ class Asked(Operation):
         super().deliver(record)
 
 
-def outcome(name: str, order: int | None, *, kind: str = "step", status: str = "completed", inline: int = 0) -> StepRecord:
+def outcome(
+    name: str, order: int | None, *, kind: str = "step", status: str = "completed", inline: int = 0
+) -> StepRecord:
     at = None if order is None else 1000 + order
-    return StepRecord(name, kind, status, order or 0, 1, output="1", completed_at=at, outcome_order=order, inline=inline)
+    return StepRecord(
+        name, kind, status, order or 0, 1, output="1", completed_at=at, outcome_order=order, inline=inline
+    )
 
 
 def history_of(*records: StepRecord) -> History:
