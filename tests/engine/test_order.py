@@ -592,14 +592,14 @@ async def test_a_signal_that_comes_while_the_body_continues_as_new_is_for_the_ne
     """It ends a wait that the body has left, and is not delivered any more."""
 
     @job("links")
-    async def links(ctx: Context, link: int) -> Any:  # noqa: RET503 - continue_as_new does not return
+    async def links(ctx: Context, link: int) -> Any:
         if link:
             return await ctx.wait_for_signal("go")
         _left = asyncio.ensure_future(ctx.wait_for_signal("go"))
         await ctx.step("work", soon)
         await ctx.sleep("nap", 0.01)  # it is recorded by now that the body waits
         at_once(other.signal(ctx.run_id, "go", "kept"))
-        ctx.continue_as_new(1)
+        return ctx.continue_as_new(1)
 
     async with running(links, exclusive=False) as e, running(links, exclusive=False, max_concurrent_runs=0) as other:
         run = await e.trigger(links, 0)
