@@ -1,12 +1,15 @@
 """Random histories of random bodies: engines execute them, die at random commits, give way at random places.
 
-A *history* is a set of runs, the lives of the engines that execute them until all have ended, and a replay of all of
-them in which no function may be called. Time is simulated (``simulated_time``), and everything that happens follows
-from the programs and one number, the noise, so a history that fails can be lived through again.
+A *history* is that of one run that is triggered, with its children and its further links, from the first of the
+engines that execute it, to its end, and through a replay in which no function may be called. A *world* has one or
+several histories beside each other. Time is simulated (``simulated_time``), and everything that happens follows from
+the inputs of the runs and one number, the noise: a world that went wrong can be lived through again.
 
-As many as you like by hand, with the first seed, of which each is one history::
+As many worlds as you like by hand, each with a seed of its own, from the first one on::
 
-    PYTHONHASHSEED=0 python tests/engine/random_bodies.py 100000 1
+    PYTHONPATH=. PYTHONHASHSEED=0 python tests/engine/random_bodies.py 100000 1
+
+A world has three to four histories on average. To see one again, give the number 1 and its seed.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,11 +39,14 @@ from durable_web import Context, Engine, LocalFiles, RunNotActive, RunStatus, jo
 from durable_web.execution import run_loop
 from durable_web.execution.run import Execution
 from durable_web.files import Files
+from durable_web.model import from_milliseconds
 from durable_web.testing import CrashPoint, SimulatedCrash, crash, crash_at
 
 PATIENCE = 20_000.0
-"""Simulated seconds after which a history hangs."""
+"""Simulated seconds after which an engine hangs."""
 FOREVER = 10**9
+MOST_WRONG = 5
+"""After so many worlds that went wrong, those by hand end."""
 EXPIRED = "DeadlineExceeded"
 
 TABLES = """
@@ -91,7 +98,7 @@ UPDATE durable_runs
 
 
 class Wrong(AssertionError):
-    """A history in which a promise was broken."""
+    """A world in which a promise was broken."""
 
 
 class Pace:
@@ -109,7 +116,7 @@ class Pace:
 
 
 class Numbered:
-    """Makes the ids of runs: one after another, and the same in every execution of a history."""
+    """Makes the ids of runs: one after another, the same whenever a world is lived through."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -120,7 +127,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Home:
-    """Where a history takes place: a database, and if another engine on it is alive."""
+    """Where worlds are: a database, and what another engine on it does meanwhile."""
 
     path: str
     neighbour: str = ""
@@ -128,9 +135,9 @@ class Home:
 
 
 class World:
-    """One history.
+    """Some runs, the engines that execute them, and what disturbs them.
 
-    :param inputs: of its runs.
+    :param inputs: of the runs.
     :param seed: the noise: everything else that is random follows from it.
     """
 
@@ -219,7 +226,7 @@ class World:
 
     async def _write_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self.noise.random() * self.noise.choice([0.01, 0.5, 2]))
+            await asyncio.sleep(self.noise.random() * self.noise.choice([0.01, 1, 3]))
             await self._write()
 
     def _write_meanwhile(self) -> None:
@@ -281,7 +288,7 @@ class World:
         return engine
 
     async def live(self) -> None:
-        """Live through the history.
+        """Live through it.
 
         :raises Wrong: when a promise was broken.
         """
@@ -368,14 +375,9 @@ class World:
             await engine.wait_for_run(active[0][0])
 
     async def _trigger(self, engine: Engine, number: int, wanted: dict[str, Any], deadline: float | None) -> None:
-        options: dict[str, Any] = {}
-        if deadline is not None:
-            now = await self._now(engine)
-            options["deadline"] = now + deadline
-        await engine.trigger("body", wanted, idempotency_key=str(number), **_as_time(options))
-
-    async def _now(self, engine: Engine) -> float:
-        return engine._clock.now() / 1000
+        """Trigger a run, unless an earlier engine has."""
+        due = None if deadline is None else from_milliseconds(engine._clock.now()) + timedelta(seconds=deadline)
+        await engine.trigger("body", wanted, idempotency_key=str(number), deadline=due)
 
     def _recorded(self, run_id: str) -> list[Any]:
         return self._db.execute(RECORDED, {"run_id": run_id}).fetchall()
@@ -525,12 +527,6 @@ def _without_traceback(error: str | None) -> Any:
     return None if error is None else {**json.loads(error), "traceback": ""}
 
 
-def _as_time(options: dict[str, Any]) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
-    return {name: datetime.fromtimestamp(value, UTC) for name, value in options.items()}
-
-
 async def _reached(point: CrashPoint) -> None:
     await point
 
@@ -553,13 +549,13 @@ def home_of(seed: int) -> Iterator[Home]:
         yield Home(path, neighbour)
 
 
-def live_through(inputs: list[dict[str, Any]], seed: int, histories: int = 1) -> None:
-    """Some histories of the same programs, one after another in one home.
+def live_through(inputs: list[dict[str, Any]], seed: int, worlds: int = 1) -> None:
+    """Some worlds with the same inputs, one after another in one home, each with a noise of its own.
 
     :raises Wrong: when a promise was broken.
     """
     with home_of(seed) as home:
-        for number in range(histories):
+        for number in range(worlds):
             simulate(World(inputs, seed + 1_000_003 * number, home).live())
 
 
@@ -567,10 +563,10 @@ def live_through(inputs: list[dict[str, Any]], seed: int, histories: int = 1) ->
 
 
 def main(count: int, seed: int) -> int:
-    """Live through many histories, and print what is wrong; returns how many are."""
+    """Live through many worlds, and print what is wrong; returns how many are."""
     began, wrong, histories = time.perf_counter(), 0, 0
     for number in range(seed, seed + count):
-        faulthandler.dump_traceback_later(120, exit=True)
+        faulthandler.dump_traceback_later(300, exit=True)
         rnd = random.Random(number)
         inputs = [run_input(rnd, rnd.choice([1, 2, 2, 3])) for _ in range(rnd.choice([1, 1, 2, 4, 6, 8]))]
         histories += len(inputs)
@@ -579,7 +575,7 @@ def main(count: int, seed: int) -> int:
         except Exception as error:
             wrong += 1
             print(f"seed {number}: {type(error).__name__}: {error}"[:3000], flush=True)
-            if wrong == 5:
+            if wrong == MOST_WRONG:
                 break
     faulthandler.cancel_dump_traceback_later()
     print(
@@ -590,5 +586,4 @@ def main(count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     sys.exit(main(*map(int, [*sys.argv[1:], "1000", "1"][:2])))

@@ -367,6 +367,7 @@ async def test_what_is_no_operation_may_be_asked_for_inside_a_step(clock):
 # --- libraries -------------------------------------------------------------------------------------------------------
 
 
+@on_a_desk_only("anyio is not installed there")
 async def test_task_groups_and_cancel_scopes_of_anyio_go_the_same_way_in_every_execution(clock):
     anyio = pytest.importorskip("anyio")
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from watching import finish, on_a_desk_only, timeline
 
-from durable_web import Context, Engine, Retry, RunNotActive, RunNotFound, RunStatus, job
+from durable_web import Context, Engine, Retry, RunNotActive, RunNotFound, RunStatus, SignalTimeout, job
 from durable_web.testing import crash, engine, restart, settle
 
 
@@ -151,6 +151,75 @@ async def test_a_paused_run_finishes_its_step_and_starts_no_further_one():
         assert (await e.resume(run.id)).paused is False
         assert (await finish(e, run)).output == ["1", "2", "3"]
         assert begun == ["1", "2", "3"]
+
+
+async def test_a_paused_run_starts_no_child_and_answers_no_update():
+    @job("parent")
+    async def parent(ctx: Context, _: None) -> str:
+        await ctx.step("1", at_the_gate, "1")
+        update, output = await asyncio.gather(ctx.on_update("change"), ctx.run_job("child", child))
+        await update.answer("answered")
+        return output
+
+    @job("child")
+    async def child(ctx: Context, _: None) -> str:
+        return "output of the child"
+
+    async with engine(parent, child) as e:
+        run = await e.trigger(parent)
+        await settle()
+        await e.pause(run.id)
+        gates["1"].set()
+        with pytest.raises(TimeoutError):
+            await e.update(run.id, "change", update_id="a", timeout=0.01)
+        assert (await e.get_run(run.id)).waiting_reason == "it waits for the run to be resumed"
+        assert await e.list_runs(job="child") == []
+        await e.resume(run.id)
+        assert await e.update(run.id, "change", update_id="a") == "answered"
+        assert (await finish(e, run)).output == "output of the child"
+
+
+async def test_a_breakpoint_to_which_a_paused_run_has_come_is_not_resumed_with_the_run():
+    @job("stops-later")
+    async def stops_later(ctx: Context, _: None) -> str:
+        await ctx.step("1", at_the_gate, "1")
+        await ctx.breakpoint("look")
+        return "looked"
+
+    async with engine(stops_later) as e:
+        run = await e.trigger(stops_later)
+        await settle()
+        await e.pause(run.id)
+        gates["1"].set()
+        await settle()
+        await e.resume(run.id)
+        await settle()
+        assert (await e.get_run(run.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
+        await e.resume(run.id)
+        assert (await finish(e, run)).output == "looked"
+
+
+async def test_a_paused_run_that_would_wait_for_a_short_time_holds_no_slot_and_its_time_goes_by(clock):
+    @job("short")
+    async def short(ctx: Context, _: None) -> str:
+        await ctx.step("1", at_the_gate, "1")
+        try:
+            return await ctx.wait_for_signal("go", timeout=0.5)
+        except SignalTimeout:
+            return "too late"
+
+    async with engine(short, stops, clock=clock, max_concurrent_runs=1) as e:
+        run = await e.trigger(short)
+        await settle()
+        await e.pause(run.id)
+        gates["1"].set()
+        other = await e.trigger(stops)
+        await settle()
+        assert (await e.get_run(other.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
+        await clock.advance(10)
+        assert (await e.get_run(run.id)).status == RunStatus.WAITING
+        await e.resume(run.id)
+        assert (await finish(e, run)).output == "too late"
 
 
 async def test_a_run_that_is_resumed_before_it_has_come_to_its_next_step_does_not_notice():

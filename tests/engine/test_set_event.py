@@ -15,6 +15,7 @@ from watching import finish, timeline
 from durable_web import (
     Context,
     Engine,
+    Retry,
     Run,
     RunNotFound,
     RunStatus,
@@ -186,6 +187,46 @@ async def test_a_paused_run_publishes_nothing_until_it_is_resumed(running):
         await engine.resume(run.id)
         await finish(engine, run)
         assert await engine.get_event(run.id, "state") == "done"
+
+
+async def test_a_run_that_was_paused_in_a_step_publishes_what_comes_before_its_next_one(running):
+    gate = asyncio.Event()
+
+    @job("says-and-works")
+    async def says_and_works(ctx: Context, _: Any) -> None:
+        await ctx.step("first", gate.wait)
+        await ctx.set_event("state", "between")
+        await ctx.step("second", lambda: None)
+
+    async with running(says_and_works) as engine:
+        run = await engine.trigger(says_and_works)
+        await settle()
+        await engine.pause(run.id)
+        gate.set()
+        await settle()
+        assert await engine.get_event(run.id, "state") == "between"
+        assert [step.name for step in await engine.get_steps(run.id)] == ["first", "event state"]
+        await engine.resume(run.id)
+        assert (await finish(engine, run)).status == RunStatus.COMPLETED
+
+
+async def test_the_function_of_a_step_publishes_with_every_attempt(running):
+    @job("tries")
+    async def tries(ctx: Context, _: Any) -> None:
+        attempts: list[int] = []
+
+        async def attempt() -> None:
+            attempts.append(len(attempts) + 1)
+            await ctx.set_event("state", "trying")
+            await ctx.set_event("state", f"attempt {len(attempts)}")
+            if len(attempts) == 1:
+                raise ConnectionError("away")
+
+        await ctx.step("try", attempt, retry=Retry(max_attempts=2, backoff=0.001))
+
+    async with running(tries) as engine:
+        told = [value for _, value in await published(engine, await engine.trigger(tries))]
+    assert told == ["trying", "attempt 1", "trying", "attempt 2"]
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
