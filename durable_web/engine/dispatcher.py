@@ -411,7 +411,7 @@ class Dispatcher:
         elif not self.executing:
             self._on_idle()
 
-    def _report_defect(self, error: Exception, run_id: str) -> None:
+    def _report_defect(self, error: BaseException, run_id: str) -> None:
         """A defect of the engine, not of the job."""
         self._events.report(error, "executing a run", self._clock.now(), run_id)
         message = f"executing run {run_id} failed inside the engine"
@@ -423,7 +423,9 @@ class Dispatcher:
         self.parked[run_id] = self.executing.pop(run_id)
         self._has_left.set()
         while len(self.parked) > self._limits.max_parked:
-            self.parked.pop(next(iter(self.parked))).detach()
+            evicted = self.parked.pop(next(iter(self.parked)))
+            self._leaving.add(evicted)
+            evicted.detach()
         next_attempt = execution.steps.next_attempt
         if next_attempt is not None:
             self._on_due(next_attempt)

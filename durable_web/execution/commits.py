@@ -71,15 +71,16 @@ class GroupCommit:
         """``True`` when more is pending than one transaction takes."""
         return len(self._pending) > BATCH
 
-    def later(self, write: Write, *, simple: bool = False) -> None:
+    def later(self, write: Write, done: Done | None = None, *, simple: bool = False) -> None:
         """Commit ``write`` with the next commit, at the latest after 50 ms.
 
+        :param done: as ``submit`` has it.
         :param simple: when the write fails, nothing of it is written yet.
 
         Where synchronous code keeps the event loop from turning, the delay is checked here, so that its progress can
         be seen while it runs.
         """
-        self._pending.append(_Pending(write, simple))
+        self._pending.append(_Pending(write, simple, done))
         if self._store.database.in_transaction:
             return  # inside a transaction function: its commit comes next
         if self._timer is None:
@@ -201,7 +202,10 @@ class GroupCommit:
         for item in group:
             outcome = item.error or error
             if item.done is not None:
-                item.done(outcome)
+                try:
+                    item.done(outcome)
+                except Exception as failure:  # of one write: the others are reported all the same
+                    self._on_failure(failure)
             elif item.error is not None and error is None and not isinstance(item.error, LeaseLost):
                 self._on_failure(item.error)
 

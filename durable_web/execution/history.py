@@ -100,7 +100,7 @@ class History:
     @property
     def was_further(self) -> bool:
         """``True`` when an earlier execution had come further than the body has now, if only to begin a step."""
-        return bool(self._undelivered or self._unasked)
+        return bool(self._unasked or (self._undelivered and not self.is_live))
 
     def record(self, key: str) -> StepRecord | None:
         """What is recorded under a key."""
@@ -288,6 +288,12 @@ class History:
                 self._refuse_called_off(operation)
             else:
                 operation.deliver(record)
+
+    def fail(self, operation: Operation, error: BaseException) -> None:
+        """Let the body go on from an operation with an error that is not recorded."""
+        self.close(operation)
+        if operation.future is not None and not operation.future.done():
+            operation.future.set_exception(error)
 
     def hold_back(self) -> None:
         """Take what is recorded as a replay, even where nothing is."""

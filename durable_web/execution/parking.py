@@ -73,6 +73,7 @@ class Parking:
         if not is_idle and not self._waits.has_unrecorded:
             return Rest.WAITING
         is_waiting = self._history.open_count or self._history.has_queued
+        keeps_slot = keeps_slot or self._steps.has_late_undo
         if is_idle and is_waiting and not keeps_slot and self._is_long():
             if not self._commits.is_crowded:
                 return self._park()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ..codec import check_reading, decode, encode
-from ..errors import SerializationError, StepFailed, StorageError, describe
+from ..errors import BodyNeverRests, SerializationError, StepFailed, StorageError, describe
 from ..job import Job
 from ..model import OperationKind, RunStatus, StepStatus
 from ..store import Claim, LeaseLost, NewRun
@@ -82,7 +82,7 @@ class Execution:
         outcomes = self._outcomes = Outcomes(services, self.history, self.loop, self.tenure)
         self.steps = Steps(*parts, outcomes, job.retry, undos.add)
         self.writes = Writes(services, self.history, self.tenure, outcomes)
-        self.waits = Waits(*parts)
+        self.waits = Waits(*parts, outcomes)
         self._parking = Parking(*parts, outcomes, self.steps, self.waits)
         self.children = Children(services, self.history, self.tenure, self.writes, self.waits)
         self._compensation = Compensation(services, self.history, self.tenure, self.steps, self.writes, undos)
@@ -167,7 +167,7 @@ class Execution:
 
     async def _finish(self, failure: BaseException | None, output: str) -> None:
         """Close what the body left, compensate where that is due, and settle the run; a task of the run."""
-        with suppress(Detached):
+        try:
             await self.loop.close_left_overs()
             await self._outcomes.all_ended()
             with Outside():
@@ -181,6 +181,11 @@ class Execution:
                 self._settle(RunStatus.COMPLETED, successor=failure.successor)
             else:
                 await self._fail(failure)
+        except Detached:
+            return
+        except StorageError as trouble:  # what is recorded could not be read
+            with Outside():
+                self._report_trouble(trouble)
 
     async def _fail(self, failure: BaseException) -> None:
         error, step = _describe_failure(failure), failed_step(failure)
@@ -362,13 +367,14 @@ class Execution:
         if error is self._failure:
             return  # it comes up through the tasks that await the one which has raised it
         if self._failure is not None or self._body is None or self._has_ended:
-            with suppress(Detached):
-                self._settle(RunStatus.FAILED, error=_describe_failure(self._failure or error))
-            return
+            if isinstance(error, BodyNeverRests):
+                with suppress(Detached):
+                    self._settle(RunStatus.FAILED, error=_describe_failure(self._failure or error))
+            return  # what ends a task that the body has left does not end the run
         self._failure = error
         self._body.cancel()
 
-    def report_defect(self, error: Exception) -> None:
+    def report_defect(self, error: BaseException) -> None:
         """The engine failed. The run is left as it is, and goes on from its last outcome with the next claim."""
         self.detach()
         self._services.report_defect(error, self.tenure.run_id)
@@ -378,7 +384,11 @@ class Execution:
     def continue_as_new(self, input: Any) -> ContinueAsNew:
         """What leaves the body; the run ends, and a fresh one starts."""
         self.tenure.check()
-        run = self._store.runs.get(self.tenure.run_id)
+        try:
+            run = self._store.runs.get(self.tenure.run_id)
+        except StorageError as trouble:
+            self._report_trouble(trouble)
+            raise Detached(self.tenure.run_id) from trouble
         trigger = Trigger(run.job, input, labels=run.labels, priority=run.priority)
         job, text = trigger.check(self._services.registry)
         successor = trigger.new_run(self._services.new_id(), job, text)
@@ -439,7 +449,7 @@ class Execution:
                 self._settle(RunStatus.FAILED, error=describe(too_long), failed_step=failed_step)
                 return
             if changed:
-                self._learn()
+                self.refresh()
                 self.loop.create_task(self._finish(None, ""))
                 self.loop.wake()
                 return

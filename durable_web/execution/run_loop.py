@@ -64,7 +64,7 @@ class Owner(Protocol):
     def stopped_by(self, error: BaseException) -> None:
         """A callback raised ``SystemExit`` or ``KeyboardInterrupt``, or the body never rests."""
 
-    def report_defect(self, error: Exception) -> None:
+    def report_defect(self, error: BaseException) -> None:
         """The engine itself failed while the run was at rest."""
 
 
@@ -224,7 +224,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         except (SystemExit, KeyboardInterrupt, BodyNeverRests) as error:
             self._turns = 0
             self._owner.stopped_by(error)
-        except Exception as defect:
+        except BaseException as defect:
             has_rested = True
             self._owner.report_defect(defect)
         finally:
@@ -485,7 +485,7 @@ def _refuse_as_completed(coro: Any) -> None:
     :raises NotInBody: when it is that which asks for a task.
     """
     frame = sys._getframe(2)
-    if coro.__name__ == "_wrap_awaitable" or not frame.f_code.co_name.endswith("ensure_future"):
+    if getattr(coro, "__name__", "") == "_wrap_awaitable" or not frame.f_code.co_name.endswith("ensure_future"):
         return
     for _ in range(4):
         caller = frame.f_back

@@ -43,4 +43,4 @@ class Services:
     admit_child: Callable[[NewRun, int, bool], str]
     on_storage_trouble: Callable[[Claim, StorageError], None]
     mark_step: Callable[[str, str], None]
-    report_defect: Callable[[Exception, str], None]
+    report_defect: Callable[[BaseException, str], None]

@@ -254,6 +254,8 @@ class Steps:
         self._announce(call)
         call.task = task
         self._calls.add(call)
+        if self._tenure.is_detached:  # the function has cancelled its own run before it was suspended
+            task.cancel()
         task.add_done_callback(lambda ended: self._task_ended(call, result, ended))
         return None
 
@@ -396,7 +398,7 @@ class Steps:
                 self._conclude(call, _too_long(call.key, error) if too_long else Ending("", None, error))
                 return
             if error is not None:
-                self._services.report_defect(error, self._tenure.run_id)  # type: ignore[arg-type]
+                self._history.fail(call, error)
             elif written:
                 call.record = written[0]
                 self._outcomes.take(written[0])
@@ -446,6 +448,8 @@ class Steps:
         self._tenure.submit(write, committed)
 
     def _wait_for_attempt(self, call: StepCall, due: int) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
         self._retries[call.key] = call, due
         delay = max(due - self._clock.now(), 0) / 1000
         call.timer = self._clock.call_later(min(delay, LONGEST_TIMER_SECONDS), lambda: self._attempt_due(call))
@@ -526,6 +530,11 @@ class Steps:
                 call.timer.cancel()
         for task in self.tasks:
             task.cancel()
+
+    @property
+    def has_late_undo(self) -> bool:
+        """``True`` while a function executes that was called off, and whose result counts all the same."""
+        return any(call.has_undo and call.is_called_off for call in self._calls)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from ..errors import NotInStep, StorageError, TransactionError
 from ..model import RunStatus
 from ..store import Claim, LeaseLost, StepRecord, Store
-from .commits import GroupCommit, Write
+from .commits import Done, GroupCommit, Write
 from .leaving import Detached
 from .run_loop import RunLoop
 
@@ -63,7 +63,9 @@ class Tenure:
         self._on_trouble = on_trouble
         self.has_recoveries = bool(claim.recoveries or claim.interruptions)
         """``True`` when deaths of the engine since the last outcome of the run are recorded."""
-        self._held: list[Write] = []  # of functions that the body left behind, while the run is parked
+        self._held: list[
+            tuple[Write, Done | None]
+        ] = []  # while the run is parked
 
     @property
     def run_id(self) -> str:
@@ -116,8 +118,8 @@ class Tenure:
         self.claim = claim
         self.is_parked = False
         held, self._held = self._held, []
-        for write in held:
-            self._commits.later(write)
+        for write, done in held:
+            self._commits.later(write, done)
 
     def fence(self) -> None:
         """Inside a transaction. :raises LeaseLost: when the run is no longer this engine's; nothing is written."""
@@ -129,9 +131,12 @@ class Tenure:
             self._store.runs.reset_recoveries(self.claim)
             self.has_recoveries = False
 
-    def later(self, write: Write, *, simple: bool = False, fenced: bool = True) -> None:
+    def later(
+        self, write: Write, committed: Committed | None = None, *, simple: bool = False, fenced: bool = True
+    ) -> None:
         """Commit a write with the next commit; one of a parked run waits until that has its lease back.
 
+        :param committed: with it, the run does not go on without the write: it is detached when that is lost.
         :param simple: as ``GroupCommit.later`` has it.
         :param fenced: without, the write fences itself.
         """
@@ -143,10 +148,11 @@ class Tenure:
             write()
 
         item = with_fence if fenced else write
+        done = None if committed is None else lambda error: self._done(error, committed)
         if self.is_parked:
-            self._held.append(item)
+            self._held.append((item, done))
         else:
-            self._commits.later(item, simple=simple)
+            self._commits.later(item, done, simple=simple)
 
     def submit(self, write: Write, committed: Committed | None = None, *, simple: bool = False) -> None:
         """Commit a write, which fences itself, with the others of this turn of the event loop.
@@ -157,18 +163,25 @@ class Tenure:
 
         def done(error: BaseException | None) -> None:
             self.unsettled -= 1
-            if self.is_detached:
-                return
-            if isinstance(error, LeaseLost):
-                self._on_lost()
-            elif isinstance(error, StorageError) and not isinstance(error, TransactionError):
-                self._trouble(error)
-            elif committed is not None:
-                committed(error)
+            self._done(error, committed)
             if not self.unsettled:
                 self._loop.wake()
 
         self._commits.submit(write, done, simple=simple)
+
+    def _done(self, error: BaseException | None, committed: Committed | None) -> None:
+        """A commit is over: pass on what concerns the write, and detach the run where it cannot go on."""
+        if self.is_detached:
+            return
+        if isinstance(error, LeaseLost):
+            self._on_lost()
+        elif isinstance(error, StorageError) and not isinstance(error, TransactionError):
+            self._trouble(error)
+        elif committed is not None:
+            try:
+                committed(error)
+            except StorageError as trouble:  # what is recorded could not be read
+                self._trouble(trouble)
 
     def commit_now(self, write: Write, *, simple: bool = False) -> None:
         """Commit a write, which fences itself, and what is pending, before returning.
@@ -187,6 +200,8 @@ class Tenure:
         self.check()
 
     def _trouble(self, error: StorageError) -> None:
+        if self.is_detached:
+            return
         claim = self.claim
         self._on_lost()
         self._on_trouble(claim, error)

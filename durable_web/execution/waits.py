@@ -21,6 +21,7 @@ from ..errors import EventTimeout, SignalTimeout, UpdateTimeout, WebhookTimeout,
 from ..model import LATEST, OperationKind, StepStatus, to_milliseconds
 from ..store import StepRecord
 from .history import History, Operation
+from .outcomes import Outcomes
 from .reporting import Reporting
 from .run_loop import RunLoop, RunTimer
 from .services import Services
@@ -82,7 +83,13 @@ class Waits:
     """The durable waits of one run."""
 
     def __init__(
-        self, services: Services, history: History, loop: RunLoop, tenure: Tenure, reporting: Reporting
+        self,
+        services: Services,
+        history: History,
+        loop: RunLoop,
+        tenure: Tenure,
+        reporting: Reporting,
+        outcomes: Outcomes,
     ) -> None:
         self.is_cancelled = False
         """``True`` once the run is cancelled."""
@@ -93,6 +100,7 @@ class Waits:
         self._loop = loop
         self._tenure = tenure
         self._reporting = reporting
+        self._outcomes = outcomes
         self._dues: list[tuple[int, str]] = []  # a heap: when, and the key
         self._updates: dict[str, Wait] = {}  # open ones, whose messages the run itself has to look at
         self._timers_in_a_row = 0
@@ -334,6 +342,8 @@ class Waits:
         """
         if found is not None and wait.take is None:
             wait.is_recorded = True
+        elif wait.kind == OperationKind.CHILD:
+            self._outcomes.start_in_turn(wait)  # not beside a function that the task has called off
         elif self._history.is_live and (wait.kind == OperationKind.TIMER or not self._tenure.is_paused):
             self.begin(wait)
         else:
@@ -343,13 +353,16 @@ class Waits:
         """Record with the next commit that the body waits; if what it waits for is there, the wait ends in that."""
 
         def write() -> None:
-            self._unrecorded -= 1
             if not wait.is_called_off:
-                self._tenure.fence()
                 self.record_begun(wait)
 
+        def committed(error: BaseException | None) -> None:
+            self._unrecorded -= 1
+            if error is not None:
+                self._history.fail(wait, error)
+
         self._unrecorded += 1
-        self._tenure.later(write, simple=wait.take is None, fenced=False)
+        self._tenure.later(write, committed, simple=wait.take is None, fenced=False)
 
     def record_begun(self, wait: Wait) -> None:
         """Inside a transaction: record that a wait has begun, and end it, if what it waits for is there."""
@@ -383,7 +396,7 @@ class Waits:
                 self._tenure.fence()
                 self._record_call_off(wait)
 
-        self._tenure.later(write, simple=wait.kind == OperationKind.TIMER, fenced=False)
+        self._tenure.later(write, lambda error: None, simple=wait.kind == OperationKind.TIMER, fenced=False)
 
     def _record_call_off(self, wait: Wait) -> None:
         run_id, now = self._tenure.run_id, self._clock.now()
@@ -461,6 +474,6 @@ def _rejection(validator: Callable[[Any], Any] | None, payload: str) -> str | No
         return None
     try:
         verdict = validator(decode(payload))
-    except Exception as error:
+    except BaseException as error:  # also CancelledError and SystemExit: they refuse the update
         return message_of(error)
     return "the validator did not accept it" if verdict is False else None

@@ -207,7 +207,7 @@ class Writes:
                 call.make = lambda record: record._replace(status=StepStatus.FAILED, error=describe(error))
                 self.start(call)
             elif error is not None:
-                self._services.report_defect(error, self._tenure.run_id)  # type: ignore[arg-type]
+                self._history.fail(call, error)
             elif written:
                 call.record = written[0]
                 self._outcomes.take(written[0])

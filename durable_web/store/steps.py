@@ -191,18 +191,23 @@ class Steps:
         """Write an outcome that does not come from the run's execution, with the run's next order, and its frame."""
         record = self._number(run_id, record, now)
         self.record(run_id, record, now)
+        self._remember(run_id, record)
         return record
 
     def record_cancel(self, run_id: str, now: int) -> None:
         """Write that the run is cancelled: an outcome that takes its place in the order."""
         record = StepRecord(CANCEL, OperationKind.CANCEL, StepStatus.COMPLETED, -1, 1, started_at=now)
-        self.note(run_id, self._number(run_id, record, now))
+        record = self._number(run_id, record, now)
+        self.note(run_id, record)
+        self._remember(run_id, record)
 
     def _number(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
         last, time = self._last(run_id)
         at = max(now, time, record.wake_at or 0 if record.kind in _TIMED else 0)
-        self._last_outcomes[run_id] = last + 1, at
         return record._replace(completed_at=at, outcome_order=last + 1, inline=0)
+
+    def _remember(self, run_id: str, record: StepRecord) -> None:
+        self._last_outcomes[run_id] = record.outcome_order or 0, record.completed_at or 0
 
     def _last(self, run_id: str) -> tuple[int, int]:
         """Inside a transaction: order and time of a run's last outcome; what is known of them is read anew when another
