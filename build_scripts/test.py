@@ -37,7 +37,7 @@ def main() -> int:
     with stage("ruff"):
         run([sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT)
     # Its own time limit, which tells what was last heard of it, is to come before that of pytest.
-    with _beside(_pytest(INSIDE_PYODIDE, "-o", "faulthandler_timeout=1500")) as inside_pyodide:
+    with _beside(_pytest(INSIDE_PYODIDE, "-o", "faulthandler_timeout=3000")) as inside_pyodide:
         others = subprocess.run(_pytest("--ignore", INSIDE_PYODIDE), cwd=ROOT, env=_environment(), check=False)
     codes = {"tests": others.returncode, "tests inside Pyodide": inside_pyodide.returncode}
     print("; ".join(f"{name}: {'passed' if code == 0 else f'failed ({code})'}" for name, code in codes.items()))

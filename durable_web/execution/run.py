@@ -214,6 +214,8 @@ class Execution:
     def may_drain(self) -> bool:
         if self.tenure.is_detached:
             return True  # its body may clean up, and writes nothing
+        if self._body is None and not self._has_ended:
+            return False  # an earlier execution of it has not left yet: outcomes would be delivered to no body
         if self._store.database.in_transaction:  # a transaction function waits for a promise, in Pyodide (run_sync)
             self._services.loop.call_soon(self.loop.wake)
             return False

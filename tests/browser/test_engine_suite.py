@@ -17,7 +17,7 @@ worker.onmessage = ({ data }) => { globalThis.told = data; };
 worker.postMessage(null);
 </script>"""
 REASONS = ("Skipped: on a desk only: ", "Skipped: could not import 'pydantic'")
-TIMEOUT_MILLISECONDS = 1_200_000
+TIMEOUT_MILLISECONDS = 2_700_000
 SUITE = Path(__file__).parent / "suite"
 PACKAGES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "hypothesis", "sortedcontainers")
 MODULES = ("py", "_hypothesis_globals", "_hypothesis_ftz_detector")
