@@ -423,9 +423,7 @@ class Dispatcher:
         self.parked[run_id] = self.executing.pop(run_id)
         self._has_left.set()
         while len(self.parked) > self._limits.max_parked:
-            evicted = self.parked.pop(next(iter(self.parked)))
-            self._leaving.add(evicted)
-            evicted.detach()
+            self.parked.pop(next(iter(self.parked))).detach()
         next_attempt = execution.steps.next_attempt
         if next_attempt is not None:
             self._on_due(next_attempt)

@@ -63,9 +63,7 @@ class Tenure:
         self._on_trouble = on_trouble
         self.has_recoveries = bool(claim.recoveries or claim.interruptions)
         """``True`` when deaths of the engine since the last outcome of the run are recorded."""
-        self._held: list[
-            tuple[Write, Done | None]
-        ] = []  # while the run is parked
+        self._held: list[tuple[Write, Done | None]] = []  # while the run is parked
 
     @property
     def run_id(self) -> str:

@@ -210,47 +210,6 @@ async def test_an_outcome_that_was_recorded_and_not_delivered_is_delivered_in_it
         assert called == ["b", "a"]
 
 
-async def test_nothing_is_delivered_before_the_body_begins(clock):
-    """A run that was evicted is claimed again while a function that it has left behind still executes."""
-
-    @job("works")
-    async def works(ctx: Context, _: None) -> list[str]:
-        async def branch(name: str) -> None:
-            seen.append(await ctx.step(name, soon, name, turns[name]))
-
-        seen: list[str] = []
-        refusing = asyncio.create_task(ctx.step("refuses", refuse))
-        await asyncio.gather(*map(branch, turns))
-        refusing.cancel()
-        await ctx.sleep("nap", HOUR)
-        await ctx.wait_for_signal("go")
-        return seen
-
-    async def refuse() -> None:
-        while True:
-            try:
-                await is_free.wait()
-                return
-            except asyncio.CancelledError:
-                continue
-
-    turns = {"slow": 20, "quick": 2}
-    is_free = asyncio.Event()
-    async with engine(works, clock=clock, max_parked=0, **SELDOM) as e:
-        run = await e.trigger(works)
-        await settle()
-        await clock.advance(HOUR - 4)
-        await clock.advance(5)  # it is evicted when it waits for the signal, and woken at once
-        await e.signal(run.id, "go")
-        await settle()
-        await e.signal(run.id, "another")  # a look at what is new, before the body begins
-        await settle()
-        await clock.advance(6)
-        assert await output_of(e, run) == ["quick", "slow"]
-        is_free.set()
-        await settle()
-
-
 async def test_sets_of_tasks_have_the_same_order_in_every_replay():
     @job("gathers")
     async def gathers(ctx: Context, _: None) -> list[Any]:
