@@ -58,6 +58,9 @@ async def describing(ctx, _):
 
 @job("clocks")
 async def clocks(ctx, _):
+    return await ctx.step("look", passing)
+
+async def passing():
     loop = asyncio.get_running_loop()
     before = loop.time(), time.monotonic(), time.perf_counter(), time.time()
     await asyncio.sleep(0.05)
@@ -167,7 +170,7 @@ async def fail(ctx, _):
     assert page.evaluate(RUN, "import") == [False, "durable_web.testing.clock", "0.1.0", 2]
     assert page.evaluate(RUN, "synchronous") == "slept"
     failed = page.evaluate("async () => (await finished((await durable.trigger('fail')).id)).run.error.traceback")
-    assert 'durable_web/execution/operations.py", line' in failed
+    assert 'durable_web/execution/steps.py", line' in failed
     assert "lambda: 1 / 0" in failed
 
 
