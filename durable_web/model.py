@@ -111,11 +111,11 @@ class Run:
 
     ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of its engine that count
     against the run, since its last outcome. ``generation`` rises with every claim and retry; ``lease_owner`` and
-    ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits. ``ready_at`` is when it could last
-    have been claimed. A ``paused`` run starts no further step; ``waiting_reason`` says for what a waiting one waits.
-    ``ending`` is what a cancelling run ends as when its steps are compensated. A child run has its parent's
-    ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the runs of
-    ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
+    ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits for the next attempt at a step.
+    ``ready_at`` is when it could last have been claimed. A ``paused`` run starts no further step; ``waiting_reason``
+    says for what a waiting one waits. ``ending`` is what a cancelling run ends as when its steps are compensated. A
+    child run has its parent's ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the
+    runs of ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
     ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"``, ``"coalesced"``, ``"skipped"`` or
     ``"debounced"``.
 

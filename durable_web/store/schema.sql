@@ -64,8 +64,7 @@ CREATE TABLE durable_runs (
     paused           INTEGER NOT NULL DEFAULT 0,     -- 1: starts no further step, and is not claimed
     blocked          INTEGER NOT NULL DEFAULT 0,     -- 1: waits for its version of the job to be registered
     waiting_reason   TEXT,                           -- for what a waiting run waits, in words
-    wake_at          INTEGER,                        -- when a waiting run's next attempt at a step is due, or a timer
-                                                     -- of asyncio around one of its waits
+    wake_at          INTEGER,                        -- when a waiting run's next attempt at a step is due
     deadline         INTEGER,
     attempt          INTEGER NOT NULL DEFAULT 0,     -- times the job body was begun
     ending           TEXT,                           -- of a cancelling run: 'failed' or 'cancelled'

@@ -489,7 +489,7 @@ class World:
         again = {run[0]: run for run in self._db.execute(RUNS)}
         ended = {run[0] for run in runs if self._has_ended_by_itself(*run)}
         for run in runs:
-            self._check_history(run, executions[run[0]], again[run[0]][1])
+            self._check_history(run, executions[run[0]])
             if run[0] in ended:
                 self._check_end(run, again[run[0]])
         steps, now = ([row for row in rows if row[0] in ended] for rows in (steps, self._db.execute(STEPS)))
@@ -504,11 +504,12 @@ class World:
         was_compensated = self._db.execute(COMPENSATING, {"run_id": run_id}).fetchone() is not None
         return was_compensated or not (is_expired or status == RunStatus.CANCELLED)
 
-    def _check_history(self, run: Any, execution: Execution, status: str) -> None:
+    def _check_history(self, run: Any, execution: Execution) -> None:
+        """The body has asked for all that is recorded, and is given all of it, unless it has ended before."""
         history, run_id = execution.history, run[0]
         if history.broken is not None:
             raise Wrong(f"the replay of {run_id} differs: {history.broken}")
-        if history.unasked() or (history.has_undelivered and status != run[1]):
+        if history.unasked() or (history.has_undelivered and execution.loop.places()):
             raise Wrong(
                 f"the replay of {run_id}, which is {run[1]}, came to outcome {history.last} of {history.known}, did "
                 f"not ask for {set(history.unasked())}, and stands at {execution.loop.places()}\n"

@@ -6,6 +6,7 @@ DESIGN.md, section 5, has the rules. ``test_bodies.py`` says what a body may do,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Coroutine
 from typing import Any
@@ -208,6 +209,39 @@ async def test_an_outcome_that_was_recorded_and_not_delivered_is_delivered_in_it
         gates["a"].set()
         assert await output_of(e, run) == ["b", "next of b", "a", "next of a"]
         assert called == ["b", "a"]
+
+
+async def test_nothing_is_delivered_before_the_body_begins(clock):
+    """A run that was cancelled and is retried waits until a function of the execution before it has ended."""
+
+    @job("works")
+    async def works(ctx: Context, _: None) -> list[str]:
+        async def branch(name: str) -> None:
+            seen.append(await ctx.step(name, soon, name, turns[name]))
+
+        seen: list[str] = []
+        await asyncio.gather(*map(branch, turns))
+        await ctx.step("slow to end", slow_to_end)
+        return [*seen, await ctx.wait_for_signal("go")]
+
+    async def slow_to_end() -> None:
+        while not is_free.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await is_free.wait()
+
+    turns = {"slow": 20, "quick": 2}
+    is_free = asyncio.Event()
+    async with engine(works, clock=clock, **SELDOM) as e:
+        run = await e.trigger(works)
+        await settle()
+        await e.cancel(run.id)
+        await e.retry(run.id)
+        await e.pause(run.id)  # with each of these the engine looks at what is new of the run
+        await e.resume(run.id)
+        await e.signal(run.id, "go", "signal")
+        await settle()
+        is_free.set()
+        assert await asyncio.wait_for(output_of(e, run), 10) == ["quick", "slow", "signal"]
 
 
 async def test_sets_of_tasks_have_the_same_order_in_every_replay():
