@@ -38,8 +38,8 @@ export { ActionsBinding, Binding, RunsBinding };
  *   the run had been interrupted before
  */
 
-/** Why a run was given up by its engine in the middle; a run that goes on after a wait was not interrupted. */
-const INTERRUPTIONS = ["its engine stopped", "the engine is stopping", "the storage was in trouble"];
+/** How the reason begins for which a run was given up by its engine in the middle; one that goes on after a wait was not. */
+const INTERRUPTIONS = /^(its engine stopped|the engine is stopping|the storage was in trouble)/;
 
 /** How many log lines, and how many ends of steps, are kept by default. */
 export const MOST_LINES = 1000;
@@ -273,7 +273,7 @@ class FollowedRun extends Binding {
     const { kind, seq, ts, status, attempt, current, total = null, message = null } = frame;
     if (kind === "run_status") {
       this.#attempt = attempt;
-      if (INTERRUPTIONS.includes(frame.reason)) this.interruptions += 1;
+      if (INTERRUPTIONS.test(frame.reason ?? "")) this.interruptions += 1;
     }
     if (kind === "run_status" && (status !== "leased" || frame.reason)) this.#readBeyond(seq);
     if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return;

@@ -14,7 +14,7 @@
  */
 import { mountStorage } from "./opfs-filesystem.js";
 import { MOUNT_POINT, OpfsStorage } from "./opfs-storage.js";
-import { startPython, turnsOf } from "./pyodide-start.js";
+import { giveWay, startPython, turnsOf } from "./pyodide-start.js";
 
 /** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
 /**
@@ -174,7 +174,7 @@ async function boot({ name, jobs, options: { snapshot, ...options }, ends }) {
   pyodide.registerJsModule("durable_worker", {
     fetch: async (/** @type {string} */ url) => (await sources.get(url))?.clone(),
     askForTurn: turnsOf(pyodide),
-    letOthersGoFirst,
+    giveWay,
   });
 
   report("jobs", python);
@@ -187,23 +187,6 @@ async function boot({ name, jobs, options: { snapshot, ...options }, ends }) {
   const send = (/** @type {string} */ text) => postMessage(text);
   const host = await browser.start(send, JSON.stringify(settings), files);
   return { storage, host, python };
-}
-
-/**
- * Resolves when everything has had its turn that was ready, messages of the pages above all. A timer does this; but one that
- * is set in the task of another timer is held back for 4 ms, so it is set in the task of a message.
- *
- * @returns {Promise<void>}
- */
-function letOthersGoFirst() {
-  return new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      setTimeout(resolve, 0);
-    };
-    port2.postMessage(null);
-  });
 }
 
 /** Asks for the job modules, while Python starts. @param {string[]} urls @returns {Map<string, Promise<Response>>} */

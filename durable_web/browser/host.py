@@ -13,7 +13,7 @@ import asyncio
 import gc
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -34,11 +34,15 @@ _TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
 class _WorkerClock(SystemClock):
     """The worker's clock. Pyodide's shortest sleeps take turns among themselves, before any message of the page."""
 
-    def __init__(self, let_others_go_first: Callable[[], Awaitable[None]]) -> None:
-        self._let_others_go_first = let_others_go_first
+    def __init__(self, give_way: Callable[[Any], None]) -> None:
+        self._give_way = give_way
 
     async def turn(self) -> None:
-        await self._let_others_go_first()
+        from pyodide.ffi import create_once_callable
+
+        turn = asyncio.get_running_loop().create_future()
+        self._give_way(create_once_callable(lambda: turn.done() or turn.set_result(None)))
+        await turn
 
 
 class _OpfsFiles:
@@ -72,9 +76,9 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     :raises JobModuleError: when a job module cannot be loaded.
     :raises StorageError: when the database cannot be used.
     """
-    from durable_worker import askForTurn, letOthersGoFirst
+    from durable_worker import askForTurn, giveWay
 
-    share_turns(askForTurn)
+    share_turns(askForTurn, giveWay)
     options = json.loads(options_json)
     jobs = await load_jobs(options["jobs"])
     host = Host(send)
@@ -86,7 +90,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
         max_recoveries=options.get("maxRecoveries", 5),
         life=options.get("life"),
         ends=options.get("ends", {}),
-        clock=_WorkerClock(letOthersGoFirst),
+        clock=_WorkerClock(giveWay),
         files=_OpfsFiles(files),
         on_state=host.tell_state,
         install=_install,

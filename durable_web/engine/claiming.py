@@ -37,7 +37,7 @@ class Claiming:
         if claim is None and not self._exclusive and self._unblock_one(now, saturated):
             has_openings |= self._store.flow.admit(now)
             claim = self._lease_next(now, saturated, alone)
-        if claim is not None and claim.is_suspect:
+        if claim is not None and claim.is_suspect and claim.interruptions > 1:  # the first time is mostly an accident
             self._log_that_it_is_alone(claim, now)
         timeout = None if claim is None else self._timeout_of(claim)
         if claim is not None and timeout is not None:
@@ -63,11 +63,10 @@ class Claiming:
     def _log_that_it_is_alone(self, claim: Claim, now: int) -> None:
         """Write into the run's log why no other run is executed beside it."""
         deaths, what = claim.interruptions, "has stopped"
-        if claim.recoveries:
+        if claim.recoveries > 1:
             deaths, what = claim.recoveries, "has died while it executed a step of this run"
         message = (
-            f"This run is executed alone until it comes further: since it last did, its engine {what} "
-            f"{'once' if deaths == 1 else f'{deaths} times'}."
+            f"This run is executed alone until it comes further: since it last did, its engine {what} {deaths} times."
         )
         fields = {"recoveries": claim.recoveries, "interruptions": claim.interruptions}
         body = {"level": "warning", "message": message, "fields": fields, "step": None, "attempt": claim.attempt}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
@@ -255,6 +256,8 @@ class Play:
             if is_aborted:
                 raise LookupError
 
+        task = asyncio.current_task()
+        cancellations = task.cancelling()
         try:
             async with asyncio.TaskGroup() as group:
                 for node in nodes:
@@ -262,6 +265,8 @@ class Play:
                 group.create_task(last())
         except* LookupError:
             self.hold("aborted")
+            if sys.version_info < (3, 13) and task.cancelling() > cancellations:
+                task.uncancel()  # which the group itself forgets: https://github.com/python/cpython/issues/116720
 
     async def completed(self, seconds: float, nodes: list[Node]) -> None:
         """``asyncio.as_completed``; what is not ready in time goes on."""

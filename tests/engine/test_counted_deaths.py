@@ -330,15 +330,26 @@ async def test_a_counted_run_waits_until_nothing_else_executes_and_holds_up_what
     async with running(held_job(gates)) as engine:
         behind = await engine.trigger("held", "behind")
         assert [await status(engine, run) for run in (before, suspect, behind)] == ["leased", "pending", "pending"]
-        assert await warnings(engine, suspect) == []
         for name in ("before", "before ends"):
             gates.setdefault(name, asyncio.Event()).set()
         assert [await status(engine, run) for run in (before, suspect, behind)] == ["completed", "leased", "pending"]
-        assert "has died while it executed a step of this run once" in (await warnings(engine, suspect))[0]
         gates["suspect"].set()  # and with that outcome it is no longer suspect
         assert [await status(engine, run) for run in (suspect, behind)] == ["leased", "leased"]
         assert await deaths(engine, suspect) == (0, 0)
         await engine.stop(drain=False)
+
+
+async def test_the_log_says_that_a_run_is_executed_alone_after_its_second_death(running):
+    """After the first, which is mostly an accident, there is nothing to say."""
+    run = None
+    for expected in ([], [], ["has died while it executed a step of this run 2 times"]):
+        async with running(held_job({})) as engine:
+            run = run or await engine.trigger("held", "one")
+            assert await status(engine, run) == RunStatus.LEASED
+            said = await warnings(engine, run)
+            assert len(said) == len(expected)
+            assert all(part in line for part, line in zip(expected, said, strict=True))
+            await crash(engine)
 
 
 @pytest.mark.parametrize("how", ["parks", "is cancelled", "fails"])

@@ -131,7 +131,7 @@ async def test_a_limit_holds_across_a_restart(running):
     @job("gated")
     async def gated(ctx: Context, number: int) -> int:
         if number:
-            await open_now.wait()
+            await ctx.step("gate", open_now.wait)
         return number
 
     @job("limits")

@@ -1,7 +1,7 @@
 /** Pyodide on the engine's own storage, for what is measured without a page: workbench.py, called by name. */
 import { mountStorage, withDurableSync } from "../opfs-filesystem.js";
 import { MOUNT_POINT, OpfsStorage } from "../opfs-storage.js";
-import { turnsOf } from "../pyodide-start.js";
+import { giveWay, turnsOf } from "../pyodide-start.js";
 
 const PYODIDE = new URL("../vendor/pyodide/", import.meta.url).href;
 
@@ -23,7 +23,7 @@ async function open({ name }) {
     pyodide.FS.writeFile(module, await response.text());
   }
   workbench = pyodide.pyimport("workbench");
-  pyodide.pyimport("durable_web.browser.turns").share_turns(turnsOf(pyodide)); // as the engine's own worker does
+  pyodide.pyimport("durable_web.browser.turns").share_turns(turnsOf(pyodide), giveWay); // as the engine's own worker does
 }
 
 self.onmessage = async ({ data: { id, method, params } }) => {
