@@ -69,9 +69,11 @@ SELECT substr(name, 12), outcome_order, status FROM durable_steps
 COMPENSATING = """
 SELECT outcome_order FROM durable_steps WHERE run_id = :run_id AND kind = 'compensating' AND status = 'completed'
 """
+# In a run that is leased: the engine that executes it may not know yet that another one has just cancelled it.
 FINISHED_STEP = """
 SELECT status FROM durable_steps
  WHERE run_id = :run_id AND name = :name AND (outcome_order IS NOT NULL OR status = 'cancelled')
+   AND run_id IN (SELECT id FROM durable_runs WHERE lease_owner IS NOT NULL)
 """
 WAITING = """
 SELECT run_id, substr(topic, 8) FROM durable_steps WHERE status = 'running' AND topic GLOB 'signal:*'
