@@ -112,7 +112,6 @@ class Dispatcher:
             store=store,
             commits=self.commits,
             clock=clock,
-            files=files,
             loop=self._loop,
             preserve_steps=limits.preserve_steps,
             is_alone=self._is_one_alone,

@@ -62,11 +62,6 @@ class GroupCommit:
         self._last_flush = clock.monotonic()
 
     @property
-    def has_pending(self) -> bool:
-        """``True`` when something waits to be committed."""
-        return bool(self._pending)
-
-    @property
     def is_crowded(self) -> bool:
         """``True`` when more is pending than one transaction takes."""
         return len(self._pending) > BATCH

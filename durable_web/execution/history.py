@@ -161,11 +161,6 @@ class History:
         self._timers += 1
         return f"{TIMER}{self._timers}"
 
-    @property
-    def timers(self) -> int:
-        """How many timers the body has set so far."""
-        return self._timers
-
     def ask(self, key: str, kind: OperationKind) -> StepRecord | None:
         """What is recorded under the key of an operation that the body asks for now.
 

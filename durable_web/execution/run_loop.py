@@ -99,12 +99,6 @@ class RunTimer(asyncio.TimerHandle):
     operation: Any = None
     _scheduled: bool
 
-    @property
-    def callback_name(self) -> str:
-        """The name of what it calls."""
-        callback = self._callback  # type: ignore[attr-defined]
-        return getattr(callback, "__qualname__", type(callback).__name__)
-
 
 class RunLoop(asyncio.AbstractEventLoop):
     """The event loop of one run.
@@ -184,11 +178,6 @@ class RunLoop(asyncio.AbstractEventLoop):
     def is_ready(self) -> bool:
         """``True`` when a callback is ready: the run is not at rest."""
         return bool(self._ready)
-
-    @property
-    def is_draining(self) -> bool:
-        """``True`` inside a drain."""
-        return self._is_draining
 
     @property
     def must_give_way(self) -> bool:

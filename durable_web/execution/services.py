@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from ..clock import Clock
 from ..errors import StorageError
-from ..files import Files
 from ..job import Registry
 from ..store import Claim, NewRun, Store
 from .commits import GroupCommit
@@ -31,7 +30,6 @@ class Services:
     store: Store
     commits: GroupCommit
     clock: Clock
-    files: Files
     loop: asyncio.AbstractEventLoop
     preserve_steps: bool
     is_alone: Callable[[], bool]

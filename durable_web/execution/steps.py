@@ -479,10 +479,6 @@ class Steps:
         """When the next attempt at a step is due, in milliseconds since 1970-01-01 UTC; ``None`` without one."""
         return min((due for _, due in self._retries.values()), default=None)
 
-    def is_waiting(self, key: str) -> bool:
-        """``True`` when a step waits for its next attempt."""
-        return key in self._retries
-
     # --- calling off -------------------------------------------------------------------------------------------------
 
     def call_off(self, call: StepCall) -> None:
