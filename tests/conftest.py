@@ -1,10 +1,11 @@
-"""For every test: `async def` tests are run to their end, and the fast tests run before those with a browser.
+"""For every test: `async def` tests are run to their end, and the order of the tests.
 
 This file also serves where the same tests run inside Pyodide: it imports nothing that is not there.
 """
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -28,7 +29,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def _run(test: Coroutine[Any, Any, None]) -> None:
     if sys.platform != "emscripten":
-        asyncio.run(test)
+        before = asyncio._get_running_loop()  # Playwright's, where a test with a browser came before
+        asyncio._set_running_loop(None)
+        try:
+            asyncio.run(test)
+        finally:
+            asyncio._set_running_loop(before)
         return
     from pyodide.ffi import run_sync  # the one event loop there is goes on turning meanwhile
 
@@ -36,5 +42,12 @@ def _run(test: Coroutine[Any, Any, None]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright's event loop, once started, would be in the way of `asyncio.run`."""
-    items.sort(key=lambda item: "browser" in item.path.parent.name)
+    """The page that works for minutes comes first when tests are spread over processes; otherwise the fast ones do."""
+    is_spread = "PYTEST_XDIST_WORKER" in os.environ
+
+    def place(item: pytest.Item) -> int:
+        if "browser" not in item.path.parent.name:
+            return 2
+        return 0 if item.path.name == "test_engine_suite.py" else 1
+
+    items.sort(key=place, reverse=not is_spread)

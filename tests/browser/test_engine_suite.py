@@ -17,17 +17,26 @@ worker.onmessage = ({ data }) => { globalThis.told = data; };
 worker.postMessage(null);
 </script>"""
 REASONS = ("Skipped: on a desk only: ", "Skipped: could not import 'pydantic'")
-TIMEOUT_MILLISECONDS = 2_700_000
+TIMEOUT_MILLISECONDS = {"heart": 780_000, "everything": 4_800_000}
+HEART = (
+    "bodies branches codec compensation events layers map migration order parked_runs pydantic recovery retry run_loop "
+    "run_sync set_event signals sleep step storage timers timeline transaction updates versions webhooks"
+)
+"""Of which files the tests always run there: what touches SQLite, OPFS, the event loop, or Python 3.14 itself."""
 SUITE = Path(__file__).parent / "suite"
 PACKAGES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "hypothesis", "sortedcontainers")
 MODULES = ("py", "_hypothesis_globals", "_hypothesis_ftz_detector")
 
 
-def suite_archive() -> bytes:
-    """The engine's tests, what they are configured by, and pytest and hypothesis as installed here: all pure Python."""
+def suite_archive(files: list[str]) -> bytes:
+    """The engine's tests, what they are configured by, and pytest and hypothesis as installed here: all pure Python.
+
+    :param files: of which files the tests are to run; all of them if it is empty.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.write(ROOT / "pyproject.toml", "pyproject.toml")
+        archive.writestr("chosen.json", json.dumps([f"/suite/tests/engine/{name}" for name in files or [""]]))
         archive.write(SUITE / "opfs_home.py", "opfs_home.py")
         archive.write(ROOT / "tests" / "conftest.py", "tests/conftest.py")
         for path in (ROOT / "tests" / "engine").rglob("*"):
@@ -42,22 +51,24 @@ def suite_archive() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def report(playwright, tmp_path_factory, server, pages):
+@pytest.fixture(scope="module", params=["heart", pytest.param("everything", marks=pytest.mark.deep)])
+def report(request, playwright, tmp_path_factory, server, pages):
     """What became of every test in there."""
     from chromium import launch
 
-    folder = pages / "engine-suite"
+    which = request.param
+    files = [f"test_{name}.py" for name in HEART.split()] if which == "heart" else []
+    folder = pages / f"engine-suite-{which}"
     folder.mkdir()
     (folder / "index.html").write_text(PAGE)
     (folder / "worker.js").write_bytes((SUITE / "worker.js").read_bytes())
-    (folder / "suite.zip").write_bytes(suite_archive())
+    (folder / "suite.zip").write_bytes(suite_archive(files))
     with launch(playwright, tmp_path_factory.mktemp("engine-suite") / "profile") as chromium:
         started: list[str] = []
         chromium.context.on("console", lambda message: started.append(message.text))
-        page = chromium.open(f"{server.url}tests/engine-suite/index.html")
+        page = chromium.open(f"{server.url}tests/engine-suite-{which}/index.html")
         try:
-            told = page.wait_for_function("() => globalThis.told", timeout=TIMEOUT_MILLISECONDS).json_value()
+            told = page.wait_for_function("() => globalThis.told", timeout=TIMEOUT_MILLISECONDS[which]).json_value()
         except TimeoutError:
             pytest.fail(f"The suite hangs; the last that was heard of it: {started[-3:]}")
     assert "error" not in told, told["error"]

@@ -167,7 +167,7 @@ def test_a_value_that_would_become_an_enum_member_is_refused_with_advice_that_he
         ({"red", "blue"}, set[Tone | str]),
         ({"red"}, set[Tone] | set[str]),
     ],
-    ids=str,
+    ids=lambda each: str(sorted(each) if isinstance(each, set) else each),
 )
 def test_a_member_that_is_the_value_itself_is_no_other_value(value, annotation):
     text, read = write_down(value, annotation)

@@ -66,7 +66,7 @@ async def test_a_job_is_as_good_as_its_name(running):
             assert await take(engine.watch_all(jobs=jobs), len(story)) == story
 
 
-@pytest.mark.parametrize("empty", [{"jobs": []}, {"kinds": ()}, {"jobs": iter(())}], ids=str)
+@pytest.mark.parametrize("empty", [{"jobs": []}, {"kinds": ()}, {"jobs": iter(())}], ids=["jobs", "kinds", "iterator"])
 async def test_of_no_jobs_and_of_no_kinds_there_are_no_frames(running, empty):
     async with running(talk) as engine:
         frames = engine.watch_all(**empty)

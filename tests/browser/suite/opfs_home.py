@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import js
 import opfs_bridge
@@ -51,7 +52,8 @@ class _Outcomes:
 def run_tests() -> str:
     """Run them, and return the outcomes and the problems by test as JSON."""
     found = _Outcomes()
-    arguments = ["/suite/tests/engine", "--rootdir=/suite", "-c/suite/pyproject.toml", "-q", "-pno:cacheprovider"]
+    chosen = json.loads(Path("/suite/chosen.json").read_text(encoding="utf-8"))
+    arguments = [*chosen, "--rootdir=/suite", "-c/suite/pyproject.toml", "-q", "-pno:cacheprovider"]
     arguments += ["-ofaulthandler_timeout=0"]  # its watchdog would be a thread
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
