@@ -210,7 +210,7 @@ class Context:
         return await self._execution.writes.value(name, random.SystemRandom().random)
 
     async def set_event(self, key: str, value: Any) -> None:
-        """Publish a value that others can read live, and after the end: ``engine.get_event(run_id, key)``.
+        """Publish a value that others can read live, and after the end: ``engine.runs.value(run_id, key)``.
 
         A replay publishes nothing again: what was published since stays. The value is committed with the run's next
         commit, at once where the run waits. Watchers see every change as an ``event`` frame; a value that is the same
@@ -238,7 +238,7 @@ class Context:
         await self._execution.waits.sleep_until(name, when)
 
     async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, type: Any = None) -> Any:
-        """The payload of the next signal of that name (``engine.signal``), first in, first out.
+        """The payload of the next signal of that name (``engine.runs.signal``), first in, first out.
 
         One that was sent before is waiting already. ``type`` is a class as which the payload is read; to have it
         checked when it is sent, declare it in ``@job(signals={name: type})``.
@@ -276,7 +276,7 @@ class Context:
         validator: Callable[[Any], Any] | None = None,
         timeout: float | timedelta | None = None,
     ) -> Update:
-        """The next update of that name (``engine.update``), to be answered.
+        """The next update of that name (``engine.runs.update``), to be answered.
 
         ``validator(argument)`` is synchronous, and refuses an update by raising, or by returning ``False``: the sender
         is given the reason, the run never sees it, and goes on waiting.
@@ -288,7 +288,7 @@ class Context:
         return Update(self._execution, name, message_id, argument)
 
     async def breakpoint(self, label: str) -> None:
-        """Wait until a person lets the run go on: ``engine.resume(run_id)``."""
+        """Wait until a person lets the run go on: ``engine.runs.resume(run_id)``."""
         await self._execution.waits.breakpoint(label)
 
     # --- other runs --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ attributes, and a message that says what happened, why, and what to do::
     ├── ScheduleNotFound            no schedule has that name
     ├── LibraryMissing              a library that only this needs is not installed
     ├── InvalidInput                the input does not fit the job's declared type
+    ├── InvalidOption               a page has given an unknown parameter, or a wrong one (browser)
     ├── SerializationError          a value cannot be written down faithfully
     ├── NonDeterminismError         the code no longer matches the run's history
     ├── NotInBody                   a body asked its event loop for what is not recorded
@@ -170,6 +171,14 @@ class InvalidInput(DurableWebError):
     def __init__(self, job: str, what: str, problem: str) -> None:
         self.job = job
         super().__init__(f"The {what} of job {job!r} does not fit its declared type: {problem}")
+
+
+class InvalidOption(DurableWebError):
+    """A page has given a parameter that a method does not have, or a value of another kind. Attribute: ``name``."""
+
+    def __init__(self, name: str, message: str) -> None:
+        self.name = name
+        super().__init__(message)
 
 
 class SerializationError(DurableWebError):

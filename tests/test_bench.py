@@ -285,10 +285,10 @@ async def test_a_database_with_a_past_is_one_that_the_engine_takes_for_its_own(t
     counted = await history.fill(path, 25, exclusive=False)
     assert counted == {"runs": 25, "steps": 175, "frames": 250}
     async with Engine(path, [history.past]) as engine:
-        assert await engine.count_runs() == {"completed": 25}
-        runs = await engine.list_runs(order="oldest")
-        frames = [frame async for frame in engine.watch(runs[-1].id)]
+        assert await engine.runs.count() == {"completed": 25}
+        runs = await engine.runs.list(order="oldest")
+        frames = [frame async for frame in engine.runs.watch(runs[-1].id)]
         assert [frame.seq for frame in frames] == list(range(1, 11))
-        assert len(await engine.get_steps(runs[-1].id)) == 7
+        assert len(await engine.runs.steps(runs[-1].id)) == 7
         fresh = await engine.trigger_and_wait("past")
         assert fresh.id > runs[-1].id

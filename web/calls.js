@@ -22,7 +22,7 @@ const REPEATABLE = new Set([
   "runs.count",
   "runs.steps",
   "runs.logs",
-  "runs.event",
+  "runs.value",
   "files.get",
   "files.list",
   "files.delete",
@@ -81,10 +81,8 @@ export const runCalls = (call, watch) => ({
    * @param {{signalId?: string}} [options] a second signal of one id is not delivered
    * @returns {Promise<boolean>} false when one of that id was delivered before
    */
-  signal: async (id, name, payload = null, { signalId } = {}) => {
-    refuseWhatIsNotJson(payload, "payload");
-    return call("runs.signal", { runId: id, name, payload, signalId });
-  },
+  signal: (id, name, payload = null, { signalId } = {}) =>
+    call("runs.signal", { runId: id, name, payload, signalId }),
   /**
    * Sends an update to a run, and waits for its answer.
    *
@@ -95,22 +93,24 @@ export const runCalls = (call, watch) => ({
    *   first; `timeout` in seconds
    * @returns {Promise<any>}
    */
-  update: async (id, name, argument = null, { updateId, timeout } = {}) => {
-    refuseWhatIsNotJson(argument, "argument");
-    return call("runs.update", { runId: id, name, argument, updateId, timeout });
-  },
+  update: (id, name, argument = null, { updateId, timeout } = {}) =>
+    call("runs.update", { runId: id, name, argument, updateId, timeout }),
   /** How many runs there are for each "status" or "job". @param {string} [by] @returns {Promise<Record<string, number>>} */
   count: (by = "status") => call("runs.count", { by }),
   /** @param {string} id @returns {Promise<any[]>} */
   steps: (id) => call("runs.steps", { runId: id }),
-  /** What the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
-  event: (id, key) => call("runs.event", { runId: id, key }),
-  /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<any>} */
-  retry: (id) => call("runs.retry", { runId: id }),
-  /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<any>} */
-  retryWithInput: async (id, input) => {
-    refuseWhatIsNotJson(input, "input");
-    return call("runs.retryWithInput", { runId: id, input });
+  /** The value that the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
+  value: (id, key) => call("runs.value", { runId: id, key }),
+  /**
+   * Lets a run that did not complete go on from its failed step.
+   *
+   * @param {string} id
+   * @param {{input?: unknown}} [options] another `input`, a JSON value
+   * @returns {Promise<any>}
+   */
+  retry: async (id, options = {}) => {
+    const input = "input" in options ? { input: options.input ?? null } : {};
+    return call("runs.retry", { runId: id, ...input });
   },
   /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<any>} */
   retrigger: (id) => call("runs.retrigger", { runId: id }),
@@ -155,10 +155,7 @@ export const scheduleCalls = (call) => ({
    * @param {ScheduleOptions} options `catchUp`: what becomes of the times at which no tab was open
    * @returns {Promise<any>}
    */
-  create: async (name, job, options) => {
-    refuseWhatIsNotJson(options.input ?? null, "input");
-    return call("schedules.create", { ...options, name, job });
-  },
+  create: (name, job, options) => call("schedules.create", { ...options, name, job }),
   /** @returns {Promise<any[]>} */
   list: () => call("schedules.list", {}),
   /** @param {string} name @returns {Promise<any>} */
@@ -191,20 +188,28 @@ export const fileCalls = (call) => ({
 });
 
 /**
- * JSON.stringify would leave out a function, and turn NaN into null and a Date into text; but the input of a job is never
- * altered silently.
+ * Checks the parameters of a call. JSON.stringify would leave out a function, and turn NaN into null and a Date into text; but
+ * nothing that a page gives is altered silently. A parameter that is undefined is not given.
  *
+ * @param {Record<string, any>} params
+ */
+export function refuseWrongParameters(params) {
+  for (const [name, value] of Object.entries(params))
+    if (value !== undefined && !(value instanceof Blob)) refuseWhatIsNotJson(value, name);
+}
+
+/**
  * @param {unknown} value
  * @param {string} path
  * @param {unknown[]} ancestors
  */
-export function refuseWhatIsNotJson(value, path, ancestors = []) {
+function refuseWhatIsNotJson(value, path, ancestors = []) {
   if (value === null || typeof value === "string" || typeof value === "boolean" || Number.isFinite(value)) return;
   if (typeof value !== "object")
     throw notJson(path, typeof value === "number" || value === undefined ? String(value) : `a ${typeof value}`);
   if (ancestors.includes(value)) throw notJson(path, "an object that contains itself");
   if (!Array.isArray(value) && !isPlain(value))
-    throw notJson(path, `an instance of ${value.constructor?.name ?? "a class"}`);
+    throw notJson(path, value instanceof Date ? DATE : `an instance of ${value.constructor?.name ?? "a class"}`);
   if (Object.getOwnPropertySymbols(value).length) throw notJson(path, "an object with a symbol for a key");
   const inner = [...ancestors, value];
   if (Array.isArray(value)) Array.from(value, (item, index) => refuseWhatIsNotJson(item, `${path}[${index}]`, inner));
@@ -216,10 +221,12 @@ const isPlain = (value) =>
   [null, Object.prototype].includes(Object.getPrototypeOf(value)) ||
   Object.getPrototypeOf(Object.getPrototypeOf(value)) === null;
 
+const DATE = "a Date (a time is given in milliseconds since 1970, as date.getTime() has it)";
+
 /** @param {string} path @param {string} kind */
 const notJson = (path, kind) =>
   failure(
     "SerializationError",
     `${path} is ${kind}, which JSON cannot hold. ` +
-      "A job's input is made of objects, arrays, strings, finite numbers, booleans and null.",
+      "What is sent is made of objects, arrays, strings, finite numbers, booleans and null.",
   );

@@ -137,13 +137,15 @@ export class ActionsBinding extends Binding {
     return this.error ? visible(this.error.message) : "";
   }
 
-  /** Lets a run that did not complete go on from its failed step. @param {string} id @returns {Promise<Run>} */
-  retry(id) {
-    return this.#do(this.durable.runs.retry(id));
-  }
-  /** The same on another input. @param {string} id @param {unknown} input @returns {Promise<Run>} */
-  retryWithInput(id, input) {
-    return this.#do(this.durable.runs.retryWithInput(id, input));
+  /**
+   * Lets a run that did not complete go on from its failed step.
+   *
+   * @param {string} id
+   * @param {{input?: unknown}} [options] another `input`
+   * @returns {Promise<Run>}
+   */
+  retry(id, options) {
+    return this.#do(this.durable.runs.retry(id, options));
   }
   /** Makes a new run with the same input and labels. @param {string} id @returns {Promise<Run>} */
   retrigger(id) {

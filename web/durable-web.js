@@ -18,7 +18,7 @@
  *                    where making it again changes nothing (runs.pause, resume; schedules.create, pause, resume;
  *                    deliverWebhook; files.delete), and where the engine knows it again: a trigger that has an
  *                    `idempotencyKey`, a signal, an update or an event that has an id
- *     failed         all others (trigger without a key, runs.cancel, retry, retryWithInput, retrigger, fork, delete;
+ *     failed         all others (trigger without a key, runs.cancel, retry, retrigger, fork, delete;
  *                    schedules.delete; files.put): EngineStoppedError, for whether it took effect is not known; look,
  *                    and then decide
  *
@@ -41,7 +41,7 @@
  *     EngineStoppedError      the engine stopped before it answered, because its page went away or was put aside
  *     ClosedError             the client was closed
  */
-import { fileCalls, isRepeatable, refuseWhatIsNotJson, runCalls, scheduleCalls } from "./calls.js";
+import { fileCalls, isRepeatable, refuseWrongParameters, runCalls, scheduleCalls } from "./calls.js";
 import {
   DurableError,
   EngineChannel,
@@ -225,7 +225,6 @@ export class Durable extends EventTarget {
    * @returns {Promise<any>} the run, with its `disposition`: "created", or "idempotent" or "coalesced" where one was there
    */
   async trigger(job, input = null, options = {}) {
-    refuseWhatIsNotJson(input, "input");
     return this.#call("trigger", { ...options, job, input });
   }
 
@@ -239,8 +238,6 @@ export class Durable extends EventTarget {
    * @returns {Promise<any>} the run
    */
   async triggerWithSignal(job, input, { name, payload = null, signalId }, options = {}) {
-    refuseWhatIsNotJson(input, "input");
-    refuseWhatIsNotJson(payload, "payload");
     return this.#call("triggerWithSignal", { ...options, job, input, name, payload, signalId });
   }
 
@@ -253,7 +250,6 @@ export class Durable extends EventTarget {
    * @returns {Promise<string[]>} the ids of these runs
    */
   async publish(topic, payload = null, { eventId } = {}) {
-    refuseWhatIsNotJson(payload, "payload");
     return this.#call("publish", { topic, payload, eventId });
   }
 
@@ -265,7 +261,6 @@ export class Durable extends EventTarget {
    * @returns {Promise<boolean>}
    */
   async deliverWebhook(token, body = null) {
-    refuseWhatIsNotJson(body, "body");
     return this.#call("deliverWebhook", { token, body });
   }
 
@@ -417,6 +412,7 @@ export class Durable extends EventTarget {
 
   /** @param {string} method @param {Record<string, any>} params */
   async #call(method, params) {
+    refuseWrongParameters(params);
     const mayRepeat = isRepeatable(method, params);
     for (;;) {
       await this.settled();

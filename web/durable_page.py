@@ -4,7 +4,7 @@
 
     durable = await connect("accounts", jobs=["./jobs.py"])
     run = await durable.trigger("import-csv", {"path": path})
-    async for frame in durable.watch(run.id):
+    async for frame in durable.runs.watch(run.id):
         print(frame.kind, frame)
 
 The page's PyScript configuration names this file under ``files`` and ``python-bridge.js`` under ``js_modules.main`` as
@@ -85,43 +85,16 @@ class Durable:
         self._on_status = on_status
         self._on_engine = on_engine
         self._client = None
-        self._actions = None
+        self.runs = Runs(self)
+        self.schedules = Schedules(self)
+        self.files = Files(self)
 
     @property
     def client(self):
         """The JavaScript client, for what this class does not offer."""
         return self._client
 
-    # --- live values --------------------------------------------------------------------------------------------------
-
-    def job(self, name, auto_resume=True, follow_latest=True, max=MOST_LINES):
-        """The runs of a job, live: a ``JobBinding``."""
-        options = {"autoResume": auto_resume, "followLatest": follow_latest, "max": max}
-        return JobBinding(bridge.bindJob(self._client, name, json.dumps(options)))
-
-    def run(self, run_id, max=MOST_LINES):
-        """One run, live: a ``RunBinding``, which keeps the latest ``max`` log lines."""
-        return RunBinding(bridge.bindRun(self._client, run_id, json.dumps({"max": max})))
-
-    def logs(self, run_id, max=MOST_LINES):
-        """The latest ``max`` log lines of a run, live: a ``LogsBinding``."""
-        return LogsBinding(bridge.bindLogs(self._client, run_id, json.dumps({"max": max})))
-
-    def runs(self, filters=None, page_size=20, realtime=True, payloads=False):
-        """The runs that pass the filters of ``list_runs``, live, a page at a time: a ``RunsBinding``. They come without
-        their input and output, unless ``payloads`` asks for them."""
-        options = {"pageSize": page_size, "realtime": realtime, "payloads": payloads}
-        options.update(_camel_case_keys(filters or {}))
-        return RunsBinding(bridge.bindRuns(self._client, json.dumps(options)))
-
-    @property
-    def actions(self):
-        """What can be done with runs, live: an ``ActionsBinding``."""
-        if self._actions is None:
-            self._actions = ActionsBinding(bridge.bindActions(self._client))
-        return self._actions
-
-    # --- runs ---------------------------------------------------------------------------------------------------------
+    # --- calls --------------------------------------------------------------------------------------------------------
 
     async def trigger(self, job, input=None, **options):
         """Make a run of a job; ``input`` is made of JSON values. Returns the run.
@@ -131,56 +104,13 @@ class Durable:
         """
         return Record(await self._call("trigger", job, input, _camel_case_keys(options)))
 
-    async def get_run(self, run_id):
-        """The run of that id."""
-        return Record(await self._call("runs.get", run_id))
+    async def trigger_with_signal(self, job, input, name, payload=None, signal_id=None, **options):
+        """Make a run of a job, or find the one that stands for it, and send it a signal, all or nothing. Returns it.
 
-    async def list_runs(self, **filters):
-        """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
-        ``created_after`` and ``created_before`` (milliseconds), ``parent`` (the id of the run that has started them),
-        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``.
-        With ``payloads=False`` they come without their input and output."""
-        return [Record(run) for run in await self._call("runs.list", _camel_case_keys(filters))]
-
-    async def count_runs(self, by="status"):
-        """How many runs there are for each ``"status"`` or ``"job"``, as a dict."""
-        return await self._call("runs.count", by)
-
-    async def get_steps(self, run_id):
-        """The steps of a run, in the order of first recording."""
-        return [Record(step) for step in await self._call("runs.steps", run_id)]
-
-    async def get_event(self, run_id, key):
-        """What a run has published last under a key, or None."""
-        return await self._call("runs.event", run_id, key)
-
-    async def get_logs(self, run_id, from_seq=0, limit=100, level=None):
-        """A page of a run's log lines, oldest first: those after ``from_seq``, at least as severe as ``level``."""
-        options = {"from": from_seq, "limit": limit}
-        if level is not None:
-            options["level"] = level
-        return [Record(line) for line in await self._call("runs.logs", run_id, options)]
-
-    async def cancel(self, run_id, compensate=False):
-        """Cancel an active run and those it has started, and return it; with ``compensate``, its completed steps are
-        undone first."""
-        return Record(await self._call("runs.cancel", run_id, {"compensate": compensate}))
-
-    async def pause(self, run_id):
-        """Let a run start no further step until it is resumed, and return it."""
-        return Record(await self._call("runs.pause", run_id))
-
-    async def resume(self, run_id):
-        """Let a run go on that is paused or stands at a breakpoint, and return it."""
-        return Record(await self._call("runs.resume", run_id))
-
-    async def signal(self, run_id, name, payload=None, signal_id=None):
-        """Send a signal to a run; False when one of that ``signal_id`` was delivered before."""
-        return await self._call("runs.signal", run_id, name, payload, {"signalId": signal_id})
-
-    async def update(self, run_id, name, argument=None, update_id=None, timeout=None):
-        """Send an update to a run, and return its answer; ``timeout`` in seconds."""
-        return await self._call("runs.update", run_id, name, argument, {"updateId": update_id, "timeout": timeout})
+        The options are those of ``trigger``.
+        """
+        signal = {"name": name, "payload": payload, "signalId": signal_id}
+        return Record(await self._call("triggerWithSignal", job, input, signal, _camel_case_keys(options)))
 
     async def publish(self, topic, payload=None, event_id=None):
         """Let an event reach every run that waits for it, and start the jobs that it starts; the ids of these runs."""
@@ -189,87 +119,6 @@ class Durable:
     async def deliver_webhook(self, token, body=None):
         """Deliver what was sent to a run's webhook; False when it was delivered before."""
         return await self._call("deliverWebhook", token, body)
-
-    async def retry(self, run_id):
-        """Let a run that did not complete go on from its failed step, and return it."""
-        return Record(await self._call("runs.retry", run_id))
-
-    async def retry_with_input(self, run_id, input):
-        """The same on another input."""
-        return Record(await self._call("runs.retryWithInput", run_id, input))
-
-    async def retrigger(self, run_id):
-        """Make a new run with the same input and labels, and return it."""
-        return Record(await self._call("runs.retrigger", run_id))
-
-    async def fork(self, run_id, from_step):
-        """Make a new run that has the steps before the one named, and return it."""
-        return Record(await self._call("runs.fork", run_id, from_step))
-
-    async def delete_run(self, run_id):
-        """Delete a run that has ended, and everything of it."""
-        await self._call("runs.delete", run_id)
-
-    def watch(self, run_id, from_seq=0):
-        """Every frame of a run after ``from_seq``, each exactly once, to the run's end: ``async for frame in ...``."""
-        return Watch(self._client.runs.watch(run_id, _to_js({"from": from_seq})))
-
-    def watch_all(self, from_id=0, jobs=None, labels=None, kinds=None):
-        """The frames of all runs after the one whose ``id`` is ``from_id``, each exactly once, without end.
-
-        :param from_id: ``"now"`` for what happens from now on.
-        :param jobs: names of jobs; ``labels``: those that a run must have; ``kinds``: such as ``["run_status"]``.
-        """
-        wanted = {"from": from_id, "jobs": jobs, "labels": labels, "kinds": kinds}
-        given = {name: value for name, value in wanted.items() if value is not None}
-        return Watch(self._client.runs.watchAll(_to_js(given)))
-
-    # --- schedules ----------------------------------------------------------------------------------------------------
-
-    async def schedule(self, name, job, **options):
-        """Trigger a job again and again; the same name again changes the schedule. Returns it.
-
-        Options: ``cron`` and ``timezone``, or ``every`` (seconds, or a text such as ``"15m"``); ``input``, ``labels``,
-        ``overlap`` (``"skip"``, ``"queue"`` or ``"allow"``), ``catch_up`` (``"none"``, ``"latest"`` or ``"all"``),
-        ``jitter``.
-        """
-        return Record(await self._call("schedules.create", name, job, _camel_case_keys(options)))
-
-    async def list_schedules(self):
-        """All schedules, by name."""
-        return [Record(schedule) for schedule in await self._call("schedules.list")]
-
-    async def pause_schedule(self, name):
-        """Let a schedule trigger nothing until it is resumed, and return it."""
-        return Record(await self._call("schedules.pause", name))
-
-    async def resume_schedule(self, name):
-        """Let a schedule go on with its next due time, and return it."""
-        return Record(await self._call("schedules.resume", name))
-
-    async def delete_schedule(self, name):
-        """Delete a schedule; the runs that it has made stay."""
-        await self._call("schedules.delete", name)
-
-    # --- files --------------------------------------------------------------------------------------------------------
-
-    async def put_file(self, blob, name=None):
-        """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, ``path`` for jobs, ``size``."""
-        return Record(await _result(bridge.putFile(self._client, blob, name)))
-
-    async def get_file(self, name):
-        """A durable file as a JavaScript ``Blob``."""
-        taken = []
-        await _result(bridge.getFile(self._client, name, create_proxy(taken.append)))
-        return taken[0]
-
-    async def list_files(self):
-        """The durable files: records with ``name``, ``path`` and ``size`` in bytes."""
-        return [Record(file) for file in await self._call("files.list")]
-
-    async def delete_file(self, name):
-        """Delete a durable file; does nothing when there is none of that name."""
-        await self._call("files.delete", name)
 
     async def when_ready(self):
         """Wait until the engine is ready, in this tab or in another: at once, unless one is just taking over."""
@@ -297,6 +146,182 @@ class Durable:
         self.role = detail.get("role")
         if self._on_status is not None:
             self._on_status(self.status, self.status_message, detail.get("phase"))
+
+
+class Runs:
+    """The runs of a database; ``durable.runs``."""
+
+    def __init__(self, durable):
+        self._durable = durable
+
+    async def get(self, run_id):
+        """The run of that id."""
+        return Record(await self._durable._call("runs.get", run_id))
+
+    async def list(self, **filters):
+        """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
+        ``created_after`` and ``created_before`` (milliseconds), ``parent`` (the id of the run that has started them),
+        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``.
+        With ``payloads=False`` they come without their input and output."""
+        return [Record(run) for run in await self._durable._call("runs.list", _camel_case_keys(filters))]
+
+    async def count(self, by="status"):
+        """How many runs there are for each ``"status"`` or ``"job"``, as a dict."""
+        return await self._durable._call("runs.count", by)
+
+    async def steps(self, run_id):
+        """The steps of a run, in the order of first recording."""
+        return [Record(step) for step in await self._durable._call("runs.steps", run_id)]
+
+    async def value(self, run_id, key):
+        """The value that a run has published last under a key, or None."""
+        return await self._durable._call("runs.value", run_id, key)
+
+    async def logs(self, run_id, from_seq=0, limit=100, level=None):
+        """A page of a run's log lines, oldest first: those after ``from_seq``, at least as severe as ``level``."""
+        options = {"from": from_seq, "limit": limit}
+        if level is not None:
+            options["level"] = level
+        return [Record(line) for line in await self._durable._call("runs.logs", run_id, options)]
+
+    async def cancel(self, run_id, compensate=False):
+        """Cancel an active run and those it has started, and return it; with ``compensate``, its completed steps are
+        undone first."""
+        return Record(await self._durable._call("runs.cancel", run_id, {"compensate": compensate}))
+
+    async def pause(self, run_id):
+        """Let a run start no further step until it is resumed, and return it."""
+        return Record(await self._durable._call("runs.pause", run_id))
+
+    async def resume(self, run_id):
+        """Let a run go on that is paused or stands at a breakpoint, and return it."""
+        return Record(await self._durable._call("runs.resume", run_id))
+
+    async def signal(self, run_id, name, payload=None, signal_id=None):
+        """Send a signal to a run; False when one of that ``signal_id`` was delivered before."""
+        return await self._durable._call("runs.signal", run_id, name, payload, {"signalId": signal_id})
+
+    async def update(self, run_id, name, argument=None, update_id=None, timeout=None):
+        """Send an update to a run, and return its answer; ``timeout`` in seconds."""
+        return await self._durable._call(
+            "runs.update", run_id, name, argument, {"updateId": update_id, "timeout": timeout}
+        )
+
+    async def retry(self, run_id, **options):
+        """Let a run that did not complete go on from its failed step, and return it; ``input=`` gives it another."""
+        return Record(await self._durable._call("runs.retry", run_id, options))
+
+    async def retrigger(self, run_id):
+        """Make a new run with the same input and labels, and return it."""
+        return Record(await self._durable._call("runs.retrigger", run_id))
+
+    async def fork(self, run_id, from_step):
+        """Make a new run that has the steps before the one named, and return it."""
+        return Record(await self._durable._call("runs.fork", run_id, from_step))
+
+    async def delete(self, run_id):
+        """Delete a run that has ended, and everything of it."""
+        await self._durable._call("runs.delete", run_id)
+
+    def watch(self, run_id, from_seq=0):
+        """Every frame of a run after ``from_seq``, each exactly once, to the run's end: ``async for frame in ...``."""
+        return Watch(self._durable._client.runs.watch(run_id, _to_js({"from": from_seq})))
+
+    def watch_all(self, from_id=0, jobs=None, labels=None, kinds=None):
+        """The frames of all runs after the one whose ``id`` is ``from_id``, each exactly once, without end.
+
+        :param from_id: ``"now"`` for what happens from now on.
+        :param jobs: names of jobs; ``labels``: those that a run must have; ``kinds``: such as ``["run_status"]``.
+        """
+        wanted = {"from": from_id, "jobs": jobs, "labels": labels, "kinds": kinds}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        return Watch(self._durable._client.runs.watchAll(_to_js(given)))
+
+
+class Schedules:
+    """The schedules of a database; ``durable.schedules``."""
+
+    def __init__(self, durable):
+        self._durable = durable
+
+    async def create(self, name, job, **options):
+        """Trigger a job again and again; the same name again changes the schedule. Returns it.
+
+        Options: ``cron`` and ``timezone``, or ``every`` (seconds, or a text such as ``"15m"``); ``input``, ``labels``,
+        ``overlap`` (``"skip"``, ``"queue"`` or ``"allow"``), ``catch_up`` (``"none"``, ``"latest"`` or ``"all"``),
+        ``jitter``.
+        """
+        return Record(await self._durable._call("schedules.create", name, job, _camel_case_keys(options)))
+
+    async def list(self):
+        """All schedules, by name."""
+        return [Record(schedule) for schedule in await self._durable._call("schedules.list")]
+
+    async def pause(self, name):
+        """Let a schedule trigger nothing until it is resumed, and return it."""
+        return Record(await self._durable._call("schedules.pause", name))
+
+    async def resume(self, name):
+        """Let a schedule go on with its next due time, and return it."""
+        return Record(await self._durable._call("schedules.resume", name))
+
+    async def delete(self, name):
+        """Delete a schedule; the runs that it has made stay."""
+        await self._durable._call("schedules.delete", name)
+
+
+class Files:
+    """The durable files of a database; ``durable.files``."""
+
+    def __init__(self, durable):
+        self._durable = durable
+
+    async def put(self, blob, name=None):
+        """Make a JavaScript ``File`` or ``Blob`` durable; returns its unique ``name``, ``path`` for jobs, ``size``."""
+        return Record(await _result(bridge.putFile(self._durable._client, blob, name)))
+
+    async def get(self, name):
+        """A durable file as a JavaScript ``Blob``."""
+        taken = []
+        await _result(bridge.getFile(self._durable._client, name, create_proxy(taken.append)))
+        return taken[0]
+
+    async def list(self):
+        """The durable files: records with ``name``, ``path`` and ``size`` in bytes."""
+        return [Record(file) for file in await self._durable._call("files.list")]
+
+    async def delete(self, name):
+        """Delete a durable file; does nothing when there is none of that name."""
+        await self._durable._call("files.delete", name)
+
+
+def job(durable, name, auto_resume=True, follow_latest=True, max=MOST_LINES):
+    """The runs of a job, live: a ``JobBinding``."""
+    options = {"autoResume": auto_resume, "followLatest": follow_latest, "max": max}
+    return JobBinding(bridge.bindJob(durable.client, name, json.dumps(options)))
+
+
+def run(durable, run_id, max=MOST_LINES):
+    """One run, live: a ``RunBinding``, which keeps the latest ``max`` log lines."""
+    return RunBinding(bridge.bindRun(durable.client, run_id, json.dumps({"max": max})))
+
+
+def logs(durable, run_id, max=MOST_LINES):
+    """The latest ``max`` log lines of a run, live: a ``LogsBinding``."""
+    return LogsBinding(bridge.bindLogs(durable.client, run_id, json.dumps({"max": max})))
+
+
+def runs(durable, page_size=20, realtime=True, payloads=False, **filters):
+    """The runs that pass the filters of ``durable.runs.list``, live, a page at a time: a ``RunsBinding``. They come
+    without their input and output, unless ``payloads`` asks for them."""
+    options = {"pageSize": page_size, "realtime": realtime, "payloads": payloads}
+    options.update(_camel_case_keys(filters))
+    return RunsBinding(bridge.bindRuns(durable.client, json.dumps(options)))
+
+
+def actions(durable):
+    """What can be done with runs, live: an ``ActionsBinding``."""
+    return ActionsBinding(bridge.bindActions(durable.client))
 
 
 class Watch:
@@ -586,13 +611,9 @@ class ActionsBinding(_Binding):
         """A ``DurableError``, or None."""
         return _to_error(self._get("error"))
 
-    async def retry(self, run_id):
-        """Let a run that did not complete go on from its failed step, and return it."""
-        return Record(await self._do("retry", run_id))
-
-    async def retry_with_input(self, run_id, input):
-        """The same on another input."""
-        return Record(await self._do("retryWithInput", run_id, input))
+    async def retry(self, run_id, **options):
+        """Let a run that did not complete go on from its failed step, and return it; ``input=`` gives it another."""
+        return Record(await self._do("retry", run_id, options))
 
     async def retrigger(self, run_id):
         """Make a new run with the same input and labels, and return it."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import re
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -21,14 +20,11 @@ from ..clock import SystemClock
 from ..codec import printable, to_json
 from ..engine import Engine
 from ..errors import DurableWebError, describe
-from ..model import from_milliseconds, to_wire
+from ..model import to_wire
+from .methods import Method, methods_of
 from .modules import load_jobs
 from .sending import FrameSender, Send
 from .turns import share_turns
-
-Method = Callable[..., Coroutine[Any, Any, Any]]
-_CAPITAL = re.compile(r"[A-Z]")
-_TIMES = frozenset({"run_at", "deadline", "created_after", "created_before"})
 
 
 class _WorkerClock(SystemClock):
@@ -112,36 +108,10 @@ class Host:
         self._first = self.connect(send)
 
     def attach(self, engine: Engine) -> None:
-        """Serve from this engine; parameters of its methods arrive by name, in camelCase."""
+        """Serve from this engine."""
         self.engine = engine
-        self._methods |= {
-            "trigger": engine.trigger,
-            "triggerWithSignal": engine.trigger_with_signal,
-            "publish": engine.publish,
-            "deliverWebhook": engine.deliver_webhook,
-            "engine.watches": self.watches,
-            "runs.get": engine.get_run,
-            "runs.list": engine.list_runs,
-            "runs.count": engine.count_runs,
-            "runs.steps": engine.get_steps,
-            "runs.logs": engine.logs,
-            "runs.event": engine.get_event,
-            "runs.signal": engine.signal,
-            "runs.update": engine.update,
-            "runs.pause": engine.pause,
-            "runs.resume": engine.resume,
-            "runs.cancel": engine.cancel,
-            "runs.retry": engine.retry,
-            "runs.retryWithInput": engine.retry_with_input,
-            "runs.retrigger": engine.retrigger,
-            "runs.fork": engine.fork,
-            "runs.delete": engine.delete_run,
-            "schedules.create": engine.schedule,
-            "schedules.list": engine.list_schedules,
-            "schedules.pause": engine.pause_schedule,
-            "schedules.resume": engine.resume_schedule,
-            "schedules.delete": engine.delete_schedule,
-        }
+        self._methods |= methods_of(engine)
+        self._methods["engine.watches"] = Method("engine.watches", self.watches)
 
     def connect(self, send: Send) -> Session:
         """Serve another client."""
@@ -202,7 +172,7 @@ class Session:
         elif kind == "unwatch":
             self._drop(request_id)
         elif kind == "watch":
-            is_end = self._host.engine.is_end if "runId" in message else lambda frame: False
+            is_end = self._host.engine.runs.is_end if "runId" in message else lambda frame: False
             sender = self._senders[request_id] = FrameSender(request_id, message["credit"], self._send_text, is_end)
             self._begin(request_id, self._watch(request_id, message, sender))
         else:
@@ -249,7 +219,7 @@ class Session:
             method = self._methods.get(message["method"])
             if method is None:
                 raise DurableWebError(f"The engine has no method {message['method']!r}.")
-            result = to_wire(await method(**from_wire(message["params"])))
+            result = to_wire(await method.call(message["params"]))
         except Exception as error:
             if not self._host.is_stopping:  # it may only have failed for that
                 self._post({"type": "response", "id": request_id, "error": to_error(error)})
@@ -272,24 +242,18 @@ class Session:
     def _batches(self, request_id: Any, message: dict[str, Any], sender: FrameSender) -> Any:
         engine = self._host.engine
         if "runId" in message:
-            return engine.watch_batches(message["runId"], message["from"], offer=sender.offer)
+            return engine.runs.watch_batches(message["runId"], message["from"], offer=sender.offer)
         from_id = message["from"]
         if from_id is None:  # the client has to know from where, should it have to ask again
-            from_id = engine.newest_frame_id()
+            from_id = engine.runs.newest_frame_id()
             self._post({"type": "frames", "id": request_id, "size": 0, "cursor": from_id, "frames": []})
-        return engine.watch_all_batches(from_id, **message["filters"], offer=sender.offer)
+        return engine.runs.watch_all_batches(from_id, **message["filters"], offer=sender.offer)
 
     def _post(self, message: dict[str, Any]) -> None:
         self._send(to_json(message))
 
     def _send_text(self, text: str) -> None:
         self._send(text)
-
-
-def from_wire(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What a page gives, as the engine takes it: names in snake_case, and times as datetimes."""
-    named = {_CAPITAL.sub(lambda found: f"_{found[0].lower()}", name): value for name, value in parameters.items()}
-    return {name: from_milliseconds(value) if name in _TIMES else value for name, value in named.items()}
 
 
 def to_error(error: Exception) -> dict[str, Any]:

@@ -2,61 +2,40 @@
 
 >>> async with Engine("jobs.sqlite3", jobs=[greet]) as engine:
 ...     run = await engine.trigger("greet", "Ada")
-...     async for frame in engine.watch(run.id):
+...     async for frame in engine.runs.watch(run.id):
 ...         print(frame.kind, frame)
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
-from ..clock import Clock, SystemClock, TimerHandle
-from ..context import Context
+from ..clock import Clock, SystemClock
 from ..durations import to_timedelta
-from ..errors import ConflictError, StorageError
+from ..errors import DurableWebError
 from ..events import ErrorHandler, Events, Listener
 from ..files import Files, LocalFiles
-from ..flow import Gate
-from ..identifiers import IdentifierFactory
 from ..job import Job, Registry
-from ..model import (
-    LogFrame,
-    Progress,
-    ProgressFrame,
-    Run,
-    StoredFrame,
-)
-from ..store import Database, Durability, Fact, Lease, Store, as_made, check_durability
-from ..timeline import Timeline, ends_run
-from ..triggers import Trigger
-from .admission import Admission, Admitted
-from .delivery import Delivery
-from .dispatcher import Dispatcher, Limits
-from .endings import Endings
-from .inspection import Inspection
+from ..model import LogFrame, Progress, Run
+from ..store import Durability, check_durability
+from ..triggers import Coalesce, Trigger
+from .dispatcher import Limits
 from .last_step import End
-from .management import Management
-from .outside import Outside
-from .scheduler import Scheduler
-from .scheduling import Install, Scheduling
+from .running import Install, RunningEngine, Settings
+from .runs import Runs
+from .schedules import Schedules
 from .trouble import OnState
-
-PURGE_SECONDS = 60.0
-PURGE_BATCH = 100
 
 
 async def _nothing_to_install(libraries: list[str]) -> None:
     """On a desk, whoever installs durable-web installs what it needs."""
 
 
-class Engine(Inspection, Management, Outside, Scheduling):
+class Engine:
     """Durable jobs over one SQLite file.
 
     :param path: the database file, made when it is not there; its folder must exist.
@@ -117,35 +96,41 @@ class Engine(Inspection, Management, Outside, Scheduling):
         install: Install = _nothing_to_install,
     ) -> None:
         self.path = os.fspath(path)
-        self._registry = Registry(list(jobs))
+        self.registry = Registry(list(jobs))
         if isinstance(dead_letter, Job):
-            self._registry.add(dead_letter)
+            self.registry.add(dead_letter)
         if max_concurrent_runs < 0 or max_recoveries < 0 or max_parked < 0 or not 0.001 <= lease < float("inf"):
             raise ValueError(
                 "An engine needs max_concurrent_runs, max_recoveries and max_parked of at least 0, and a lease of at "
                 "least a millisecond, in seconds."
             )
         check_durability(durability)
-        self._limits = Limits(
+        limits = Limits(
             max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps, dead_letter
         )
-        self._webhook_url = webhook_url
-        self._durability: Durability = durability
-        self._migrate = migrate
-        self._retention = None if retain_runs is None else to_timedelta(retain_runs)
-        if self._retention is not None and self._retention < timedelta(0):
+        retention = None if retain_runs is None else to_timedelta(retain_runs)
+        if retention is not None and retention < timedelta(0):
             raise ValueError(f"retain_runs is a time of at least 0, not {retain_runs!r}.")
-        self._clock = clock or SystemClock()
-        self._files = files or LocalFiles(f"{self.path}.files")
-        self._on_state = on_state
-        self._new_context = Context
+        self.settings = Settings(
+            self.path,
+            durability,
+            migrate,
+            limits,
+            retention,
+            clock or SystemClock(),
+            files or LocalFiles(f"{self.path}.files"),
+            webhook_url,
+            on_state,
+            install,
+            ends,
+        )
         self._life = life
-        self._ends = ends
-        self._install = install
-        self._identifiers = IdentifierFactory()
         self._events = Events(self._identity)
-        self._store: Store | None = None
-        self._purge_timer: TimerHandle | None = None
+        self._running: RunningEngine | None = None
+        self.runs = Runs(lambda: self.internals)
+        """Reading runs, sending them messages, and managing them."""
+        self.schedules = Schedules(lambda: self.internals)
+        """Schedules: jobs that are triggered again and again."""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -156,53 +141,17 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises StorageError: when the database cannot be used; its subclasses say why.
         :raises RuntimeError: when the engine is running already.
         """
-        if self._store is not None:
+        if self._running is not None:
             raise RuntimeError("This engine is running already; make another Engine for another database.")
-        store = self._open()
-        self._idle = asyncio.Event()  # of the event loop that there is now
-        self._stopping = asyncio.Lock()
-        store.on_commit = self._on_commit
-        store.on_change = self._on_change
-        store.journal.is_listening = self._events.is_listening
-        self._timeline = Timeline(store, self._clock)
-        self._scheduler = Scheduler(store, self._registry, self._clock, self._make, self._events.report)
-        self._dispatcher = Dispatcher(
-            store,
-            self._registry,
-            self._clock,
-            self._files,
-            self._timeline,
-            self._events,
-            self._scheduler,
-            self._limits,
-            new_id=self._new_id,
-            webhook_url=self._webhook_url,
-            on_state=self._on_state,
-            on_idle=self._on_idle,
-            on_neighbour=self._on_neighbour,
-            new_context=self._new_context,
-            life=self._life,
-            ends=self._ends,
-        )
+        running = RunningEngine(self.settings, self.registry, self._events, self._life)
         self._life = None  # another start is another life
-        self._endings = Endings(store)
-        self._delivery = Delivery(store, self._registry, self._clock, self._new_id, self._make)
-        self._store = store
+        self._running = running
         try:
-            if libraries := self._scheduler.libraries():
-                await self._install(libraries)
-            self._dispatcher.start()
+            await running.start(claim=claim)
         except BaseException:
-            self._store = None
-            store.close()
+            self._running = None
+            running.close()
             raise
-        self._is_claiming = claim
-        if claim:
-            self._dispatcher.claim()
-
-    def _open(self) -> Store:
-        exclusive = self._limits.exclusive
-        return Store(Database(self.path, durability=self._durability, exclusive=exclusive, migrate=self._migrate))
 
     async def stop(self, drain: bool = True) -> None:
         """Stop claiming, and close the database.
@@ -212,32 +161,9 @@ class Engine(Inspection, Management, Outside, Scheduling):
 
         :raises RuntimeError: when a job calls it that this engine executes, in its body or in a step.
         """
-        store = self._store
-        if store is None:
-            return
-        if self._dispatcher.is_asked_by_job():
-            raise RuntimeError(
-                "A job cannot stop the engine that executes it: it would wait for its own end. Tell the code that "
-                "started the engine to stop it, with an asyncio.Event for example."
-            )
-        self._dispatcher.claim(0)
-        if drain:
-            await self._dispatcher.drain()
-        async with self._stopping:
-            if self._store is store:  # else somebody else was faster
-                await self._dispatcher.stop()
-                self._close()
-
-    def _close(self) -> None:
-        if self._purge_timer is not None:
-            self._purge_timer.cancel()
-            self._purge_timer = None
-        self._timeline.close()
-        self._delivery.close()
-        self._endings.close()
-        store, self._store = self._store, None
-        if store is not None:
-            store.close()
+        running = self._running
+        if running is not None and await running.stop(drain) and self._running is running:
+            self._running = None
 
     async def __aenter__(self) -> Engine:
         await self.start()
@@ -251,17 +177,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
 
         Runs that wait for a later time are not waited for. For engines started with ``claim=False``.
         """
-        self._running_store()
-        before = self._dispatcher.claimed
-        self._idle.clear()
-        dispatcher = self._dispatcher
-        dispatcher.claim(float("inf") if max_runs is None else max_runs)
-        try:
-            if not dispatcher.is_idle:
-                await self._idle.wait()
-        finally:
-            dispatcher.claim(float("inf") if self._is_claiming else 0)
-        return dispatcher.claimed - before
+        return await self.internals.run_until_idle(float("inf") if max_runs is None else max_runs)
 
     async def run_one(self) -> bool:
         """Execute the run whose turn it is; ``False`` when there is none."""
@@ -275,20 +191,34 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises DuplicateJobError: when another definition has that name already.
         """
         for item in jobs:
-            self._registry.add(item)
-        if self._store is not None:
-            with self._store.transaction():
-                self._dispatcher.claiming.unblock(self._clock.now())
+            self.registry.add(item)
+        running = self._running
+        if running is not None:
+            with running.store.transaction():
+                running.dispatcher.claiming.unblock(running.clock.now())
 
-    async def trigger(self, job: Job | str, input: Any = None, **options: Any) -> Run:
+    async def trigger(
+        self,
+        job: Job | str,
+        input: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        concurrency_key: str | None = None,
+        coalesce: Coalesce | None = None,
+        labels: dict[str, str] | None = None,
+        priority: int = 0,
+        run_at: datetime | None = None,
+        deadline: datetime | None = None,
+    ) -> Run:
         """Make a run of ``job`` for ``input``; it begins as soon as it is its turn.
 
-        The options are those of :class:`Trigger`: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``,
-        ``priority``, ``run_at``, ``deadline``. The run's ``disposition`` is ``"created"``, or ``"idempotent"``,
+        The options are those of :class:`Trigger`. The run's ``disposition`` is ``"created"``, or ``"idempotent"``,
         ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run came back. Raises what ``trigger_many``
         raises.
         """
-        return (await self.trigger_many([Trigger(job, input, **options)]))[0]
+        labels = {} if labels is None else labels
+        trigger = Trigger(job, input, idempotency_key, concurrency_key, coalesce, labels, priority, run_at, deadline)
+        return self.internals.trigger([trigger])[0]
 
     async def trigger_many(self, triggers: Iterable[Trigger]) -> list[Run]:
         """Make several runs in one transaction: all of them, or none.
@@ -299,98 +229,7 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises RateLimited: when the job's rate limit has no room for another run now.
         :raises ValueError: when a label, a time or a combination of options is wrong.
         """
-        store = self._running_store()
-        checked = [(trigger, *trigger.check(self._registry)) for trigger in _all_triggers(triggers)]
-        if any(job.flow.singleton is not None for _, job, _ in checked):
-            self._dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
-        with store.transaction():
-            runs = self._make_all(store, checked) if len(checked) != 1 else [self._make_one(store, *checked[0])]
-            if not store.journal.claims:
-                self._dispatcher.claim_in_transaction()
-        if any(trigger.run_at or trigger.deadline or job.flow.debounce for trigger, job, _ in checked):
-            self._dispatcher.look_at_the_time()
-        return runs
-
-    def _make_one(self, store: Store, trigger: Trigger, job: Job, input_text: str) -> Run:
-        """Make a run; where it would be claimed next, it is leased at once."""
-        now = self._clock.now()
-        made = self._make(store, trigger, job, input_text, now, lease=self._dispatcher.lease_at_once(job))
-        if made.new is None:
-            return store.runs.get(made.run_id, disposition=made.disposition)
-        return as_made(made.new, now)
-
-    def _make_all(self, store: Store, checked: list[tuple[Trigger, Job, str]]) -> list[Run]:
-        now = self._clock.now()
-        made = [self._make(store, *each, now) for each in checked]
-        return [store.runs.get(each.run_id, disposition=each.disposition) for each in made]
-
-    def _make(
-        self,
-        store: Store,
-        trigger: Trigger,
-        job: Job,
-        input_text: str,
-        now: int,
-        gates: tuple[Gate, ...] = (),
-        lease: Lease | None = None,
-    ) -> Admitted:
-        """Insert the run, with further gates, or find the one that stands for it.
-
-        :param lease: as ``runs.insert`` has it.
-        """
-        if trigger.idempotency_key is not None:
-            found = store.runs.find_by_idempotency_key(job.name, trigger.idempotency_key)
-            if found is not None:
-                return Admitted(found, "idempotent")
-        if trigger.concurrency_key is not None:
-            wanted = ("pending", "leased", "waiting") if trigger.coalesce == "active" else ("pending",)
-            found = store.runs.find_by_concurrency_key(job.name, trigger.concurrency_key, wanted)
-            if found is not None and trigger.coalesce is None:
-                raise ConflictError(job.name, trigger.concurrency_key, found)
-            if found is not None:
-                skipped = {"skipped_input": trigger.input, "skipped_labels": trigger.labels}
-                store.journal.tell("run:coalesced", found, now, **skipped)
-                return Admitted(found, "coalesced")
-        run = trigger.new_run(self._new_id(), job, input_text, gates)
-        return Admission(store, job, run, now, lease).admit()
-
-    async def wait_for_run(
-        self,
-        run_id: str,
-        *,
-        timeout: float | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-        on_log: Callable[[LogFrame], None] | None = None,
-    ) -> Run:
-        """Wait until a run has ended, and return it; of one that has continued as new, the last one.
-
-        :param timeout: seconds to wait at most; the run itself goes on.
-        :param on_progress, on_log: called with what the run tells meanwhile, from its beginning.
-        :raises TimeoutError: when it has not ended by then.
-        :raises RunNotFound: when there is no such run.
-        """
-        if timeout is None:
-            return await self._last_of(run_id, on_progress, on_log)
-        async with asyncio.timeout(timeout):
-            return await self._last_of(run_id, on_progress, on_log)
-
-    async def _last_of(
-        self, run_id: str, on_progress: Callable[[Progress], None] | None, on_log: Callable[[LogFrame], None] | None
-    ) -> Run:
-        """A run when it has ended, or the last one as which it has gone on."""
-        while True:
-            if on_progress is None and on_log is None:
-                self._running_store()
-                await self._endings.wait(run_id)
-            else:
-                async with aclosing(self.watch_batches(run_id)) as batches:  # type: ignore[type-var]
-                    async for batch in batches:
-                        _report(batch, on_progress, on_log)
-            run = await self.get_run(run_id)
-            if run.continued_as is not None:
-                run_id = run.continued_as
-            elif run.is_terminal:
-                return run
+        return self.internals.trigger(_all_triggers(triggers))
 
     async def trigger_and_wait(
         self,
@@ -402,11 +241,53 @@ class Engine(Inspection, Management, Outside, Scheduling):
         on_log: Callable[[LogFrame], None] | None = None,
         **options: Any,
     ) -> Run:
-        """``trigger``, then ``wait_for_run``; raises what these raise."""
+        """``trigger``, then ``runs.wait``; takes the options of ``trigger``, and raises what these two raise."""
         run = await self.trigger(job, input, **options)
-        return await self.wait_for_run(run.id, timeout=timeout, on_progress=on_progress, on_log=on_log)
+        return await self.runs.wait(run.id, timeout=timeout, on_progress=on_progress, on_log=on_log)
 
-    # --- events ------------------------------------------------------------------------------------------------------
+    async def trigger_with_signal(
+        self, job: Job | str, input: Any, name: str, payload: Any = None, signal_id: str | None = None, **options: Any
+    ) -> Run:
+        """``trigger`` a run, or find the one that stands for it, and send it a signal, in one transaction.
+
+        Takes the options of ``trigger``. Raises what ``trigger`` and ``runs.signal`` raise; then neither has happened.
+        """
+        running = self.internals
+        trigger = Trigger(job, input, **options)
+        checked = (trigger, *trigger.check(self.registry))
+        running.dispatcher.commits.flush()
+        with running.store.transaction():
+            (run,) = running.make_all([checked])
+            running.delivery.signal(run.id, name, payload, signal_id)
+        running.dispatcher.look_at_the_time()
+        return run
+
+    async def publish(self, topic: str, payload: Any = None, event_id: str | None = None) -> list[str]:
+        """Deliver an event to every run that waits for it (``ctx.wait_for_event``), and start the jobs with
+        ``on_event=topic``, in one transaction; returns the ids of these runs.
+
+        :param event_id: a second event of that id within 30 days is not delivered.
+        :raises InvalidInput, SerializationError: when the payload does not fit the input of a job that it starts, or
+            cannot be stored.
+        :raises RateLimited: when the rate limit of a job that it starts has no room. The event was not delivered then.
+        """
+        running = self.internals
+        with running.store.transaction():
+            reached = running.delivery.publish(topic, payload, event_id)
+        running.dispatcher.look_at_the_time()
+        return reached
+
+    async def deliver_webhook(self, token: str, body: Any = None) -> bool:
+        """Deliver what was sent to a webhook of ``ctx.webhook``; ``False`` when it was delivered before.
+
+        :raises WebhookNotFound: when the token is wrong, or its run has ended.
+        :raises SerializationError: when the body cannot be stored.
+        """
+        running = self.internals
+        with running.store.transaction():
+            return running.delivery.webhook(token, body)
+
+    # --- notifications -----------------------------------------------------------------------------------------------
 
     def on(self, type: str, listener: Listener) -> None:
         """Call ``listener`` with every event of a type, right after the commit that made it so; see :class:`Event`.
@@ -414,68 +295,48 @@ class Engine(Inspection, Management, Outside, Scheduling):
         :raises ValueError: when there is no such type.
         """
         self._events.add(type, listener)
-        if self._store is not None:
-            self._store.journal.is_listening = True
+        self._note_listening()
 
     def off(self, type: str, listener: Listener) -> None:
         """Call a listener no longer."""
         self._events.remove(type, listener)
-        if self._store is not None:
-            self._store.journal.is_listening = self._events.is_listening
+        self._note_listening()
 
     def on_error(self, handler: ErrorHandler) -> None:
         """Call ``handler`` with the error and the event when a listener fails; by default it is logged."""
         self._events.on_error = handler
 
-    # --- inner workings ----------------------------------------------------------------------------------------------
+    def _note_listening(self) -> None:
+        if self._running is not None:
+            self._running.store.journal.is_listening = self._events.is_listening
+
+    # --- for tests and tools -----------------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine has been started, and neither stopped nor died."""
+        return self._running is not None
+
+    @property
+    def internals(self) -> RunningEngine:
+        """The parts of the running engine. They are no part of the interface, and may change with any release.
+
+        :raises DurableWebError: when the engine is not running.
+        """
+        if self._running is None:
+            raise DurableWebError("The engine is not running: use `async with engine:` or `await engine.start()`.")
+        return self._running
+
+    def kill(self) -> RunningEngine | None:
+        """End the engine where it stands, as the death of its process would: nothing more is written, and nothing given
+        back. Returns what was running."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.leave()
+        return running
 
     def _identity(self, run_id: str) -> tuple[str, dict[str, str]]:
-        return self._running_store().runs.identity(run_id)
-
-    def _on_commit(self, frames: list[StoredFrame], facts: list[Fact]) -> None:
-        """Tell of what was committed; nothing that goes wrong here may look like a failed commit."""
-        try:
-            self._timeline.publish(frames)
-            ended = {frame.run_id for frame in frames if ends_run(frame)}
-            if ended:
-                self._delivery.look_again(ended)
-                self._endings.look_again(ended)
-            if facts:
-                self._events.publish(facts)
-        except Exception:
-            logging.getLogger("durable_web").exception("Telling of what was committed failed")
-
-    def _on_change(self, run_ids: set[str]) -> None:
-        """Let runs go on after a commit; what goes wrong here may not look like a failed commit either."""
-        try:
-            self._dispatcher.look_at(run_ids)
-            self._delivery.look_again(run_ids)
-        except StorageError as trouble:
-            self._events.report(trouble, "looking at runs that have changed", self._clock.now())
-
-    def _on_neighbour(self) -> None:
-        self._delivery.look_again()
-        self._endings.look_again()
-
-    def _new_id(self) -> str:
-        return self._identifiers.new(self._clock.now())
-
-    def _on_idle(self) -> None:
-        self._idle.set()
-        if self._retention is not None and self._purge_timer is None and self._store is not None:
-            self._purge_timer = self._clock.call_later(PURGE_SECONDS, self._purge_when_idle)
-
-    def _purge_when_idle(self) -> None:
-        self._purge_timer = None
-        if self._retention is None or not self._dispatcher.is_idle:
-            return
-        try:
-            deleted = self._purge(self._clock.now() - round(self._retention.total_seconds() * 1000), PURGE_BATCH)
-        except StorageError as trouble:
-            self._events.report(trouble, "purging runs", self._clock.now())
-            deleted = 0
-        delay = 0.0 if deleted == PURGE_BATCH else PURGE_SECONDS
-        self._purge_timer = self._clock.call_later(delay, self._purge_when_idle)
+        return self.internals.store.runs.identity(run_id)
 
 
 def _all_triggers(triggers: Iterable[Trigger]) -> Iterator[Trigger]:
@@ -484,15 +345,3 @@ def _all_triggers(triggers: Iterable[Trigger]) -> Iterator[Trigger]:
         if not isinstance(item, Trigger):
             raise TypeError(f"trigger_many takes Trigger objects, Trigger(job, input, ...), not {item!r}.")
         yield item
-
-
-def _report(
-    batch: list[StoredFrame], on_progress: Callable[[Progress], None] | None, on_log: Callable[[LogFrame], None] | None
-) -> None:
-    """Call whoever wants to know with the progress and the log lines of a batch; only these frames are read."""
-    wanted = {"progress": on_progress, "log": on_log}
-    for frame in (stored.to_frame() for stored in batch if wanted.get(stored.kind) is not None):
-        if isinstance(frame, ProgressFrame) and on_progress is not None:
-            on_progress(Progress(frame.current, frame.total, frame.message))
-        elif isinstance(frame, LogFrame) and on_log is not None:
-            on_log(frame)

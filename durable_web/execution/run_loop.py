@@ -322,8 +322,13 @@ class RunLoop(asyncio.AbstractEventLoop):
                 message = f"an asynchronous generator of the job body could not be closed: {error!r}"
                 self.call_exception_handler({"message": message, "exception": error, "asyncgen": generator})
 
+    def cancel_outside(self) -> None:
+        """Cancel the task for which the engine executes something now; it ends with the next thing that it awaits."""
+        if self.task_outside is not None:
+            self.task_outside.cancel()
+
     def cancel_tasks(self) -> None:
-        """Cancel every task that has not ended, but the one for which the engine works now: it is told by that."""
+        """Cancel every task that has not ended, but the one for which the engine executes something now."""
         for task in list(self._tasks):
             if not task.done() and task is not self.task_outside:
                 task.cancel()

@@ -256,6 +256,7 @@ class Steps:
         self._calls.add(call)
         if self._tenure.is_detached:  # the function has cancelled its own run before it was suspended
             task.cancel()
+            self._loop.cancel_outside()
         task.add_done_callback(lambda ended: self._task_ended(call, result, ended))
         return None
 

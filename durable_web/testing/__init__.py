@@ -4,8 +4,8 @@
 ...     run = await e.trigger(order, "A-1")
 ...     await crash_at(e, after="charge")
 ...     await restart(e)
-...     await e.signal(run.id, "approval", "by Ada")
-...     assert (await e.wait_for_run(run.id)).output == "shipped"
+...     await e.runs.signal(run.id, "approval", "by Ada")
+...     assert (await e.runs.wait(run.id)).output == "shipped"
 
 ``MockClock`` stands still until it is moved, and fires timers in order; ``settle`` lets everything that is ready come
 to rest. ``engine`` runs jobs over SQLite in memory. ``crash``, ``restart`` and ``crash_at`` let it die, on the spot or

@@ -25,7 +25,7 @@ class MockClock:
     >>> async with engine(reminder, clock=clock) as e:
     ...     run = await e.trigger(reminder)  # which sleeps for an hour
     ...     await clock.advance(3600)
-    ...     assert (await e.get_run(run.id)).status == "completed"
+    ...     assert (await e.runs.get(run.id)).status == "completed"
 
     :param now: the wall-clock time to begin with, in milliseconds since 1970-01-01 UTC.
     """

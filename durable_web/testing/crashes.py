@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..engine import Engine
+from ..engine.running import RunningEngine
 from ..errors import StorageError
 from ..job import Job, Registry
 from ..model import RunStatus, RunStatusFrame, StepStatus, StepStatusFrame, StoredFrame
 from ..store import Store
 
 _ENDED = frozenset({StepStatus.COMPLETED, StepStatus.FAILED})
+_killed: WeakKeyDictionary[Engine, RunningEngine] = WeakKeyDictionary()
 
 
 class SimulatedCrash(StorageError):
@@ -44,7 +47,7 @@ class CrashPoint:
 
     async def _wait(self) -> None:
         await self._reached.wait()
-        await self._engine._dispatcher.end()
+        await _end(self._engine)
 
     def watch(self, store: Store) -> None:
         """Look at every transaction of a store that changes something."""
@@ -99,7 +102,7 @@ def crash_at(
     >>> await restart(e)
     >>> point = crash_at(e, after=1)
     >>> try:
-    ...     await e.signal(run.id, "approval", "by Ada")
+    ...     await e.runs.signal(run.id, "approval", "by Ada")
     ... except SimulatedCrash:
     ...     assert point.is_reached  # the signal was delivered, and the sender does not know
     """
@@ -108,17 +111,18 @@ def crash_at(
         raise ValueError('Name one commit: crash_at(engine, before="charge"), or after=...')
     name = f"{'after' if before is None else 'before'} {_describe(point, status)}"
     made = CrashPoint(engine, name, _condition(point, status), before=before is not None)
-    if engine._store is not None:
-        made.watch(engine._store)
+    if engine.is_running:
+        made.watch(engine.internals.store)
         return made
-    open_store = engine._open
+    settings = engine.settings
+    open_store = settings.open_store
 
     def open_and_watch() -> Store:
         store = open_store()
         made.watch(store)
         return store
 
-    engine._open = open_and_watch
+    settings.open_store = open_and_watch  # type: ignore[method-assign]
     return made
 
 
@@ -156,9 +160,9 @@ async def crash(engine: Engine) -> None:
 
     Whoever waits for it in this process is told that it has stopped. Does nothing when it is not running.
     """
-    if engine._store is not None:
+    if engine.is_running:
         _kill(engine)
-        await engine._dispatcher.end()
+        await _end(engine)
 
 
 async def restart(engine: Engine, *jobs: Job) -> None:
@@ -170,21 +174,20 @@ async def restart(engine: Engine, *jobs: Job) -> None:
     >>> await restart(e, order)
     """
     await crash(engine)
-    if hasattr(engine, "_dispatcher"):
-        await engine._dispatcher.end()  # of a crash that was not awaited
+    await _end(engine)  # of a crash that was not awaited
     if jobs:
-        engine._registry = Registry(list(jobs))
+        engine.registry = Registry(list(jobs))
     await engine.start()
 
 
 def _kill(engine: Engine) -> None:
-    store, engine._store = engine._store, None
-    if store is None:
-        return
-    store.close()
-    engine._dispatcher.leave()
-    engine._timeline.close()
-    engine._delivery.close()
-    if engine._purge_timer is not None:
-        engine._purge_timer.cancel()
-        engine._purge_timer = None
+    killed = engine.kill()
+    if killed is not None:
+        _killed[engine] = killed
+
+
+async def _end(engine: Engine) -> None:
+    """Wait until what was executing when the engine was killed has ended."""
+    running = _killed.pop(engine, None)
+    if running is not None:
+        await running.dispatcher.end()

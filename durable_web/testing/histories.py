@@ -54,7 +54,7 @@ def record_history(engine: Engine, run_id: str) -> dict[str, Any]:
     >>> file = Path(folder) / "order.json"
     >>> file.write_text(json.dumps(record_history(e, run.id)))
     """
-    store = engine._running_store()
+    store = engine.internals.store
     run = store.runs.get(run_id)
     return {
         "format": FORMAT,
@@ -102,12 +102,13 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
     replay = _Replaying(history)
     jobs = [*others, dataclasses.replace(job, version=history["version"])]
     async with new_engine(*jobs, clock=MockClock(replay.began_at)) as engine:
-        engine._dispatcher.new_context = replay.new_context
+        dispatcher = engine.internals.dispatcher
+        dispatcher.new_context = replay.new_context
         replay.insert(engine)
-        engine._dispatcher.claim()
+        dispatcher.claim()
         await replay.come_to_rest(patience)
-        replay.check(await engine.get_run(history["run_id"]))
-        run = await engine.get_run(history["run_id"])
+        replay.check(await engine.runs.get(history["run_id"]))
+        run = await engine.runs.get(history["run_id"])
     return Replay(replay.unvisited, list(replay.new), run.output)
 
 
@@ -144,7 +145,7 @@ class _Replaying:
 
     def insert(self, engine: Engine) -> None:
         """Put the run into the engine's database, as it was when all of its steps were recorded."""
-        history, store = self.history, engine._running_store()
+        history, store = self.history, engine.internals.store
         made = NewRun(history["run_id"], history["job"], history["version"], to_json(history["input"]), {})
         with store.transaction():
             store.runs.insert(made, 0)

@@ -27,12 +27,12 @@ def stub_steps(engine: Engine, results: Mapping[str, Any]) -> None:
 
     >>> stub_steps(e, {"charge": "ch_1", "ship": ConnectionError("no carrier")})
     >>> run = await e.trigger_with_signal(order, "A-1", "approval")
-    >>> assert (await e.wait_for_run(run.id)).error.message == "Step 'ship' failed: ConnectionError: no carrier"
+    >>> assert (await e.runs.wait(run.id)).error.message == "Step 'ship' failed: ConnectionError: no carrier"
     """
     make = functools.partial(_StubbedContext, dict(results)) if results else Context
-    engine._new_context = make
-    if engine._store is not None:
-        engine._dispatcher.new_context = make
+    engine.settings.new_context = make
+    if engine.is_running:
+        engine.internals.dispatcher.new_context = make
 
 
 class _StubbedContext(Context):

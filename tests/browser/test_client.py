@@ -114,7 +114,7 @@ async def flaky(ctx, fails):
             first, again, failed, retried, forked, retriggered,
             found: (await durable.runs.list({ labels, search: "FLAKY", order: "oldest" })).map(({ id }) => id),
             counts: await durable.runs.count(),
-            stage: await durable.runs.event(first.id, "stage"),
+            stage: await durable.runs.value(first.id, "stage"),
             conflict: await told(() => durable.runs.retry(first.id)),
         };
     }""")

@@ -25,11 +25,11 @@ from durable_page import connect
 from pyscript import window
 
 async def follow(run_id):
-    async for frame in durable.watch(run_id):
+    async for frame in durable.runs.watch(run_id):
         window.seen.push(json.dumps(frame.__dict__))
 
 durable = await connect("test", ["./jobs.py"])
-async for frame in durable.watch_all(0):
+async for frame in durable.runs.watch_all(0):
     window.all.push(json.dumps(frame.__dict__))
     if frame.seq == 1:
         asyncio.create_task(follow(frame.run_id))

@@ -9,7 +9,7 @@ TELL = """
 import asyncio
 import json
 
-from durable_page import DurableError, connect
+from durable_page import DurableError, actions, connect, job, logs, runs
 from pyscript import document, when
 
 async def until(binding, holds):
@@ -48,7 +48,7 @@ def python(request, chromium, python_url):
 def test_in_python_a_job_is_triggered_and_tells_when_it_has_changed(python):
     _, told = python("""
 durable = await connect("test", ["./jobs.py"])
-count = durable.job("count")
+count = job(durable, "count")
 statuses, ids, noted = [], [], asyncio.Event()
 before = [count.run_id, count.status, count.output, count.progress, count.error, count.logs, count.is_active]
 
@@ -88,7 +88,7 @@ def test_in_python_runs_are_live_paged_and_acted_upon(python):
 durable = await connect("test", ["./jobs.py"])
 for number in range(12):
     await durable.trigger("count", {"to": 1})
-listed = durable.runs({"job": "count"}, page_size=5)
+listed = runs(durable, job="count", page_size=5)
 await until(listed, lambda listed: len(listed.items) == 5 and all([run.status == "completed" for run in listed.items]))
 pages = [[listed.page, listed.has_more, listed.has_previous]]
 await listed.next()
@@ -97,23 +97,24 @@ pages.append([listed.page, len(listed.items), listed.has_more, listed.has_previo
 await listed.previous()
 await listed.go_to_page(1)
 
-held = durable.job("hold", follow_latest=False)
+held = job(durable, "hold", follow_latest=False)
 run = await held.trigger("on")
 await until(held, lambda held: held.is_leased)
-cancelled = await durable.actions.cancel(run.id)
+cancelled = await actions(durable).cancel(run.id)
 await until(held, lambda held: held.is_cancelled)
+acts = actions(durable)
 try:
-    await durable.actions.cancel(run.id)
+    await acts.cancel(run.id)
     refused = None
 except DurableError as error:
     refused = error.code
-problem = durable.actions.error.code
-await durable.actions.delete(run.id)
+problem = acts.error.code
+await acts.delete(run.id)
 await until(held, lambda held: held.problem is not None)
 gone = [held.problem.code, held.status]
 held.reset()
 tell(pages=pages, page=listed.page, cancelled=cancelled.status, refused=refused, problem=problem, gone=gone,
-     after=[held.run_id, held.problem], busy=durable.actions.is_busy)
+     after=[held.run_id, held.problem], busy=acts.is_busy)
 """)
     assert told["pages"] == [[1, True, False], [3, 2, False, True]]
     assert (told["page"], told["cancelled"], told["busy"]) == (1, "cancelled", False)
@@ -125,19 +126,19 @@ tell(pages=pages, page=listed.page, cancelled=cancelled.status, refused=refused,
 def test_in_python_what_a_run_publishes_is_there_and_it_is_answered(python):
     _, told = python("""
 durable = await connect("test", ["./jobs.py"])
-asked = durable.job("ask")
+asked = job(durable, "ask")
 run = await asked.trigger("why?")
 await until(asked, lambda asked: asked.is_waiting and "question" in asked.published)
 question = asked.published["question"]
-await durable.actions.pause(run.id)
+await actions(durable).pause(run.id)
 await until(asked, lambda asked: asked.run.paused)
-first = await durable.actions.signal(run.id, "answer", "because", signal_id="first")
-second = await durable.actions.signal(run.id, "answer", "again", signal_id="first")
-await durable.actions.resume(run.id)
+first = await actions(durable).signal(run.id, "answer", "because", signal_id="first")
+second = await actions(durable).signal(run.id, "answer", "again", signal_id="first")
+await actions(durable).resume(run.id)
 await until(asked, lambda asked: asked.is_completed)
-listed = durable.runs({"job": "ask"}, payloads=True)
+listed = runs(durable, job="ask", payloads=True)
 await listed.hydrated()
-small = await durable.list_runs(payloads=False)
+small = await durable.runs.list(payloads=False)
 tell(question=question, answered=[first, second], outputs=[run.output for run in listed.items],
      small=[run.output for run in small], seq=asked.run.last_seq > 5)
 """)
@@ -155,11 +156,11 @@ def test_in_python_lines_are_bound_as_text_and_the_latest_are_kept(python):
 import js
 texts = {NASTY[:3]!r}
 durable = await connect("test", ["./jobs.py"])
-said = durable.job("say")
+said = job(durable, "say")
 said.bind(document.getElementById("line"))
 said.bind(document.getElementById("bar"))
 run = await said.trigger_and_wait(texts)
-log = durable.logs(run.id, max=2)
+log = logs(durable, run.id, max=2)
 log.bind(document.getElementById("lines"))
 await until(said, lambda said: document.getElementById("line").textContent.startswith("Done"))
 await until(log, lambda log: len(log.logs) + log.dropped_logs == 3 and document.getElementById("lines").textContent)
@@ -175,7 +176,7 @@ tell(kept=[line.message for line in log.logs] == texts[1:], dropped=log.dropped_
 def test_in_python_the_client_does_with_runs_what_the_engine_can(python):
     _, told = python("""
 durable = await connect("test", ["./jobs.py"])
-following = durable.watch_all("now", jobs=["count"], kinds=["run_status"])
+following = durable.runs.watch_all("now", jobs=["count"], kinds=["run_status"])
 run = await durable.trigger("count", {"to": 3})
 seen = []
 async for frame in following:
@@ -183,20 +184,20 @@ async for frame in following:
     if frame.status == "completed":
         break
 following.close()
-lines = await durable.get_logs(run.id, limit=2)
-rest = await durable.get_logs(run.id, from_seq=lines[-1].seq, level="info")
-fork = await durable.fork(run.id, "step 1")
-async for _ in durable.watch(fork.id):
+lines = await durable.runs.logs(run.id, limit=2)
+rest = await durable.runs.logs(run.id, from_seq=lines[-1].seq, level="info")
+fork = await durable.runs.fork(run.id, "step 1")
+async for _ in durable.runs.watch(fork.id):
     pass
 other = await durable.trigger("fail once")
-async for _ in durable.watch(other.id):
+async for _ in durable.runs.watch(other.id):
     pass
-again = await durable.retry_with_input(other.id, None)
-async for _ in durable.watch(other.id):
+again = await durable.runs.retry(other.id, input=None)
+async for _ in durable.runs.watch(other.id):
     pass
-tell(seen=seen, lines=[line.message for line in lines + rest], counts=await durable.count_runs(),
-     steps=[step.name for step in await durable.get_steps(fork.id)], event=await durable.get_event(run.id, "none"),
-     again=[again.id == other.id, (await durable.get_run(other.id)).output])
+tell(seen=seen, lines=[line.message for line in lines + rest], counts=await durable.runs.count(),
+     steps=[step.name for step in await durable.runs.steps(fork.id)], event=await durable.runs.value(run.id, "none"),
+     again=[again.id == other.id, (await durable.runs.get(other.id)).output])
 """)
     assert [status for _, _, status in told["seen"]] == ["pending", "leased", "completed"]
     assert all(of_run and kind == "run_status" for of_run, kind, _ in told["seen"])

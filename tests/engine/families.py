@@ -39,4 +39,4 @@ async def waits_for_endless(ctx: Context, _: Any) -> None:
 
 
 async def child_of(engine: Engine, run: Run, step: str = "wait") -> Run:
-    return await engine.get_run(derive(run.id, step))
+    return await engine.runs.get(derive(run.id, step))

@@ -51,10 +51,10 @@ def parked_job(name: str = "parked", **rules):
 
 async def statuses(engine) -> list[str]:
     await settle()
-    return [run.status.value for run in await engine.list_runs(order="oldest", limit=1000)]
+    return [run.status.value for run in await engine.runs.list(order="oldest", limit=1000)]
 
 
 async def starts(engine) -> list[float]:
     """When runs began, in seconds since the clock was made."""
-    runs = await engine.list_runs(order="oldest", limit=1000)
+    runs = await engine.runs.list(order="oldest", limit=1000)
     return sorted(run.started_at.timestamp() - 1_800_000_000 for run in runs if run.started_at)

@@ -240,7 +240,7 @@ class World:
     async def _write(self) -> None:
         """Signal, pause, resume or cancel a run."""
         engine = self._neighbour or self._engine
-        if engine is None or engine._store is None:
+        if engine is None or not engine.is_running:
             return
         with contextlib.suppress(RunNotActive, SimulatedCrash):
             await self._write_with(engine)
@@ -258,17 +258,17 @@ class World:
             await self._signal(engine, self.noise.choice(active), self.noise.choice(["go", "stop"]))
         elif what < 0.75 and self._cancels:
             run_id = self.noise.choice(active)
-            await engine.cancel(run_id, compensate=self._compensates)
+            await engine.runs.cancel(run_id, compensate=self._compensates)
         elif what < 0.85 and self._pauses:
-            await engine.pause(self.noise.choice(active))
+            await engine.runs.pause(self.noise.choice(active))
         elif self._pauses:
             for run_id in active:
-                await engine.resume(run_id)
+                await engine.runs.resume(run_id)
 
     async def _signal(self, engine: Engine, run_id: str, name: str) -> None:
         number = next(self._numbers)
         self._sent.add(number)
-        await engine.signal(run_id, name, number, signal_id=str(number))
+        await engine.runs.signal(run_id, name, number, signal_id=str(number))
 
     # --- engines -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class World:
             files=LocalFiles(f"{tempfile.gettempdir()}/no files"),
             **options,
         )
-        engine._identifiers = self._identifiers  # type: ignore[assignment]
+        engine.settings.identifiers = self._identifiers  # type: ignore[assignment]
         return engine
 
     async def live(self) -> None:
@@ -374,18 +374,18 @@ class World:
             deadline = None if self._deadline is None else self._deadline * (number + 1)
             await self._trigger(engine, number, wanted, deadline)
         while active := self._db.execute(ACTIVE).fetchall():
-            await engine.wait_for_run(active[0][0])
+            await engine.runs.wait(active[0][0])
 
     async def _trigger(self, engine: Engine, number: int, wanted: dict[str, Any], deadline: float | None) -> None:
         """Trigger a run, unless an earlier engine has."""
-        due = None if deadline is None else from_milliseconds(engine._clock.now()) + timedelta(seconds=deadline)
+        due = None if deadline is None else from_milliseconds(engine.settings.clock.now()) + timedelta(seconds=deadline)
         await engine.trigger("body", wanted, idempotency_key=str(number), deadline=due)
 
     def _recorded(self, run_id: str) -> list[Any]:
         return self._db.execute(RECORDED, {"run_id": run_id}).fetchall()
 
     def _where_it_stands(self, engine: Engine) -> list[Any]:
-        executions = [*engine._dispatcher.executing.values(), *engine._dispatcher.parked.values()]
+        executions = [*engine.internals.dispatcher.executing.values(), *engine.internals.dispatcher.parked.values()]
         return [
             (
                 each.tenure.run_id,
@@ -479,7 +479,7 @@ class World:
             return Context(execution, files)
 
         engine = self._new_engine(clock, max_concurrent_runs=10_000)
-        engine._new_context = new_context
+        engine.settings.new_context = new_context
         await engine.start()
         try:
             await asyncio.sleep(1)

@@ -34,5 +34,5 @@ async def wait_at_breakpoint(ctx: Context) -> None:
 
 async def statuses(engine: Engine, run: Run) -> dict[str, str]:
     """The status of every compensation of a run."""
-    steps = await engine.get_steps(run.id)
+    steps = await engine.runs.steps(run.id)
     return {step.name: step.status for step in steps if step.kind == "compensation"}

@@ -87,7 +87,7 @@ class World:
 
     async def begin(self) -> None:
         await self.engine.start()
-        store = self.engine._store
+        store = self.engine.internals.store
         assert store is not None
         tell = store.on_commit
 
@@ -228,7 +228,7 @@ class World:
         with self.refusal(run_id, unless=ACTIVE):
             known.was_cut_short |= known.status == "cancelling" and not compensate
             is_to_be_undone = compensate and bool(known.to_undo or known.undoable)
-            run = await self.engine.cancel(run_id, compensate)
+            run = await self.engine.runs.cancel(run_id, compensate)
             is_undone = run.status == RunStatus.CANCELLING
             assert is_undone == (is_to_be_undone or (compensate and known.status == "cancelling")), known
 
@@ -240,20 +240,20 @@ class World:
     async def retry_run(self, run_id: str) -> None:
         try:
             self.runs[run_id].was_retried_by_hand = True
-            await self.engine.retry(run_id)
+            await self.engine.runs.retry(run_id)
         except ConflictError as conflict:
-            other, own = await self.engine.get_run(conflict.run_id), await self.engine.get_run(run_id)
+            other, own = await self.engine.runs.get(conflict.run_id), await self.engine.runs.get(run_id)
             assert (other.status, other.concurrency_key) == (RunStatus.PENDING, own.concurrency_key)
 
     async def delete(self, which: int) -> None:
         if run_id := self.choose(which, TERMINAL):
             with self.refusal(run_id, unless=TERMINAL):
-                await self.engine.delete_run(run_id)
+                await self.engine.runs.delete(run_id)
                 self.idempotent = {key: owner for key, owner in self.idempotent.items() if owner != run_id}
 
     def let_commit(self) -> None:
         """Know what runs have recorded that is not committed yet: the engine commits it first when it is asked."""
-        self.engine._dispatcher.commits.flush()
+        self.engine.internals.dispatcher.commits.flush()
 
     def choose(self, which: int, statuses: tuple[str, ...]) -> str | None:
         wanted = [run.id for run in self.runs.alive() if run.status in statuses]
@@ -287,7 +287,7 @@ class World:
             last = self.runs.last_link(run_id)
             sent = self.runs[last].sent
             if again and sent and self.runs[last].status in ACTIVE and last not in self.runs.deleted:
-                assert not await self.engine.signal(run_id, "go", "another payload", signal_id=sent[0])
+                assert not await self.engine.runs.signal(run_id, "go", "another payload", signal_id=sent[0])
             else:
                 await self.signal_run(run_id)
 
@@ -295,9 +295,9 @@ class World:
         value = f"signal {next(self.numbers)}"
         last = self.runs.last_link(run_id)
         with self.refusal(last, unless=ACTIVE):
-            assert await self.engine.signal(run_id, "go", value, signal_id=value)
+            assert await self.engine.runs.signal(run_id, "go", value, signal_id=value)
             self.runs[last].sent.append(value)
-            assert not await self.engine.signal(run_id, "go", value, signal_id=value)
+            assert not await self.engine.runs.signal(run_id, "go", value, signal_id=value)
 
     async def publish(self, event_id: str | None = None) -> None:
         waiting = {run.id for run in self.runs.alive() if "event" in run.waits.values()}
@@ -315,7 +315,7 @@ class World:
     async def update_run(self, run_id: str, value: str) -> None:
         """Whatever else becomes of an update: an answer is the answer to it, and no refused one is answered."""
         with suppress(UpdateRejected, RunNotActive, RunNotFound, DurableWebError):
-            answer = await self.engine.update(run_id, "change", value)
+            answer = await self.engine.runs.update(run_id, "change", value)
             if answer != f"answer to {value}" or value.endswith(REFUSED):
                 self.wrong.append(f"{value!r} was answered by {answer!r}")
 
@@ -335,12 +335,12 @@ class World:
     async def pause(self, which: int) -> None:
         if run_id := self.choose(which, ACTIVE):
             with self.refusal(run_id, unless=PAUSABLE):
-                await self.engine.pause(run_id)
+                await self.engine.runs.pause(run_id)
 
     async def resume(self, which: int) -> None:
         if run_id := self.choose(which, ACTIVE):
             with self.refusal(run_id, unless=ACTIVE):
-                await self.engine.resume(run_id)
+                await self.engine.runs.resume(run_id)
 
     async def crash(self) -> None:
         await crash(self.engine)
@@ -378,8 +378,8 @@ class World:
     # --- what must hold ----------------------------------------------------------------------------------------------
 
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
-        assert self.engine._store is not None
-        return self.engine._store.database.connection.execute(text, values).fetchall()
+        assert self.engine.is_running
+        return self.engine.internals.store.database.connection.execute(text, values).fetchall()
 
     def look(self) -> None:
         """Nothing that was found out since the last look is wrong."""
@@ -476,15 +476,15 @@ class World:
         for run in list(self.runs.alive()):
             if run.status not in ACTIVE:
                 continue
-            await self.engine.resume(run.id)
+            await self.engine.runs.resume(run.id)
             if "signal" in run.waits.values():
                 await self.signal_run(run.id)
             if "update" in run.waits.values():
                 self.updates.append(asyncio.ensure_future(self.update_run(run.id, f"update {next(self.numbers)}")))
 
     async def check_outcome(self, known: KnownRun) -> None:
-        run = await self.engine.get_run(known.id)
-        watched = [frame async for frame in self.engine.watch(run.id, known.first_seq - 1)]
+        run = await self.engine.runs.get(known.id)
+        watched = [frame async for frame in self.engine.runs.watch(run.id, known.first_seq - 1)]
         assert watched == [frame.to_frame() for frame in known.frames]
         messages = Counter(frame.to_frame().message for frame in known.frames if frame.kind == "log")
         own = [message for message in messages if message.startswith("This run is executed alone until")]
@@ -504,7 +504,7 @@ class World:
             ]
         assert len(messages) == len(script) + (run.continued_as is not None)
         self.check_signals(known)
-        assert await self.engine.get_event(run.id, "state") == self.scripts.last_published(script)
+        assert await self.engine.runs.value(run.id, "state") == self.scripts.last_published(script)
         assert {(run.id, name, value) for name, value in known.seen.items()} <= self.offered
 
     def check_signals(self, known: KnownRun) -> None:

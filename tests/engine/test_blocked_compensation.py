@@ -41,7 +41,7 @@ async def cancel_and_release(running: Any, releases: Releases, **options: Any) -
     async with running(releases.release("1")) as engine:
         run = await engine.trigger("order", **options)
         await settle()
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         await settle()
         await engine.stop(drain=False)
     return run
@@ -49,7 +49,7 @@ async def cancel_and_release(running: Any, releases: Releases, **options: Any) -
 
 async def is_blocked(engine: Engine, run: Run) -> bool:
     await settle()
-    found = await engine.get_run(run.id)
+    found = await engine.runs.get(run.id)
     return found.status == RunStatus.CANCELLING and (found.waiting_reason or "").startswith("blocked")
 
 
@@ -69,7 +69,7 @@ async def test_it_leaves_its_slot_to_others(running):
         waiting = await engine.trigger("order")
         assert await is_blocked(engine, run)
         await reach(engine, waiting.id, RunStatus.LEASED)
-        assert (await engine.get_run((await engine.trigger("order")).id)).status == RunStatus.PENDING
+        assert (await engine.runs.get((await engine.trigger("order")).id)).status == RunStatus.PENDING
         await crash(engine)
 
 
@@ -91,7 +91,7 @@ async def test_when_its_version_is_registered_it_is_undone_beside_whoever_had_it
         engine.register(releases.release("1"))
         releases.may_undo.set()
         assert (await finish(engine, run)).status == RunStatus.CANCELLED
-        assert (await engine.get_run(other.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(other.id)).status == RunStatus.LEASED
         await crash(engine)
     assert releases.undone == ["1"]
 
@@ -101,10 +101,10 @@ async def test_while_it_is_undone_it_counts_as_one_that_executes(running):
     async with running(releases.release("1")) as engine:
         run = await engine.trigger("order")
         await settle()
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         other = await engine.trigger("order")
         await settle()
-        assert (await engine.get_run(other.id)).status == RunStatus.PENDING
+        assert (await engine.runs.get(other.id)).status == RunStatus.PENDING
         releases.may_undo.set()
         await finish(engine, run)
         await reach(engine, other.id, RunStatus.LEASED)

@@ -48,7 +48,7 @@ async def output_of(e: Engine, run: Any) -> Any:
 
 
 async def log_of(e: Engine, run_id: str) -> list[str]:
-    return [line.message for line in await e.logs(run_id)]
+    return [line.message for line in await e.runs.logs(run_id)]
 
 
 # --- what a body leaves ----------------------------------------------------------------------------------------------
@@ -76,10 +76,10 @@ async def test_a_body_that_catches_its_cancellation_may_do_steps_and_waits_for_n
     async with engine(catches, clock=clock, **SELDOM) as e:
         run = await e.trigger(catches)
         await settle()
-        assert (await e.cancel(run.id, compensate=True)).status == RunStatus.CANCELLING
+        assert (await e.runs.cancel(run.id, compensate=True)).status == RunStatus.CANCELLING
         run = await finish(e, run)
         assert (run.status, run.output) == (RunStatus.CANCELLED, None)
-        statuses = {step.name: step.status for step in await e.get_steps(run.id)}
+        statuses = {step.name: step.status for step in await e.runs.steps(run.id)}
         assert (statuses["after"], statuses["last"]) == (StepStatus.COMPLETED, StepStatus.COMPLETED)
         assert undone == ["after", "first"]
 
@@ -99,12 +99,12 @@ async def test_a_body_that_catches_every_cancellation_keeps_nothing_else_from_ex
     async with engine(stands, other, clock=clock, **SELDOM) as e:
         run = await e.trigger(stands)
         await settle()
-        await e.cancel(run.id, compensate=True)
+        await e.runs.cancel(run.id, compensate=True)
         assert (await e.trigger_and_wait(other)).output == "done"
         await clock.advance(6)
         (line,) = await log_of(e, run.id)
         assert __file__ in line
-        assert (await e.cancel(run.id)).status == RunStatus.CANCELLED
+        assert (await e.runs.cancel(run.id)).status == RunStatus.CANCELLED
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # "coroutine ignored GeneratorExit"
@@ -129,7 +129,7 @@ async def test_a_body_that_catches_everything_stands_still_once_its_run_is_execu
         assert first[:4] == ["Detached"] * 4  # what was thrown where it stood, and three refusals
         assert set(first[4:]) <= {"GeneratorExit"}
         gc.collect()
-        assert (await e.get_run(run.id)).status == RunStatus.WAITING
+        assert (await e.runs.get(run.id)).status == RunStatus.WAITING
 
 
 async def test_what_a_dropped_body_awaits_in_its_clean_up_is_refused_at_every_level(clock):
@@ -154,7 +154,7 @@ async def test_what_a_dropped_body_awaits_in_its_clean_up_is_refused_at_every_le
         await settle()
         gc.collect()
         assert called == []
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         await settle()
         assert called == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
 
@@ -174,7 +174,7 @@ async def test_a_task_that_the_body_leaves_is_cancelled_and_cleans_up_before_the
     async with engine(leaves) as e:
         run = await e.trigger(leaves)
         assert await output_of(e, run) == "done"
-        statuses = {step.name: step.status for step in await e.get_steps(run.id)}
+        statuses = {step.name: step.status for step in await e.runs.steps(run.id)}
         assert statuses == {"never": "cancelled", "clean up": "completed", "work": "completed"}
         assert (await assert_replays(record_history(e, run.id), leaves)).output == "done"
 
@@ -201,7 +201,7 @@ async def test_generators_that_were_left_by_break_are_closed_at_the_end_in_the_o
         await restart(e)
         assert await output_of(e, run) == "done"
         assert called == ["a", "b", "c"]
-        steps = sorted(await e.get_steps(run.id), key=lambda step: step.completed_at)
+        steps = sorted(await e.runs.steps(run.id), key=lambda step: step.completed_at)
         assert [step.name for step in steps if step.name.startswith("close")] == ["close", "close#2", "close#3"]
         await assert_replays(record_history(e, run.id), breaks)
         assert len(called) == 3
@@ -325,7 +325,7 @@ async def test_operations_inside_the_function_of_a_step_are_refused(operation):
         kind, message = await output_of(e, await e.trigger(asks_inside))
         assert kind == "NotInStep"
         assert "'inner' was asked for inside the function of step 'outer'" in message
-        assert [step.name for step in await e.get_steps((await e.list_runs())[0].id)] == ["outer"]
+        assert [step.name for step in await e.runs.steps((await e.runs.list())[0].id)] == ["outer"]
 
 
 @on_a_desk_only("there are no threads")
@@ -360,7 +360,7 @@ async def test_what_is_no_operation_may_be_asked_for_inside_a_step(clock):
         run = await e.trigger_and_wait(reports)
         assert run.output is False
         assert await log_of(e, run.id) == ["a line"]
-        assert await e.get_event(run.id, "state") == "inside"
+        assert await e.runs.value(run.id, "state") == "inside"
         assert run.progress.current == 1
 
 

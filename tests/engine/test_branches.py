@@ -43,9 +43,9 @@ async def test_branches_that_finish_in_another_order_get_their_own_values_again(
         while not seen:
             await settle()
         await restart(e)
-        await e.signal(run.id, "go on")
+        await e.runs.signal(run.id, "go on")
         assert (await finish(e, run)).output == seen[0]
-        steps = {step.name: step.output for step in await e.get_steps(run.id)}
+        steps = {step.name: step.output for step in await e.runs.steps(run.id)}
     assert seen[0] == seen[1]
     assert [parsed for _, parsed, _ in seen[0]] == ["SLOW", "QUICK"]
     assert (steps["parse"], steps["parse#2"]) == ("QUICK", "SLOW")
@@ -110,10 +110,10 @@ async def test_children_of_branches_stay_theirs_when_the_run_is_retried():
         run = await finish(e, await e.trigger(parent))
         assert run.status == "failed"
         fails = False
-        await e.retry(run.id)
+        await e.runs.retry(run.id)
         run = await finish(e, run)
         assert run.output == [["slow", "data of slow"], ["quick", "data of quick"]]
-        assert len(await e.list_runs(job="child")) == 2
+        assert len(await e.runs.list(job="child")) == 2
 
 
 async def test_a_step_that_moves_into_a_branch_or_out_of_one_is_not_called_again():
@@ -142,7 +142,7 @@ async def test_a_step_that_moves_into_a_branch_or_out_of_one_is_not_called_again
         await settle()
         await crash(e)
         await e.start()
-        await e.signal(run.id, "go on")
+        await e.runs.signal(run.id, "go on")
         assert (await finish(e, run)).output == [1, 2, 3, 4]
     assert called == ["a 1", "a 2", "b 1", "b 2"]
 
@@ -161,6 +161,6 @@ async def test_a_fork_has_what_the_branches_have_recorded():
 
     async with engine(pages) as e:
         run = await finish(e, await e.trigger(pages))
-        fork = await finish(e, await e.fork(run.id, "end"))
+        fork = await finish(e, await e.runs.fork(run.id, "end"))
     assert fork.output == run.output == ["slow", "quick", "end"]
     assert called == ["quick", "slow"]

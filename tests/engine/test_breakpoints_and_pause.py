@@ -54,11 +54,11 @@ async def test_a_run_stands_at_a_breakpoint_until_it_is_resumed(kept):
     async with engine(stops, max_parked=kept) as e:
         run = await e.trigger(stops)
         await settle()
-        assert (await e.get_run(run.id)).status == RunStatus.WAITING
+        assert (await e.runs.get(run.id)).status == RunStatus.WAITING
         await restart(e)
         await settle()
-        assert [step.status for step in await e.get_steps(run.id)] == ["running"]
-        await e.resume(run.id)
+        assert [step.status for step in await e.runs.steps(run.id)] == ["running"]
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == "looked"
 
 
@@ -71,15 +71,15 @@ async def test_each_breakpoint_is_resumed_by_itself():
 
     async with engine(two) as e:
         run = await e.trigger(two)
-        await e.resume(run.id)  # it has not come to one yet: this does nothing
+        await e.runs.resume(run.id)  # it has not come to one yet: this does nothing
         await settle()
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         await settle()
-        assert [(step.name, step.status) for step in await e.get_steps(run.id)] == [
+        assert [(step.name, step.status) for step in await e.runs.steps(run.id)] == [
             ("look", "completed"),
             ("look#2", "running"),
         ]
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == "through"
 
 
@@ -95,9 +95,9 @@ async def test_breakpoints_side_by_side_are_resumed_together():
         run = await e.trigger(both)
         await settle()
         assert (
-            await e.get_run(run.id)
+            await e.runs.get(run.id)
         ).waiting_reason == "it waits for breakpoint 'here' to be resumed, breakpoint 'there' to be resumed"
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == "through"
 
 
@@ -119,10 +119,10 @@ async def test_steps_and_timeline_tell_that_it_stands_at_a_breakpoint():
     async with engine(stops) as e:
         run = await e.trigger(stops)
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.kind, step.waiting_for) == ("breakpoint", "breakpoint 'look' to be resumed")
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
-        await e.resume(run.id)
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
+        await e.runs.resume(run.id)
         frames = await timeline(e, run)
         assert [(frame.type, frame.status) for frame in frames if frame.kind == "step_status"][:2] == [
             ("breakpoint", "running"),
@@ -139,16 +139,16 @@ async def test_a_paused_run_finishes_its_step_and_starts_no_further_one():
     async with engine(steps) as e:
         run = await e.trigger(steps)
         await settle()
-        assert (await e.pause(run.id)).paused is True
+        assert (await e.runs.pause(run.id)).paused is True
         gates["1"].set()
         await settle()
         assert begun == ["1"]
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.status, run.waiting_reason) == (RunStatus.WAITING, "it waits for the run to be resumed")
-        assert [step.status for step in await e.get_steps(run.id) if step.status != "running"] == ["completed"]
+        assert [step.status for step in await e.runs.steps(run.id) if step.status != "running"] == ["completed"]
         for gate in gates.values():
             gate.set()
-        assert (await e.resume(run.id)).paused is False
+        assert (await e.runs.resume(run.id)).paused is False
         assert (await finish(e, run)).output == ["1", "2", "3"]
         assert begun == ["1", "2", "3"]
 
@@ -168,14 +168,14 @@ async def test_a_paused_run_starts_no_child_and_answers_no_update():
     async with engine(parent, child) as e:
         run = await e.trigger(parent)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         gates["1"].set()
         with pytest.raises(TimeoutError):
-            await e.update(run.id, "change", update_id="a", timeout=0.01)
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for the run to be resumed"
-        assert await e.list_runs(job="child") == []
-        await e.resume(run.id)
-        assert await e.update(run.id, "change", update_id="a") == "answered"
+            await e.runs.update(run.id, "change", update_id="a", timeout=0.01)
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for the run to be resumed"
+        assert await e.runs.list(job="child") == []
+        await e.runs.resume(run.id)
+        assert await e.runs.update(run.id, "change", update_id="a") == "answered"
         assert (await finish(e, run)).output == "output of the child"
 
 
@@ -189,13 +189,13 @@ async def test_a_breakpoint_to_which_a_paused_run_has_come_is_not_resumed_with_t
     async with engine(stops_later) as e:
         run = await e.trigger(stops_later)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         gates["1"].set()
         await settle()
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         await settle()
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
-        await e.resume(run.id)
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == "looked"
 
 
@@ -211,14 +211,14 @@ async def test_a_paused_run_that_would_wait_for_a_short_time_holds_no_slot_and_i
     async with engine(short, stops, clock=clock, max_concurrent_runs=1) as e:
         run = await e.trigger(short)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         gates["1"].set()
         other = await e.trigger(stops)
         await settle()
-        assert (await e.get_run(other.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
+        assert (await e.runs.get(other.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
         await clock.advance(10)
-        assert (await e.get_run(run.id)).status == RunStatus.WAITING
-        await e.resume(run.id)
+        assert (await e.runs.get(run.id)).status == RunStatus.WAITING
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == "too late"
 
 
@@ -226,8 +226,8 @@ async def test_a_run_that_is_resumed_before_it_has_come_to_its_next_step_does_no
     async with engine(steps) as e:
         run = await e.trigger(steps)
         await settle()
-        await e.pause(run.id)
-        await e.resume(run.id)
+        await e.runs.pause(run.id)
+        await e.runs.resume(run.id)
         for gate in gates.values():
             gate.set()
         assert (await finish(e, run)).output == ["1", "2", "3"]
@@ -238,24 +238,24 @@ async def test_a_run_that_is_resumed_before_it_has_come_to_its_next_step_does_no
 async def test_a_paused_run_that_is_pending_does_not_begin():
     async with engine(steps, max_concurrent_runs=1) as e:
         first, second = await e.trigger(steps), await e.trigger(steps)
-        await e.pause(second.id)
+        await e.runs.pause(second.id)
         for gate in gates.values():
             gate.set()
         await finish(e, first)
         await settle()
-        assert (await e.get_run(second.id)).status == RunStatus.PENDING
-        await e.resume(second.id)
+        assert (await e.runs.get(second.id)).status == RunStatus.PENDING
+        await e.runs.resume(second.id)
         assert (await finish(e, second)).output == ["1", "2", "3"]
 
 
 async def test_a_paused_run_holds_no_slot():
     async with engine(steps, stops, max_concurrent_runs=1) as e:
         run = await e.trigger(steps)
-        await e.pause(run.id)  # it was claimed at once, and has begun no step
+        await e.runs.pause(run.id)  # it was claimed at once, and has begun no step
         other = await e.trigger(stops)
         await settle()
         assert begun == []
-        assert (await e.get_run(other.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
+        assert (await e.runs.get(other.id)).waiting_reason == "it waits for breakpoint 'look' to be resumed"
 
 
 @pytest.mark.parametrize("resumed_after", [50, 200])
@@ -263,25 +263,25 @@ async def test_a_paused_run_that_is_scheduled_begins_when_it_is_due_and_resumed(
     async with engine(stops, nap, clock=clock) as e:
         now = (await e.trigger(stops)).created_at
         run = await e.trigger(nap, run_at=now + timedelta(seconds=100))
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         await clock.advance(resumed_after)
-        assert (await e.get_run(run.id)).attempt == 0
-        await e.resume(run.id)
+        assert (await e.runs.get(run.id)).attempt == 0
+        await e.runs.resume(run.id)
         await settle()
-        assert (await e.get_run(run.id)).attempt == (1 if resumed_after > 100 else 0)
+        assert (await e.runs.get(run.id)).attempt == (1 if resumed_after > 100 else 0)
         await clock.advance(50)
-        assert (await e.get_run(run.id)).attempt == 1
+        assert (await e.runs.get(run.id)).attempt == 1
 
 
 async def test_a_run_that_is_paused_while_it_sleeps_stays_where_it_is_when_the_sleep_is_over(clock):
     async with engine(nap, clock=clock) as e:
         run = await e.trigger(nap)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         await clock.advance(100)
-        assert [(step.name, step.status) for step in await e.get_steps(run.id)] == [("nap", "completed")]
-        assert not (await e.get_run(run.id)).is_terminal
-        await e.resume(run.id)
+        assert [(step.name, step.status) for step in await e.runs.steps(run.id)] == [("nap", "completed")]
+        assert not (await e.runs.get(run.id)).is_terminal
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == "awake"
 
 
@@ -289,13 +289,13 @@ async def test_resuming_a_run_that_sleeps_does_not_end_the_sleep(clock):
     async with engine(nap, clock=clock) as e:
         run = await e.trigger(nap)
         await settle()
-        await e.pause(run.id)
-        await e.resume(run.id)
+        await e.runs.pause(run.id)
+        await e.runs.resume(run.id)
         await clock.advance(59)
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.status, run.waiting_reason) == (RunStatus.WAITING, "it waits for the end of sleep 'nap'")
         await clock.advance(1)
-        assert (await e.get_run(run.id)).output == "awake"
+        assert (await e.runs.get(run.id)).output == "awake"
 
 
 async def test_signals_reach_a_paused_run_and_are_there_when_it_is_resumed():
@@ -307,14 +307,14 @@ async def test_signals_reach_a_paused_run_and_are_there_when_it_is_resumed():
     async with engine(signalled) as e:
         run = await e.trigger(signalled)
         await settle()
-        await e.pause(run.id)
-        await e.signal(run.id, "go", "sent")
+        await e.runs.pause(run.id)
+        await e.runs.signal(run.id, "go", "sent")
         await settle()
-        assert not (await e.get_run(run.id)).is_terminal
+        assert not (await e.runs.get(run.id)).is_terminal
         await restart(e)
         await settle()
-        assert [step.name for step in await e.get_steps(run.id)] == ["go"]
-        await e.resume(run.id)
+        assert [step.name for step in await e.runs.steps(run.id)] == ["go"]
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == ["sent", "after"]
 
 
@@ -332,14 +332,14 @@ async def test_a_paused_run_makes_no_further_attempt_at_a_step(clock):
     async with engine(failing, clock=clock) as e:
         run = await e.trigger(failing)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         await clock.advance(100)
         assert len(attempts) == 1
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         await settle()
         assert len(attempts) == 2
         await clock.advance(10)
-        assert (await e.get_run(run.id)).status == RunStatus.FAILED
+        assert (await e.runs.get(run.id)).status == RunStatus.FAILED
 
 
 async def test_branches_side_by_side_are_all_held_and_all_go_on():
@@ -354,13 +354,13 @@ async def test_branches_side_by_side_are_all_held_and_all_go_on():
     async with engine(branches) as e:
         run = await e.trigger(branches)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         for gate in gates.values():
             gate.set()
         await settle()
-        assert (await e.get_run(run.id)).status == RunStatus.WAITING
-        assert (await e.get_run(run.id)).completed_steps == 3
-        await e.resume(run.id)
+        assert (await e.runs.get(run.id)).status == RunStatus.WAITING
+        assert (await e.runs.get(run.id)).completed_steps == 3
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == ["1", "2", "3"]
 
 
@@ -375,13 +375,13 @@ async def test_recorded_values_and_transactions_are_held_too():
     async with engine(kinds) as e:
         run = await e.trigger(kinds)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         gates["1"].set()
         await settle()
-        assert [step.name for step in await e.get_steps(run.id) if step.status == "completed"] == ["1"]
-        await e.resume(run.id)
+        assert [step.name for step in await e.runs.steps(run.id) if step.status == "completed"] == ["1"]
+        await e.runs.resume(run.id)
         await finish(e, run)
-        assert [step.name for step in await e.get_steps(run.id)] == ["1", "now", "rows", "nap"]
+        assert [step.name for step in await e.runs.steps(run.id)] == ["1", "now", "rows", "nap"]
 
 
 @pytest.mark.parametrize("how", ["crash", "stop"])
@@ -389,15 +389,15 @@ async def test_a_run_stays_paused_across_a_restart(how):
     async with engine(steps) as e:
         run = await e.trigger(steps)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         await (crash(e) if how == "crash" else e.stop(drain=False))
         await restart(e)
         await settle()
         assert begun == ["1"]
-        assert (await e.get_run(run.id)).paused is True
+        assert (await e.runs.get(run.id)).paused is True
         for gate in gates.values():
             gate.set()
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == ["1", "2", "3"]
         assert begun == ["1", "1", "2", "3"]
 
@@ -406,12 +406,12 @@ async def test_a_paused_run_that_has_left_memory_goes_on():
     async with engine(steps, max_parked=0) as e:
         run = await e.trigger(steps)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         for gate in gates.values():
             gate.set()
         await settle()
-        assert e._dispatcher.parked == {}
-        await e.resume(run.id)
+        assert e.internals.dispatcher.parked == {}
+        await e.runs.resume(run.id)
         assert (await finish(e, run)).output == ["1", "2", "3"]
         assert begun == ["1", "2", "3"]
 
@@ -420,25 +420,25 @@ async def test_a_deadline_counts_while_a_run_is_paused(clock):
     async with engine(steps, clock=clock) as e:
         now = (await e.trigger(steps)).created_at
         runs = [await e.trigger(steps, deadline=now + timedelta(seconds=60)) for _ in range(2)]
-        await e.pause(runs[0].id)
+        await e.runs.pause(runs[0].id)
         await settle()
-        await e.pause(runs[1].id)
+        await e.runs.pause(runs[1].id)
         await clock.advance(60)
-        assert [(await e.get_run(run.id)).error.type for run in runs] == ["DeadlineExceeded"] * 2
+        assert [(await e.runs.get(run.id)).error.type for run in runs] == ["DeadlineExceeded"] * 2
 
 
 async def test_a_paused_run_can_be_cancelled_and_is_not_paused_when_it_is_retried():
     async with engine(steps) as e:
         run = await e.trigger(steps)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         gates["1"].set()
         await settle()
-        await e.cancel(run.id)
-        assert (await e.get_run(run.id)).status == RunStatus.CANCELLED
+        await e.runs.cancel(run.id)
+        assert (await e.runs.get(run.id)).status == RunStatus.CANCELLED
         for gate in gates.values():
             gate.set()
-        await e.retry(run.id)
+        await e.runs.retry(run.id)
         assert (await finish(e, run)).output == ["1", "2", "3"]
 
 
@@ -448,7 +448,7 @@ async def test_a_paused_run_may_end_when_it_has_no_further_step():
         gates["1"].set()
         gates["2"].set()
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         gates["3"].set()
         assert (await finish(e, run)).output == ["1", "2", "3"]
 
@@ -458,25 +458,25 @@ async def test_pausing_twice_and_resuming_twice_is_pausing_and_resuming():
         run = await e.trigger(steps)
         await settle()
         for _ in range(2):
-            await e.pause(run.id)
+            await e.runs.pause(run.id)
         gates["1"].set()
         await settle()
         for gate in gates.values():
             gate.set()
         for _ in range(2):
-            await e.resume(run.id)
+            await e.runs.resume(run.id)
         assert (await finish(e, run)).output == ["1", "2", "3"]
 
 
 async def test_a_run_that_has_ended_can_neither_be_paused_nor_resumed():
     async with engine(stops) as e:
         run = await e.trigger(stops)
-        await e.cancel(run.id)
+        await e.runs.cancel(run.id)
         with pytest.raises(RunNotActive, match="cannot be paused"):
-            await e.pause(run.id)
+            await e.runs.pause(run.id)
         with pytest.raises(RunNotActive, match="cannot be resumed"):
-            await e.resume(run.id)
-        for call in (e.pause, e.resume):
+            await e.runs.resume(run.id)
+        for call in (e.runs.pause, e.runs.resume):
             with pytest.raises(RunNotFound):
                 await call("no-such-run")
 
@@ -485,8 +485,8 @@ async def test_the_timeline_tells_of_pausing_and_resuming():
     async with engine(steps) as e:
         run = await e.trigger(steps)
         await settle()
-        await e.pause(run.id)
-        await e.resume(run.id)
+        await e.runs.pause(run.id)
+        await e.runs.resume(run.id)
         for gate in gates.values():
             gate.set()
         frames = [frame for frame in await timeline(e, run) if frame.kind == "run_status"]
@@ -502,12 +502,12 @@ async def test_another_engine_can_pause_and_resume_a_run_within_a_second(databas
     ):
         run = await executing.trigger(steps)
         await settle()
-        await other.pause(run.id)
+        await other.runs.pause(run.id)
         await clock.advance(1)
         for gate in gates.values():
             gate.set()
         await clock.advance(1)
         assert begun == ["1"]
-        await other.resume(run.id)
+        await other.runs.resume(run.id)
         await clock.advance(1)
-        assert (await executing.get_run(run.id)).output == ["1", "2", "3"]
+        assert (await executing.runs.get(run.id)).output == ["1", "2", "3"]

@@ -29,9 +29,9 @@ async def test_a_run_is_cancelled_in_the_middle_of_a_step(running):
         run = await engine.trigger("wait")
         await begun.wait()
         await clock.advance(0.1)
-        assert (await engine.cancel(run.id)).status == RunStatus.CANCELLED
+        assert (await engine.runs.cancel(run.id)).status == RunStatus.CANCELLED
         frames = await timeline(engine, run)
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
     assert step.status == StepStatus.CANCELLED
     assert [getattr(frame, "status", "") for frame in frames][-2:] == [StepStatus.CANCELLED, RunStatus.CANCELLED]
 
@@ -48,8 +48,8 @@ async def test_a_pending_run_is_cancelled_and_never_begins(running):
     async with running(never, block, max_concurrent_runs=1) as engine:
         blocker = await engine.trigger("block")
         run = await engine.trigger("never")
-        await engine.cancel(run.id)
-        await engine.cancel(blocker.id)
+        await engine.runs.cancel(run.id)
+        await engine.runs.cancel(blocker.id)
         run = await finish(engine, run)
     assert run.status == RunStatus.CANCELLED
     assert run.attempt == 0
@@ -80,10 +80,10 @@ async def test_a_job_that_swallows_the_cancellation_stays_cancelled_and_can_do_n
     async with running(stubborn) as engine:
         run = await engine.trigger("stubborn")
         await begun.wait()
-        await engine.cancel(run.id)
-        while engine._dispatcher.executing:
+        await engine.runs.cancel(run.id)
+        while engine.internals.dispatcher.executing:
             await asyncio.sleep(0)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert run.status == RunStatus.CANCELLED
     assert run.output is None
     assert tried == ["unwound", "unwound"]
@@ -96,10 +96,10 @@ async def test_only_an_active_run_can_be_cancelled(running):
     async with running(done) as engine:
         run = await finish(engine, await engine.trigger("done"))
         with pytest.raises(RunNotActive, match="already ended as 'completed'"):
-            await engine.cancel(run.id)
+            await engine.runs.cancel(run.id)
         with pytest.raises(RunNotFound):
-            await engine.cancel("nobody")
-        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+            await engine.runs.cancel("nobody")
+        assert (await engine.runs.get(run.id)).status == RunStatus.COMPLETED
 
 
 async def test_a_job_that_raises_cancelled_error_by_itself_has_failed(running):
@@ -127,13 +127,13 @@ async def test_a_run_that_is_deleted_while_its_code_still_runs_does_not_come_bac
     async with running(stubborn) as engine:
         run = await engine.trigger("stubborn")
         await begun.wait()
-        await engine.cancel(run.id)
-        await engine.delete_run(run.id)
+        await engine.runs.cancel(run.id)
+        await engine.runs.delete(run.id)
         gate.set()
-        while engine._dispatcher.executing:
+        while engine.internals.dispatcher.executing:
             await asyncio.sleep(0)
-        assert await engine.list_runs() == []
-        assert await engine.count_runs() == {}
+        assert await engine.runs.list() == []
+        assert await engine.runs.count() == {}
 
 
 async def test_lines_written_before_the_cancellation_are_kept_and_come_before_it(running):
@@ -151,8 +151,8 @@ async def test_lines_written_before_the_cancellation_are_kept_and_come_before_it
     async with running(talkative, clock=MockClock()) as engine:
         run = await engine.trigger("talkative")
         await written.wait()
-        await engine.cancel(run.id)  # while the line still rides along with no commit: the clock stands still
-        frames = [frame async for frame in engine.watch(run.id)]
+        await engine.runs.cancel(run.id)  # while the line still rides along with no commit: the clock stands still
+        frames = [frame async for frame in engine.runs.watch(run.id)]
     told = [getattr(frame, "message", getattr(frame, "status", "")) for frame in frames]
     assert told == ["pending", "leased", "running", "so far", "cancelled", "cancelled"]
 
@@ -177,10 +177,10 @@ async def test_a_job_can_leave_by_itself_when_its_run_was_cancelled(running):
         run = await engine.trigger("polite")
         await asyncio.sleep(0)
         assert (run.is_active, run.is_terminal) == (True, False)
-        run = await engine.cancel(run.id)
-        while engine._dispatcher.executing:
+        run = await engine.runs.cancel(run.id)
+        while engine.internals.dispatcher.executing:
             await asyncio.sleep(0)
-        assert (await engine.get_run(run.id)) == run
+        assert (await engine.runs.get(run.id)) == run
     assert (run.status, run.is_active, run.is_terminal) == (RunStatus.CANCELLED, False, True)
     assert noticed == [True]
 
@@ -190,8 +190,8 @@ async def test_a_job_that_cancels_its_own_run_is_told_and_frees_its_slot(running
     told: list[str] = []
 
     async def cancel(ctx: Context) -> None:
-        await (engine.cancel_runs(job="own") if where == "filter" else engine.cancel(ctx.run_id))
-        told.append((await engine.get_run(ctx.run_id)).status)
+        await (engine.runs.cancel_many(job="own") if where == "filter" else engine.runs.cancel(ctx.run_id))
+        told.append((await engine.runs.get(ctx.run_id)).status)
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -215,8 +215,8 @@ async def test_a_job_that_cancels_its_own_run_is_told_and_frees_its_slot(running
         run = await engine.trigger("own")
         following = await engine.trigger("next")
         await settle()
-        assert (await engine.get_run(following.id)).status == RunStatus.COMPLETED
-        assert (await engine.get_run(run.id)).status == RunStatus.CANCELLED
+        assert (await engine.runs.get(following.id)).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(run.id)).status == RunStatus.CANCELLED
     assert told == [RunStatus.CANCELLED, "told"]
 
 
@@ -233,13 +233,13 @@ async def test_a_run_that_a_listener_cancels_in_the_middle_of_a_commit_may_clean
 
     def cancel(event: object) -> None:
         with contextlib.suppress(StopIteration):
-            engine.cancel(event.run_id).send(None)
+            engine.runs.cancel(event.run_id).send(None)
 
     async with running(heard) as engine:
         engine.on("step:complete", cancel)
         run = await engine.trigger("heard")
         await settle()
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, cleaned_up.is_set()) == (RunStatus.CANCELLED, True)
 
 
@@ -272,13 +272,13 @@ async def test_what_a_run_comes_to_before_it_hears_of_its_cancellation_elsewhere
     async with running(late, **options) as engine, running(max_concurrent_runs=0, **options) as neighbour:
         run = await engine.trigger("late")
         await settle()
-        cancelled = await neighbour.cancel(run.id)
+        cancelled = await neighbour.runs.cancel(run.id)
         gate.set()
         await settle()
-        assert await engine.get_run(run.id) == cancelled
-        assert [step for step in await engine.get_steps(run.id) if step.status != StepStatus.CANCELLED] == []
+        assert await engine.runs.get(run.id) == cancelled
+        assert [step for step in await engine.runs.steps(run.id) if step.status != StepStatus.CANCELLED] == []
         assert [frame for frame in await timeline(engine, run) if frame.kind == "log"] == []
-        tables = engine._store.database.rows("SELECT name FROM sqlite_schema WHERE name = 'late'")
+        tables = engine.internals.store.database.rows("SELECT name FROM sqlite_schema WHERE name = 'late'")
         assert tables == []
     assert after == (["went on"] if how == "completes" else [])
     assert cancelled.status == RunStatus.CANCELLED

@@ -34,10 +34,10 @@ async def test_cancelling_a_run_cancels_its_children_and_theirs_awaited_or_not(r
         children = [derive(run.id, "wait"), derive(run.id, "aside")]
         ids = [run.id, *children, *(derive(child, "wait") for child in children)]
         for id in ids:
-            while id not in [found.id for found in await engine.list_runs(status="waiting")]:
+            while id not in [found.id for found in await engine.runs.list(status="waiting")]:
                 await asyncio.sleep(0.003)
-        await engine.cancel(run.id)
-        statuses = [(await engine.get_run(id)).status for id in ids]
+        await engine.runs.cancel(run.id)
+        statuses = [(await engine.runs.get(id)).status for id in ids]
     assert statuses == [RunStatus.CANCELLED] * 5
 
 
@@ -63,7 +63,7 @@ async def test_a_child_in_the_middle_of_a_step_is_told_that_its_parent_was_cance
     async with running(waits, works) as engine:
         run = await engine.trigger(waits)
         await begun.wait()
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
         await asyncio.wait_for(told.wait(), 5)
         assert (await child_of(engine, run)).status == RunStatus.CANCELLED
 
@@ -86,7 +86,7 @@ async def test_a_child_that_is_no_longer_awaited_is_cancelled(running, how):
     async with running(gives_up, endless, double) as engine:
         run = await finish(engine, await engine.trigger(gives_up))
         child = await child_of(engine, run)
-        steps = {step.name: step.status for step in await engine.get_steps(run.id)}
+        steps = {step.name: step.status for step in await engine.runs.steps(run.id)}
     assert run.output == "went on"
     assert child.status == RunStatus.CANCELLED
     assert steps["wait"] == StepStatus.CANCELLED
@@ -103,7 +103,7 @@ async def test_a_child_that_is_called_off_while_it_is_being_started_does_not_go_
 
     async with running(changes_its_mind, endless) as engine:
         run = await finish(engine, await engine.trigger(changes_its_mind))
-        children = [found for found in await engine.list_runs() if found.id != run.id]
+        children = [found for found in await engine.runs.list() if found.id != run.id]
     assert run.output == "went on"
     assert [child.status for child in children] in ([], [RunStatus.CANCELLED])
 
@@ -147,8 +147,8 @@ async def test_a_run_that_runs_out_of_time_takes_its_child_with_it_also_one_with
     async with running(strict, endless, clock=clock) as engine:
         run = await engine.trigger(strict, deadline=deadline)
         await clock.advance(61)
-        run, child = await engine.get_run(run.id), await child_of(engine, run)
-        frames = [frame.to_frame() for frame in engine._store.read_frames(child.id, 0, 100)]
+        run, child = await engine.runs.get(run.id), await child_of(engine, run)
+        frames = [frame.to_frame() for frame in engine.internals.store.read_frames(child.id, 0, 100)]
     assert (run.status, run.error.type) == (RunStatus.FAILED, "DeadlineExceeded")
     ends = [frame.status for frame in frames if frame.kind == "run_status" and frame.status.is_terminal]
     assert ends == [child.status], "it ends once"
@@ -181,9 +181,9 @@ async def test_retrying_the_parent_retries_the_child_which_keeps_its_completed_s
     async with running(asks, two_steps) as engine:
         run = await finish(engine, await engine.trigger(asks))
         assert run.status == RunStatus.FAILED
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
-        assert len(await engine.list_runs()) == 2
+        assert len(await engine.runs.list()) == 2
     assert run.output == ["first", "second"]
     assert calls == ["first", "second", "second"]
 
@@ -205,10 +205,10 @@ async def test_a_child_that_completed_without_its_parent_is_not_run_again(runnin
 
     async with running(asks, once) as engine:
         run = await finish(engine, await engine.trigger(asks))
-        await engine.retry(derive(run.id, "wait"))
+        await engine.runs.retry(derive(run.id, "wait"))
         await finish(engine, await child_of(engine, run))
-        assert (await engine.get_run(run.id)).status == RunStatus.FAILED
-        await engine.retry(run.id)
+        assert (await engine.runs.get(run.id)).status == RunStatus.FAILED
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
     assert run.output == "done"
     assert calls == [1, 2]
@@ -230,8 +230,8 @@ async def test_a_child_that_was_deleted_meanwhile_is_started_again(running):
 
     async with running(asks, flaky) as engine:
         run = await finish(engine, await engine.trigger(asks))
-        await engine.delete_run(derive(run.id, "wait"))
-        await engine.retry(run.id)
+        await engine.runs.delete(derive(run.id, "wait"))
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
     assert (run.output, len(calls)) == ("done", 2)
 
@@ -248,16 +248,16 @@ async def test_what_becomes_of_a_child_later_does_not_disturb_a_parent_that_has_
         run = await engine.trigger(catches)
         await reach(engine, run.id, RunStatus.WAITING)
         child_id = derive(run.id, "wait")
-        await engine.cancel(child_id)
-        while (await engine.get_run(run.id)).waiting_reason != "it waits for breakpoint 'stay' to be resumed":
+        await engine.runs.cancel(child_id)
+        while (await engine.runs.get(run.id)).waiting_reason != "it waits for breakpoint 'stay' to be resumed":
             await asyncio.sleep(0.003)
-        await engine.retry(child_id)
+        await engine.runs.retry(child_id)
         await reach(engine, child_id, RunStatus.WAITING)
-        await engine.resume(child_id)
-        await finish(engine, await engine.get_run(child_id))
-        (wait, _) = await engine.get_steps(run.id)
+        await engine.runs.resume(child_id)
+        await finish(engine, await engine.runs.get(child_id))
+        (wait, _) = await engine.runs.steps(run.id)
         assert wait.status == StepStatus.FAILED
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
 
 
 async def test_a_child_that_was_retried_by_hand_is_not_cancelled_when_its_parent_ends(running):
@@ -272,10 +272,10 @@ async def test_a_child_that_was_retried_by_hand_is_not_cancelled_when_its_parent
         run = await engine.trigger(asks)
         await settle()
         child = await child_of(engine, run)
-        await engine.cancel(child.id)
-        await engine.retry(child.id)
+        await engine.runs.cancel(child.id)
+        await engine.runs.retry(child.id)
         await settle()
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).output == "went on without it"
         assert (await child_of(engine, run)).status == RunStatus.WAITING
 
@@ -290,5 +290,5 @@ async def test_a_run_that_is_started_outlives_its_starter(running):
         started = await reach(engine, run.output, RunStatus.WAITING)
         assert started.parent_run_id == run.id
         assert started.parent_step is None
-        await engine.resume(started.id)
+        await engine.runs.resume(started.id)
         assert (await finish(engine, started)).status == RunStatus.COMPLETED

@@ -37,9 +37,9 @@ async def test_the_start_of_a_child_and_the_record_of_it_are_one_transaction(run
                 await point
             looker = Engine(database_path, exclusive=True)
             await looker.start(claim=False)
-            for run in await looker.list_runs(job="parent"):
-                is_recorded = any(step.kind == "child" for step in await looker.get_steps(run.id))
-                is_started = any(found.parent_run_id == run.id for found in await looker.list_runs(job="double"))
+            for run in await looker.runs.list(job="parent"):
+                is_recorded = any(step.kind == "child" for step in await looker.runs.steps(run.id))
+                is_started = any(found.parent_run_id == run.id for found in await looker.runs.list(job="double"))
                 assert is_recorded == is_started
                 seen.add(is_recorded)
             await looker.stop()
@@ -53,7 +53,7 @@ async def test_a_parent_that_dies_at_any_commit_has_one_child_and_its_output(run
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert (run.status, run.output) == (RunStatus.COMPLETED, 8)
-        assert [step.name for step in await engine.get_steps(run.id)] == ["doubled"]
+        assert [step.name for step in await engine.runs.steps(run.id)] == ["doubled"]
         assert (await child_of(engine, run, "doubled")).completed_steps == 1
 
     await survive_every_death(running, [parent, double], play, check, max_concurrent_runs=slots)
@@ -85,13 +85,13 @@ async def test_a_run_that_is_started_and_not_awaited_is_started_once_whenever_it
 
     async def play(engine: Engine, key: str) -> Run:
         run = await finish(engine, await engine.trigger(starts, 5, idempotency_key=key))
-        await engine.wait_for_run(run.output)
+        await engine.runs.wait(run.output)
         return run
 
     async def check(engine: Engine, key: str, run: Run) -> None:
-        started = await engine.get_run(run.output)
+        started = await engine.runs.get(run.output)
         assert (started.id, started.output) == (derive(run.id, "start"), 10)
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
         assert (step.kind, step.status, step.output) == ("start", StepStatus.COMPLETED, started.id)
 
     await survive_every_death(running, [starts, double], play, check)
@@ -107,10 +107,10 @@ async def test_a_family_is_cancelled_whole_or_not_at_all_whenever_the_engine_die
         ids = [run.id, child_id := derive(run.id, "wait"), derive(child_id, "wait")]
         if run.is_active:
             for id in ids:
-                while (await engine.list_runs(search=id) or [run])[0].status in (RunStatus.PENDING, RunStatus.LEASED):
+                while (await engine.runs.list(search=id) or [run])[0].status in (RunStatus.PENDING, RunStatus.LEASED):
                     await asyncio.sleep(0.003)
-            await engine.cancel(run.id)
-        return [await engine.get_run(id) for id in ids]
+            await engine.runs.cancel(run.id)
+        return [await engine.runs.get(id) for id in ids]
 
     async def check(engine: Engine, key: str, family: list[Run]) -> None:
         assert [run.status for run in family] == [RunStatus.CANCELLED] * 3
@@ -136,10 +136,12 @@ async def test_a_parent_whose_engine_dies_hears_of_a_child_that_runs_in_another_
         async with running(asks, slow, clock=clock, exclusive=False, max_concurrent_runs=0) as first:
             run = await first.trigger(asks)
             await clock.advance(1)  # the other engine notices it
-            assert (await first.get_run(derive(run.id, "wait"))).lease_owner == other._dispatcher.claiming.owner
-            assert (await first.get_run(run.id)).status == RunStatus.WAITING
+            assert (
+                await first.runs.get(derive(run.id, "wait"))
+            ).lease_owner == other.internals.dispatcher.claiming.owner
+            assert (await first.runs.get(run.id)).status == RunStatus.WAITING
             await crash(first)
-        other._dispatcher.claim(0)
+        other.internals.dispatcher.claim(0)
         gate.set()
         await settle()
         async with running(asks, slow, clock=clock, exclusive=False) as second:
@@ -158,16 +160,16 @@ async def test_a_parent_in_one_engine_goes_on_when_its_child_ends_in_another(run
         return doubled + 1
 
     async with running(asks, double, clock=clock, exclusive=False) as first:
-        first._dispatcher.claim(1)  # the parent, and nothing more
+        first.internals.dispatcher.claim(1)  # the parent, and nothing more
         run = await first.trigger(asks, 4)
         await clock.advance(0.1)
-        assert (await first.get_run(run.id)).status == RunStatus.WAITING
-        first._dispatcher.claim(0)
+        assert (await first.runs.get(run.id)).status == RunStatus.WAITING
+        first.internals.dispatcher.claim(0)
         async with running(asks, double, clock=clock, exclusive=False) as second:
-            second._dispatcher.claim(1)
+            second.internals.dispatcher.claim(1)
             await clock.advance(0.1)
-            assert (await second.get_run(derive(run.id, "doubled"))).status == RunStatus.COMPLETED
-            first._dispatcher.claim()
+            assert (await second.runs.get(derive(run.id, "doubled"))).status == RunStatus.COMPLETED
+            first.internals.dispatcher.claim()
             await clock.advance(2)
             assert (await finish(first, run)).output == 9
 
@@ -191,15 +193,15 @@ async def test_a_child_that_ends_in_another_engine_just_before_its_parent_is_par
 
     options = {"clock": clock, "exclusive": False}
     async with running(asks, double, **options) as first, running(asks, double, **options) as second:
-        first._dispatcher.claim(1)
-        second._dispatcher.claim(0)
+        first.internals.dispatcher.claim(1)
+        second.internals.dispatcher.claim(0)
         run = await first.trigger(asks, 4)
         await settle()
-        second._dispatcher.claim(1)
+        second.internals.dispatcher.claim(1)
         await settle()
-        assert (await first.get_run(derive(run.id, "doubled"))).status == RunStatus.COMPLETED
-        assert (await first.get_run(run.id)).status == RunStatus.LEASED
+        assert (await first.runs.get(derive(run.id, "doubled"))).status == RunStatus.COMPLETED
+        assert (await first.runs.get(run.id)).status == RunStatus.LEASED
         gate.set()
         await settle()
-        frames = [frame.to_frame() for frame in first._store.read_frames(run.id, 0, 100)]
+        frames = [frame.to_frame() for frame in first.internals.store.read_frames(run.id, 0, 100)]
     assert [frame.status for frame in frames if frame.kind == "run_status"] == ["pending", "leased", "completed"]

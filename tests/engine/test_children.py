@@ -48,7 +48,7 @@ async def test_the_runs_that_a_run_has_started_are_listed_by_its_id(running):
     async with running(parent, double) as engine:
         run = await finish(engine, await engine.trigger(parent, 4))
         await engine.trigger(double, 5)
-        assert await engine.list_runs(parent=run.id) == [await child_of(engine, run, "doubled")]
+        assert await engine.runs.list(parent=run.id) == [await child_of(engine, run, "doubled")]
 
 
 async def test_the_output_has_the_type_that_the_childs_job_declares(running):
@@ -107,7 +107,7 @@ async def test_a_child_that_is_cancelled_ends_the_wait(running):
     async with running(waits_for_endless, endless) as engine:
         run = await engine.trigger(waits_for_endless)
         await reach(engine, run.id, RunStatus.WAITING)
-        await engine.cancel(derive(run.id, "wait"))
+        await engine.runs.cancel(derive(run.id, "wait"))
         run = await finish(engine, run)
     assert (run.status, run.error.type) == (RunStatus.FAILED, "ChildFailed")
     assert "Cancelled" in run.error.message
@@ -128,7 +128,7 @@ async def test_a_child_whose_deadline_passes_ends_the_wait(running):
     async with running(impatient, endless, clock=clock) as engine:
         run = await engine.trigger(impatient)
         await clock.advance(59)
-        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
         await clock.advance(2)
         assert (await finish(engine, run)).output == "DeadlineExceeded"
 
@@ -168,7 +168,7 @@ async def test_a_child_that_is_dead_ends_the_wait(running):
     for _ in range(2):
         async with running(*jobs, max_recoveries=1) as engine:
             with suppress(TimeoutError):
-                run = await engine.wait_for_run(run.id, timeout=0.1)
+                run = await engine.runs.wait(run.id, timeout=0.1)
             await crash(engine)
     assert run.output == "CrashLoop"
 
@@ -192,9 +192,9 @@ async def test_a_child_that_goes_with_its_dead_parent_is_cancelled_and_not_dead_
         await settle()
         await crash(engine)
     async with running(waits, hangs, max_recoveries=0) as engine:
-        (child,) = await engine.list_runs(job="hangs")
+        (child,) = await engine.runs.list(job="hangs")
         ended = [frame.status for frame in await timeline(engine, child) if frame.kind == "run_status"][2:]
-        assert (await engine.get_run(run.id)).status == RunStatus.DEAD
+        assert (await engine.runs.get(run.id)).status == RunStatus.DEAD
     assert ended == ([RunStatus.CANCELLED] if comes_later else [RunStatus.PENDING, RunStatus.CANCELLED])
 
 
@@ -247,7 +247,7 @@ async def test_an_input_that_does_not_fit_is_the_parents_error_and_starts_nothin
 
     async with running(careless, double, print_letter) as engine:
         assert (await finish(engine, await engine.trigger(careless))).output == "caught"
-        assert len(await engine.list_runs()) == 1
+        assert len(await engine.runs.list()) == 1
 
 
 async def test_a_child_takes_labels_priority_and_a_time_to_begin(running):
@@ -263,7 +263,7 @@ async def test_a_child_takes_labels_priority_and_a_time_to_begin(running):
         await clock.advance(3599)
         child = await child_of(engine, run, "later")
         assert (child.status, child.priority, child.run_at) == (RunStatus.PENDING, 7, run_at)
-        assert [found.id for found in await engine.list_runs(labels={"kind": "night"})] == [child.id]
+        assert [found.id for found in await engine.runs.list(labels={"kind": "night"})] == [child.id]
         await clock.advance(2)
         assert (await finish(engine, run)).output == 42
 
@@ -275,9 +275,9 @@ async def test_while_it_waits_the_parent_is_parked_and_tells_for_what(running):
     async with running(waits_for_endless, endless) as engine:
         run = await engine.trigger(waits_for_endless)
         run = await reach(engine, run.id, RunStatus.WAITING)
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
         await reach(engine, derive(run.id, "wait"), RunStatus.WAITING)
-        await engine.resume(derive(run.id, "wait"))
+        await engine.runs.resume(derive(run.id, "wait"))
         frames = await timeline(engine, run)
     assert run.waiting_reason == "it waits for child run 'wait'"
     assert (step.kind, step.status, step.waiting_for) == ("child", StepStatus.RUNNING, "child run 'wait'")
@@ -334,12 +334,12 @@ async def test_what_was_a_step_and_comes_back_as_a_child_fails_the_run(running):
 
     async with running(changes, double) as engine:
         run = await engine.trigger(changes)
-        while (await engine.get_run(run.id)).completed_steps < 1:
+        while (await engine.runs.get(run.id)).completed_steps < 1:
             await asyncio.sleep(0.003)
         await crash(engine)
     async with running(changes, double) as engine:
         run = await finish(engine, run)
-        assert len(await engine.list_runs()) == 1
+        assert len(await engine.runs.list()) == 1
     assert (run.status, run.error.type) == (RunStatus.FAILED, "NonDeterminismError")
 
 
@@ -356,7 +356,7 @@ async def test_a_parent_goes_on_whether_it_stayed_in_memory_or_not(running, max_
         run = await engine.trigger(counts)
         await reach(engine, run.id, RunStatus.WAITING)
         await reach(engine, derive(run.id, "wait"), RunStatus.WAITING)
-        await engine.resume(derive(run.id, "wait"))
+        await engine.runs.resume(derive(run.id, "wait"))
         assert (await finish(engine, run)).status == RunStatus.COMPLETED
     assert len(begun) == (2 if max_parked == 0 else 1)
 
@@ -374,7 +374,7 @@ async def test_a_child_that_has_ended_needs_its_job_no_longer(running):
 
     async with running(remembers, double) as engine:
         run = await engine.trigger(remembers)
-        while (await engine.get_run(run.id)).completed_steps < 1:
+        while (await engine.runs.get(run.id)).completed_steps < 1:
             await asyncio.sleep(0.003)
         await crash(engine)
     async with running(remembers) as engine:

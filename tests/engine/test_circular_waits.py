@@ -30,7 +30,7 @@ async def test_a_singleton_that_would_wait_for_itself_is_told_so_instead_of_wait
 
     async with running(sync, asking(sync, "between")) as engine:
         run = await finish(engine, await engine.trigger(sync, {}))
-        assert [found.id for found in await engine.list_runs(job="sync")] == [run.id]
+        assert [found.id for found in await engine.runs.list(job="sync")] == [run.id]
     assert run.status == RunStatus.FAILED
     assert "CircularWait" in run.error.message
 
@@ -53,7 +53,7 @@ async def test_two_singletons_that_would_follow_each_other_do_not_wait_for_ever(
         left, right = await engine.trigger("left"), await engine.trigger("right")
         for run in (left, right):
             await settle()
-            await engine.resume(run.id)
+            await engine.runs.resume(run.id)
         assert (await finish(engine, right)).output == "CircularWait"
         assert (await finish(engine, left)).output == "CircularWait"  # what the right one has returned
 
@@ -73,7 +73,7 @@ async def test_a_replay_is_told_of_a_circle_again_though_there_is_none_any_more(
     async with running(sync, max_parked=0) as engine:
         run = await engine.trigger(sync, {"group": 1})
         await settle()
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).output == "ended"
     assert told == ["CircularWait"] * 2
 
@@ -88,4 +88,4 @@ async def test_a_singleton_may_start_its_next_run_itself_when_it_does_not_wait_f
     async with running(sync) as engine:
         await engine.trigger(sync, 2)
         await settle()
-        assert sorted(run.output for run in await engine.list_runs(status="completed")) == [0, 1, 2]
+        assert sorted(run.output for run in await engine.runs.list(status="completed")) == [0, 1, 2]

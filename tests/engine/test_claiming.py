@@ -44,7 +44,7 @@ async def test_thousands_of_runs_of_a_job_that_is_gone_fail_and_the_others_keep_
     async with running(here, max_concurrent_runs=4) as e:
         for run in runs:
             await finish(e, run)
-        assert await e.count_runs(by="status") == {"completed": 20, "failed": 2000}
+        assert await e.runs.count(by="status") == {"completed": 20, "failed": 2000}
     assert most["most"] == 4
 
 
@@ -55,7 +55,7 @@ async def test_runs_that_cannot_be_executed_count_among_those_that_were_asked_fo
     e = Engine(e.path, exclusive=True)
     await e.start(claim=False)
     assert await e.run_until_idle(max_runs=3) == 3
-    assert await e.count_runs(by="status") == {"failed": 3, "pending": 7}
+    assert await e.runs.count(by="status") == {"failed": 3, "pending": 7}
     await e.stop()
 
 
@@ -71,9 +71,9 @@ async def test_what_a_listener_triggers_finds_the_slot_of_what_it_is_told_of_tak
 
         e.on("run:trigger", trigger_another)
         await e.trigger(here, 0)
-        for run in await e.list_runs():
+        for run in await e.runs.list():
             await finish(e, run)
-        assert await e.count_runs() == {"completed": 6}
+        assert await e.runs.count() == {"completed": 6}
     assert most["most"] == 1
 
 
@@ -107,7 +107,7 @@ async def test_a_run_that_a_step_triggers_is_not_taken_for_a_part_of_that_step(r
         return await ctx.step("trigger", trigger)
 
     async with running(inner, outer) as e:
-        run = await finish(e, await e.get_run((await e.trigger_and_wait(outer)).output))
+        run = await finish(e, await e.runs.get((await e.trigger_and_wait(outer)).output))
         assert run.output == run.id
         assert [frame.step for frame in await timeline(e, run) if frame.kind == "log"] == [None]
 
@@ -184,8 +184,8 @@ async def test_what_may_not_overlap_begins_when_the_one_that_was_told_to_stop_ha
         if end == "overdue":
             await clock.advance(60)
         else:
-            await e.cancel(first.id)
-        assert (await e.get_run(first.id)).is_terminal
+            await e.runs.cancel(first.id)
+        assert (await e.runs.get(first.id)).is_terminal
         second = await e.trigger(prints, 2, **options)
         await settle()
         assert told == ["1 begins"]
@@ -216,7 +216,7 @@ async def test_what_may_overlap_does_not_wait_for_one_that_was_told_to_stop(runn
     async with running(prints) as e:
         first = await e.trigger(prints, 1, concurrency_key="one printer")
         await settle()
-        await e.cancel(first.id)
+        await e.runs.cancel(first.id)
         await finish(e, await e.trigger(prints, 2, concurrency_key="another printer"))
         await finish(e, await e.trigger(prints, 3))
         assert "1 lets go" not in told
@@ -230,8 +230,8 @@ async def test_a_run_that_is_retried_while_it_lets_go_begins_again_when_it_has(r
     async with running(prints) as e:
         run = await e.trigger(prints, 1)
         await settle()
-        await e.cancel(run.id)
-        await e.retry(run.id)
+        await e.runs.cancel(run.id)
+        await e.runs.retry(run.id)
         await settle()
         assert told == ["1 begins"]
         gate.set()
@@ -249,7 +249,7 @@ async def test_one_that_waits_for_another_to_let_go_can_be_cancelled_and_the_nex
             runs.append(await e.trigger(prints, number, concurrency_key="printer"))
             await settle()
             if number < 3:
-                await e.cancel(runs[-1].id)
+                await e.runs.cancel(runs[-1].id)
         assert told == ["1 begins"]
         gate.set()
         await finish(e, runs[2])
@@ -271,8 +271,8 @@ async def test_a_parked_run_goes_on_when_the_one_with_its_key_has_let_go(running
         await reach(e, parked.id, "waiting")
         first = await e.trigger(prints, 1, concurrency_key="printer")
         await settle()
-        await e.signal(parked.id, "go")
-        await e.cancel(first.id)
+        await e.runs.signal(parked.id, "go")
+        await e.runs.cancel(first.id)
         await settle()
         assert told == ["1 begins"]
         gate.set()
@@ -308,9 +308,9 @@ async def test_a_run_that_is_taken_away_while_its_branches_let_go_is_left_as_it_
     async with running(branches) as e:
         run = await e.trigger(branches)
         await settle()
-        assert (await e.get_run(run.id)).status == "leased"
+        assert (await e.runs.get(run.id)).status == "leased"
         if what == "cancel":
-            await e.cancel(run.id)
+            await e.runs.cancel(run.id)
         asyncio.get_running_loop().call_later(0.01, gate.set)
         await (crash(e) if what == "crash" else e.stop(drain=what == "cancel"))
     async with running(branches) as e:
@@ -347,11 +347,11 @@ async def test_a_run_whose_input_cannot_be_read_any_more_fails_alone(running):
     async with running(echo, max_concurrent_runs=1) as e:
         e.on("run:leased", lambda event: None)
         run, damaged, last = [await e.trigger(echo, number) for number in range(3)]
-        with e._store.transaction():
-            e._store.database.execute("UPDATE durable_runs SET input = '{' WHERE id = :id", {"id": damaged.id})
+        with e.internals.store.transaction():
+            e.internals.store.database.execute("UPDATE durable_runs SET input = '{' WHERE id = :id", {"id": damaged.id})
         for each in (run, damaged, last):
             await timeline(e, each)
-        assert await e.count_runs(by="status") == {"completed": 2, "failed": 1}
+        assert await e.runs.count(by="status") == {"completed": 2, "failed": 1}
 
 
 class Stranger:
@@ -377,11 +377,11 @@ async def test_what_a_body_holds_is_not_asked_what_it_is_when_its_timers_are_loo
     async with engine(holds) as e:
         run = await e.trigger(holds)
         await settle()
-        assert (await e.get_run(run.id)).status == RunStatus.WAITING
+        assert (await e.runs.get(run.id)).status == RunStatus.WAITING
         if has_died:
             await restart(e)
             await settle()
-        await e.signal(run.id, "go", "gone")
+        await e.runs.signal(run.id, "go", "gone")
         assert (await finish(e, run)).output == "gone"
 
 
@@ -401,22 +401,22 @@ async def test_a_child_that_is_made_again_after_another_engine_has_deleted_it_is
         await ctx.run_job("child", child)
 
     async with running(child, parent, exclusive=False) as first, running(child, parent, exclusive=False) as second:
-        first._dispatcher.claim(0), second._dispatcher.claim(0)
+        first.internals.dispatcher.claim(0), second.internals.dispatcher.claim(0)
         run = await first.trigger(parent)
-        first._dispatcher.claim()
+        first.internals.dispatcher.claim()
         await finish(first, run)
-        (made,) = [each for each in await first.list_runs() if each.job == "child"]
-        first._dispatcher.claim(0)
+        (made,) = [each for each in await first.runs.list() if each.job == "child"]
+        first.internals.dispatcher.claim(0)
         broken = False
-        second._dispatcher.claim()
-        await second.retry(made.id)
+        second.internals.dispatcher.claim()
+        await second.runs.retry(made.id)
         await finish(second, made)
-        await second.delete_run(made.id)
-        second._dispatcher.claim(0)
-        first._dispatcher.claim()
-        await first.retry(run.id)
+        await second.runs.delete(made.id)
+        second.internals.dispatcher.claim(0)
+        first.internals.dispatcher.claim()
+        await first.runs.retry(run.id)
         await finish(first, run)
-        seqs = [frame.seq for frame in first._store.read_all_frames(0, 1000) if frame.run_id == made.id]
+        seqs = [frame.seq for frame in first.internals.store.read_all_frames(0, 1000) if frame.run_id == made.id]
         assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
         assert len(seqs) > 5
 
@@ -428,18 +428,18 @@ async def test_a_wait_that_cannot_be_read_is_taken_up_again_instead_of_failing(m
 
     clock = MockClock()
     async with engine(parent, clock=clock) as e:
-        outcomes_after = e._store.steps.outcomes_after
+        outcomes_after = e.internals.store.steps.outcomes_after
 
         def fail(run_id: str, order: int) -> None:
-            monkeypatch.setattr(e._store.steps, "outcomes_after", outcomes_after)
+            monkeypatch.setattr(e.internals.store.steps, "outcomes_after", outcomes_after)
             raise StorageError("path", "the disk is busy")
 
         run = await e.trigger(parent)
         await settle()
-        monkeypatch.setattr(e._store.steps, "outcomes_after", fail)
-        await e.signal(run.id, "go", "on")
+        monkeypatch.setattr(e.internals.store.steps, "outcomes_after", fail)
+        await e.runs.signal(run.id, "go", "on")
         await settle()
-        assert e._store.steps.outcomes_after is outcomes_after
+        assert e.internals.store.steps.outcomes_after is outcomes_after
         await clock.advance(5)
         assert (await finish(e, run)).output == "on"
 
@@ -461,7 +461,7 @@ async def test_a_trigger_tells_of_the_run_as_it_stands_when_it_is_made(running, 
 
     async with running(typed, max_concurrent_runs=slots) as e:
         told = await e.trigger(typed, datetime(2026, 3, 29, 2, 30, tzinfo=UTC), **options)
-        stands = await e.get_run(told.id)
+        stands = await e.runs.get(told.id)
         if slots == 0:
             assert told == dataclasses.replace(stands, disposition="created")
         else:  # it may be leased by now
@@ -477,13 +477,13 @@ async def test_a_run_that_is_leased_as_it_is_made_is_as_any_other_that_is_leased
         await opened.wait()
 
     def row(e: Engine, run_id: str) -> dict[str, object]:
-        cursor = e._store.database.execute("SELECT * FROM durable_runs WHERE id = ?", (run_id,))
+        cursor = e.internals.store.database.execute("SELECT * FROM durable_runs WHERE id = ?", (run_id,))
         names = [column[0] for column in cursor.description]
         return {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if name != "id"}
 
     async with running(both, clock=MockClock(), max_concurrent_runs=2) as e:
         at_once = await e.trigger(both)
-        assert (await e.get_run(at_once.id)).status == RunStatus.LEASED
+        assert (await e.runs.get(at_once.id)).status == RunStatus.LEASED
         later, _ = await e.trigger_many([Trigger(both), Trigger(both)])
         assert row(e, at_once.id) == row(e, later.id)
         opened.set()

@@ -46,9 +46,9 @@ async def test_a_clock_that_is_set_back_does_not_let_a_waiting_step_begin_early(
         await clock.advance(30)
         clock.set_back(HOUR)
         await clock.advance(HOUR + 29)
-        assert (len(calls), (await engine.get_run(run.id)).status) == (1, RunStatus.WAITING)
+        assert (len(calls), (await engine.runs.get(run.id)).status) == (1, RunStatus.WAITING)
         await clock.advance(2)
-        assert (await engine.get_run(run.id)).output == 2
+        assert (await engine.runs.get(run.id)).output == 2
 
 
 async def test_a_short_wait_that_the_clock_made_long_gives_its_slot_away(running, flaky, calls):
@@ -56,12 +56,12 @@ async def test_a_short_wait_that_the_clock_made_long_gives_its_slot_away(running
     async with running(flaky, clock=clock) as engine:
         run = await engine.trigger("flaky", 0.5)
         await settle()
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         clock.set_back(HOUR)
         await clock.advance(1)
-        assert (len(calls), (await engine.get_run(run.id)).status) == (1, RunStatus.WAITING)
+        assert (len(calls), (await engine.runs.get(run.id)).status) == (1, RunStatus.WAITING)
         await clock.advance(HOUR)
-        assert (await engine.get_run(run.id)).output == 2
+        assert (await engine.runs.get(run.id)).output == 2
 
 
 async def test_what_came_due_while_the_computer_slept_begins_with_the_next_heartbeat(running, flaky):
@@ -71,7 +71,7 @@ async def test_what_came_due_while_the_computer_slept_begins_with_the_next_heart
         await clock.advance(1)
         clock.set_forward(2 * HOUR)  # and no timer has counted meanwhile
         await clock.advance(10)
-        assert (await engine.get_run(run.id)).output == 2
+        assert (await engine.runs.get(run.id)).output == 2
 
 
 async def test_a_scheduled_run_and_a_deadline_follow_the_wall_clock(running, flaky):
@@ -86,11 +86,11 @@ async def test_a_scheduled_run_and_a_deadline_follow_the_wall_clock(running, fla
         limited = await engine.trigger("endless", deadline=noon)
         clock.set_back(HOUR)
         await clock.advance(HOUR + HOUR - 1)
-        assert (await engine.get_run(scheduled.id)).status == RunStatus.PENDING
-        assert (await engine.get_run(limited.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(scheduled.id)).status == RunStatus.PENDING
+        assert (await engine.runs.get(limited.id)).status == RunStatus.LEASED
         await clock.advance(2)
-        assert (await engine.get_run(scheduled.id)).status == RunStatus.COMPLETED
-        assert (await engine.get_run(limited.id)).error.type == "DeadlineExceeded"
+        assert (await engine.runs.get(scheduled.id)).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(limited.id)).error.type == "DeadlineExceeded"
 
 
 async def test_what_is_due_in_a_year_sets_no_timer_that_a_browser_could_not_count(running, flaky):
@@ -121,10 +121,10 @@ async def test_what_is_due_in_a_year_sets_no_timer_that_a_browser_could_not_coun
         run = await engine.trigger("flaky", 0, run_at=in_a_year)
         waiting = await engine.trigger("flaky", 365 * 24 * HOUR)
         await settle()
-        assert (await engine.get_run(waiting.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(waiting.id)).status == RunStatus.WAITING
         busy = await engine.trigger("busy")
         await clock.advance(365 * 24 * HOUR + 10)
-        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(run.id)).status == RunStatus.COMPLETED
         gate.set()
         assert (await finish(engine, busy)).output == ["came through", True]
 
@@ -147,7 +147,7 @@ async def test_durations_are_never_negative(running):
         gate.set()
         frames = await timeline(engine, first)
         second = await finish(engine, second)
-        (step,) = await engine.get_steps(second.id)
+        (step,) = await engine.runs.steps(second.id)
     assert told == [0.0] * 4
     assert [frame.duration for frame in frames if frame.kind == "step_status" and frame.status == "completed"] == [0.0]
     assert (second.queue_time, step.queue_time) == (0.0, 0.0)
@@ -165,7 +165,7 @@ async def test_runs_triggered_after_the_clock_was_set_back_still_come_after_thos
         await engine.trigger("note", 1)
         clock.set_back(HOUR)
         await finish(engine, await engine.trigger("note", 2))
-        assert [run.input for run in await engine.list_runs()] == [2, 1]
+        assert [run.input for run in await engine.runs.list()] == [2, 1]
     assert order == [1, 2]
 
 
@@ -191,10 +191,10 @@ async def test_an_owner_keeps_its_lease_when_the_clock_is_set_back_and_others_ta
         clock.set_back(JUMP)
         await clock.advance(2 * JUMP)  # heartbeats go on meanwhile, and renew
         assert begun == [1]
-        renewed = (await other.get_run(run.id)).lease_expires_at.timestamp() * 1000
+        renewed = (await other.runs.get(run.id)).lease_expires_at.timestamp() * 1000
         assert clock.now() < renewed <= clock.now() + 30_000
 
-        holder = owner if owner._dispatcher.executing else other
+        holder = owner if owner.internals.dispatcher.executing else other
         await crash(holder)
         clock.set_back(JUMP)
         heir = other if holder is owner else owner
@@ -230,7 +230,7 @@ async def test_a_run_whose_lease_a_jump_of_the_clock_ended_is_executed_once_more
         assert begun == [1, 2]
         gates[1].set()
         await settle()
-        assert (await one.get_run(run.id)).status == RunStatus.LEASED
+        assert (await one.runs.get(run.id)).status == RunStatus.LEASED
         gates[2].set()
         run = await finish(one, run)
     assert (run.output, run.generation) == (2, 2)

@@ -21,8 +21,8 @@ async def test_a_run_that_fails_undoes_its_steps_the_latest_first_and_ends_with_
     async with running(order := saga(undone, ["reserve", "charge", "ship"])) as engine:
         run = await engine.trigger(order)
         frames = await timeline(engine, run)
-        run = await engine.get_run(run.id)
-        steps = await engine.get_steps(run.id)
+        run = await engine.runs.get(run.id)
+        steps = await engine.runs.steps(run.id)
     assert undone == ["SHIP", "CHARGE", "RESERVE"]
     assert (run.status, run.error.type, run.failed_step) == (RunStatus.FAILED, "StepFailed", "fail")
     assert "out of stock" in run.error.message
@@ -74,7 +74,7 @@ async def test_steps_side_by_side_are_undone_in_the_reverse_order_of_their_compl
     async with running(parallel) as engine:
         run = await engine.trigger(parallel)
         turns[1].set()
-        while (await engine.get_run(run.id)).completed_steps < 2:
+        while (await engine.runs.get(run.id)).completed_steps < 2:
             await asyncio.sleep(0.003)
         turns[2].set()
         await finish(engine, run)
@@ -146,12 +146,12 @@ async def test_code_that_no_longer_matches_its_history_undoes_nothing_and_keeps_
     order = saga(undone, ["reserve"], change)
     async with running(order) as engine:
         run = await engine.trigger(order)
-        while (await engine.get_run(run.id)).completed_steps < 2:
+        while (await engine.runs.get(run.id)).completed_steps < 2:
             await asyncio.sleep(0.003)
         await crash(engine)
     async with running(order) as engine:
         run = await finish(engine, run)
-        assert [step.name for step in await engine.get_steps(run.id)] == ["reserve", "pay"]
+        assert [step.name for step in await engine.runs.steps(run.id)] == ["reserve", "pay"]
     assert (run.status, run.error.type, undone) == (RunStatus.FAILED, "NonDeterminismError", [])
 
 
@@ -200,7 +200,7 @@ async def test_what_another_branch_has_under_way_is_stopped_first_and_undone_if_
 
     async with running(branches) as engine:
         run = await finish(engine, await engine.trigger(branches))
-        steps = {step.name: step.status for step in await engine.get_steps(run.id)}
+        steps = {step.name: step.status for step in await engine.runs.steps(run.id)}
     assert sorted(told[:2]) == ["asked to stop", "obeyed"]
     assert told[2:] == ["came to its end", "insisted", "first"]
     assert run.failed_step == "fail"
@@ -215,7 +215,7 @@ async def test_a_deadline_that_passes_undoes_what_was_done(running):
         await clock.advance(59)
         assert undone == []
         await clock.advance(2)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, run.error.type, undone) == (RunStatus.FAILED, "DeadlineExceeded", ["RESERVE"])
 
 
@@ -233,7 +233,7 @@ async def test_a_run_that_fails_while_it_is_paused_undoes_its_steps_all_the_same
     async with running(order := saga(undone, ["reserve", "charge"], fail_when_told)) as engine:
         run = await engine.trigger(order)
         await settle()
-        await engine.pause(run.id)
+        await engine.runs.pause(run.id)
         gate.set()
         run = await finish(engine, run)
     assert (run.status, run.paused, undone) == (RunStatus.FAILED, False, ["CHARGE", "RESERVE"])
@@ -247,7 +247,7 @@ async def test_cancelling_with_compensation_returns_at_once_and_ends_as_cancelle
     async with running(order := saga(undone, ["reserve", "charge"], wait_at_breakpoint)) as engine:
         run = await engine.trigger(order)
         await reach(engine, run.id, RunStatus.WAITING)
-        returned = await engine.cancel(run.id, compensate=True)
+        returned = await engine.runs.cancel(run.id, compensate=True)
         assert (returned.status, returned.ending, undone) == (RunStatus.CANCELLING, "cancelled", [])
         run = await finish(engine, run)
     assert (run.status, run.error, run.ending) == (RunStatus.CANCELLED, None, None)
@@ -259,7 +259,7 @@ async def test_cancelling_without_compensation_undoes_nothing(running):
     async with running(order := saga(undone, ["reserve"], wait_at_breakpoint)) as engine:
         run = await engine.trigger(order)
         await reach(engine, run.id, RunStatus.WAITING)
-        assert (await engine.cancel(run.id)).status == RunStatus.CANCELLED
+        assert (await engine.runs.cancel(run.id)).status == RunStatus.CANCELLED
     assert undone == []
 
 
@@ -267,7 +267,7 @@ async def test_a_run_that_has_nothing_to_undo_is_cancelled_at_once(running):
     async with running(order := saga([], [], wait_at_breakpoint)) as engine:
         run = await engine.trigger(order)
         await reach(engine, run.id, RunStatus.WAITING)
-        assert (await engine.cancel(run.id, compensate=True)).status == RunStatus.CANCELLED
+        assert (await engine.runs.cancel(run.id, compensate=True)).status == RunStatus.CANCELLED
 
 
 async def test_a_step_that_is_under_way_has_stopped_before_anything_is_undone(running):
@@ -285,7 +285,7 @@ async def test_a_step_that_is_under_way_has_stopped_before_anything_is_undone(ru
     async with running(order := saga(told, ["reserve"], lambda ctx: ctx.step("work", work))) as engine:
         run = await engine.trigger(order)
         await begun.wait()
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         run = await finish(engine, run)
     assert told == ["cleaned up", "RESERVE"]
     assert run.status == RunStatus.CANCELLED
@@ -308,11 +308,11 @@ async def test_a_second_cancellation_with_compensation_changes_nothing_and_one_w
         patient, stopped = [await engine.trigger(held, name) for name in ("patient", "stopped")]
         for run in (patient, stopped):
             await reach(engine, run.id, RunStatus.CANCELLING)
-        assert (await engine.cancel(patient.id, compensate=True)).status == RunStatus.CANCELLING
-        assert (await engine.cancel(stopped.id)).status == RunStatus.CANCELLED
+        assert (await engine.runs.cancel(patient.id, compensate=True)).status == RunStatus.CANCELLING
+        assert (await engine.runs.cancel(stopped.id)).status == RunStatus.CANCELLED
         gate.set()
         patient = await finish(engine, patient)
-        stopped = await engine.get_run(stopped.id)
+        stopped = await engine.runs.get(stopped.id)
     assert (patient.status, patient.error.message) == (RunStatus.FAILED, "the original error")
     assert stopped.status == RunStatus.CANCELLED
     assert undone == ["patient second", "patient first"]
@@ -336,10 +336,10 @@ async def test_children_that_have_something_to_undo_do_so_too(running):
         run = await engine.trigger(order)
         ids = [run.id, derive(run.id, "aside"), derive(run.id, "deliver")]
         for id in ids:
-            while id not in [found.id for found in await engine.list_runs(status="waiting")]:
+            while id not in [found.id for found in await engine.runs.list(status="waiting")]:
                 await asyncio.sleep(0.003)
-        await engine.cancel(run.id, compensate=True)
-        ended = [(await engine.wait_for_run(id, timeout=5)).status for id in ids]
+        await engine.runs.cancel(run.id, compensate=True)
+        ended = [(await engine.runs.wait(id, timeout=5)).status for id in ids]
     assert ended == [RunStatus.CANCELLED] * 3
     assert sorted(undone) == ["load aside", "load awaited", "reserve"]
 
@@ -366,7 +366,7 @@ async def test_a_child_that_its_failing_parent_waits_for_undoes_what_it_has_done
 
     async with running(order, deliver) as engine:
         run = await finish(engine, await engine.trigger(order))
-        child = await engine.wait_for_run(derive(run.id, "deliver"), timeout=5)
+        child = await engine.runs.wait(derive(run.id, "deliver"), timeout=5)
     assert (run.status, child.status) == (RunStatus.FAILED, RunStatus.CANCELLED)
     assert sorted(undone) == ["load", "reserve"]
 
@@ -376,7 +376,7 @@ async def test_a_paused_run_can_be_cancelled_with_compensation(running):
     async with running(order := saga(undone, ["reserve"], wait_at_breakpoint)) as engine:
         run = await engine.trigger(order)
         await reach(engine, run.id, RunStatus.WAITING)
-        await engine.pause(run.id)
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.pause(run.id)
+        await engine.runs.cancel(run.id, compensate=True)
         run = await finish(engine, run)
     assert (run.status, run.paused, undone) == (RunStatus.CANCELLED, False, ["RESERVE"])

@@ -39,7 +39,7 @@ async def test_an_undo_that_fails_is_recorded_and_does_not_keep_the_others_from_
 
     async with running(stubborn) as engine:
         run = await finish(engine, await engine.trigger(stubborn))
-        steps = {step.name: step for step in await engine.get_steps(run.id)}
+        steps = {step.name: step for step in await engine.runs.steps(run.id)}
     assert undone == ["third", "first"]
     assert (run.status, run.error.message) == (RunStatus.FAILED, "the original error")
     assert steps["compensate:second"].status == StepStatus.FAILED
@@ -61,7 +61,7 @@ async def test_an_undo_that_asks_for_a_step_itself_fails_in_words_and_the_others
     async with running(asking) as engine:
         run = await finish(engine, await engine.trigger("asking"))
         assert (run.status, undone) == (RunStatus.FAILED, ["first"])
-        refused = next(step for step in await engine.get_steps(run.id) if step.name == "compensate:second")
+        refused = next(step for step in await engine.runs.steps(run.id) if step.name == "compensate:second")
         assert (refused.status, refused.error.type) == (StepStatus.FAILED, "NotInStep")
         assert "'refund' was asked for inside the function of step 'compensate:second'" in refused.error.message
 
@@ -85,13 +85,13 @@ async def test_an_undo_is_tried_again_as_its_step_would_be_and_keeps_its_slot_me
         run = await engine.trigger(retries)
         await clock.advance(1)
         assert calls == {"quick": 3, "slow": 1}
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert (run.status, run.lease_owner is not None) == (RunStatus.CANCELLING, True)
         await clock.advance(61)
         assert calls["slow"] == 2
         await clock.advance(61)
-        run = await engine.get_run(run.id)
-        steps = {step.name: step for step in await engine.get_steps(run.id)}
+        run = await engine.runs.get(run.id)
+        steps = {step.name: step for step in await engine.runs.steps(run.id)}
     assert (run.status, calls["slow"]) == (RunStatus.FAILED, 3)
     assert [attempt.number for attempt in steps["compensate:slow"].failed_attempts] == [1, 2]
 
@@ -118,7 +118,7 @@ async def test_the_wait_for_the_next_attempt_at_an_undo_survives_a_restart(runni
         await clock.advance(29)
         assert len(calls) == 1
         await clock.advance(2)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, run.error.type, len(calls)) == (RunStatus.FAILED, "FatalError", 2)
 
 
@@ -151,10 +151,10 @@ async def test_a_step_that_the_changed_code_no_longer_reaches_is_told_of_by_name
         run = await engine.trigger(old)
         await reach(engine, run.id, RunStatus.WAITING)
     async with running(order(["reserve", "ship"]), clock=clock) as engine:
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         await clock.advance(60)
-        run = await engine.get_run(run.id)
-        steps = {step.name: step for step in await engine.get_steps(run.id)}
+        run = await engine.runs.get(run.id)
+        steps = {step.name: step for step in await engine.runs.steps(run.id)}
     assert (run.status, undone) == (RunStatus.CANCELLED, ["SHIP", "RESERVE"])
     assert steps["compensate:charge"].status == StepStatus.FAILED
     assert "no longer comes to the step 'charge'" in steps["compensate:charge"].error.message
@@ -177,10 +177,10 @@ async def test_a_branch_that_takes_time_to_come_to_its_step_is_waited_for(runnin
 
     async with running(dawdles) as engine:
         run = await engine.trigger(dawdles)
-        while (await engine.get_run(run.id)).completed_steps < 2:
+        while (await engine.runs.get(run.id)).completed_steps < 2:
             await asyncio.sleep(0.003)
     async with running(dawdles) as engine:
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         run = await finish(engine, run)
     assert (run.status, undone) == (RunStatus.CANCELLED, ["late", "early"])
 
@@ -221,7 +221,7 @@ async def test_a_child_that_the_body_does_not_come_to_any_more_is_cancelled_befo
         await ctx.breakpoint("for ever")
 
     async def undo(child_id: str) -> None:
-        found.append((await engines[-1].get_run(child_id)).status)
+        found.append((await engines[-1].runs.get(child_id)).status)
 
     @job("forgets")
     async def forgets(ctx: Context, _: None) -> None:
@@ -232,15 +232,15 @@ async def test_a_child_that_the_body_does_not_come_to_any_more_is_cancelled_befo
 
     async with running(forgets, endless) as engine:
         run = await engine.trigger(forgets)
-        while (await engine.count_runs()).get("waiting") != 2:
+        while (await engine.runs.count()).get("waiting") != 2:
             await asyncio.sleep(0.003)
         await engine.stop()
     async with running(forgets, endless, max_concurrent_runs=0) as engine:
-        with engine._store.transaction():
-            engine._store.runs.wake(run.id, 0)
+        with engine.internals.store.transaction():
+            engine.internals.store.runs.wake(run.id, 0)
     async with running(forgets, endless, max_concurrent_runs=1) as engine:
         engines.append(engine)
-        engine._dispatcher.claim()
+        engine.internals.dispatcher.claim()
         run = await finish(engine, run)
     assert (run.error.message, found) == ("out of stock", ["cancelled"])
 
@@ -280,10 +280,10 @@ async def test_what_was_undone_is_done_again_by_a_retry_and_what_was_not_is_kept
     async with running(order) as engine:
         run = await finish(engine, await engine.trigger(order, 0))
         assert (done, undone) == (["look up", "charge"], ["charge"])
-        await engine.retry_with_input(run.id, 1)
+        await engine.runs.retry(run.id, input=1)
         run = await finish(engine, run)
         assert (done[2:], undone[1:]) == (["charge", "gift"], ["gift", "charge"])
-        await engine.retry_with_input(run.id, 2)
+        await engine.runs.retry(run.id, input=2)
         run = await finish(engine, run)
         assert await statuses(engine, run) == {}
     assert (run.output, done[4:], len(undone)) == ("shipped", ["charge", "gift"], 3)
@@ -305,7 +305,7 @@ async def test_a_fork_takes_over_nothing_that_was_undone_and_undoes_nothing_that
     async with running(order) as engine:
         run = await finish(engine, await engine.trigger(order, True))
         assert (done, undone) == (["charge"], ["charge"])
-        await finish(engine, await engine.fork(run.id, "check"))
+        await finish(engine, await engine.runs.fork(run.id, "check"))
         assert (done, undone) == (["charge"] * 2, ["charge"] * 2)
 
     @job("safe")
@@ -320,7 +320,7 @@ async def test_a_fork_takes_over_nothing_that_was_undone_and_undoes_nothing_that
         run = await engine.trigger(safe)
         original = run.id
         assert (await finish(engine, run)).status == RunStatus.COMPLETED
-        assert (await finish(engine, await engine.fork(run.id, "check"))).status == RunStatus.FAILED
+        assert (await finish(engine, await engine.runs.fork(run.id, "check"))).status == RunStatus.FAILED
     assert len(undone) == 2
 
 
@@ -379,7 +379,7 @@ async def test_a_cancellation_with_compensation_that_dies_at_any_commit_still_un
         run = await engine.trigger(order, key, idempotency_key=key)
         if run.status in (RunStatus.PENDING, RunStatus.LEASED, RunStatus.WAITING):
             await reach(engine, run.id, RunStatus.WAITING)
-            await engine.cancel(run.id, compensate=True)
+            await engine.runs.cancel(run.id, compensate=True)
         return await finish(engine, run)
 
     async def check(engine: Engine, key: str, run: Run) -> None:
@@ -468,6 +468,6 @@ async def test_another_engine_undoes_what_a_dead_one_has_begun_to(running):
         async with running(order, clock=clock, exclusive=False) as second:
             await crash(first)
             await clock.advance(60)
-            run = await second.get_run(run.id)
+            run = await second.runs.get(run.id)
     assert (run.status, run.error.message) == (RunStatus.FAILED, "the original error")
     assert undone == ["interrupted", "first"]

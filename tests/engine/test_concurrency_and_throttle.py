@@ -39,7 +39,7 @@ async def test_a_parked_run_holds_no_slot_and_takes_one_again_to_go_on(running):
     async with running(park, clock=clock) as engine:
         await engine.trigger_many([Trigger(park, n) for n in range(3)])
         assert await statuses(engine) == ["waiting"] * 3
-        wait = await engine.list_runs(order="oldest")
+        wait = await engine.runs.list(order="oldest")
         await clock.advance(101)
         assert await statuses(engine) == ["completed"] * 3
         assert len(wait) == 3
@@ -87,13 +87,13 @@ async def test_a_slot_is_free_again_when_its_run_fails_is_cancelled_or_its_engin
     async with running(wait) as engine:
         runs = await engine.trigger_many([Trigger(wait, {"n": n}) for n in range(3)])
         assert await statuses(engine) == ["leased", "pending", "pending"]
-        await engine.cancel(runs[0].id)
+        await engine.runs.cancel(runs[0].id)
         assert await statuses(engine) == ["cancelled", "leased", "pending"]
         await crash(engine)
     gates.clear()
     async with running(wait) as engine:
         assert await statuses(engine) == ["cancelled", "leased", "pending"]
-        await engine.retry(runs[0].id)
+        await engine.runs.retry(runs[0].id)
         assert (await statuses(engine)).count("leased") == 1
         for n in range(3):
             gates.setdefault(n, asyncio.Event()).set()
@@ -162,8 +162,8 @@ async def test_a_run_that_is_retried_by_hand_starts_anew_and_counts_even_in_the_
         run = await engine.trigger(wait, {"n": 1})
         for _ in range(2):
             await settle()
-            await engine.cancel(run.id)
-            await engine.retry(run.id)
+            await engine.runs.cancel(run.id)
+            await engine.runs.retry(run.id)
         assert await statuses(engine) == ["pending"]
         await clock.advance(10)
         assert await statuses(engine) == ["leased"]
@@ -177,7 +177,7 @@ async def test_a_run_that_goes_on_after_a_wait_is_no_start(running):
     async with running(park, clock=clock) as engine:
         run = await engine.trigger(park, 1)
         await clock.advance(101)
-        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(run.id)).status == RunStatus.COMPLETED
 
 
 async def test_a_throttle_counts_starts_however_long_the_runs_take(running):
@@ -200,7 +200,7 @@ async def test_whoever_leaves_a_throttled_line_makes_room_for_the_next(running):
     async with running(note, clock=clock) as engine:
         runs = await engine.trigger_many([Trigger(note, n) for n in range(4)])
         await settle()
-        await engine.cancel(runs[1].id)
+        await engine.runs.cancel(runs[1].id)
         await clock.advance(25)
         assert await starts(engine) == [0, 10, 20]
 
@@ -259,5 +259,5 @@ async def test_groups_that_share_a_slot_do_not_block_each_other_at_their_throttl
     async with running(note, clock=clock) as engine:
         runs = await engine.trigger_many([Trigger(note, {"user": user}) for user in "aaab"])
         await settle()
-        done = [run.status == RunStatus.COMPLETED for run in [await engine.get_run(each.id) for each in runs]]
+        done = [run.status == RunStatus.COMPLETED for run in [await engine.runs.get(each.id) for each in runs]]
         assert done == [True, True, False, True]

@@ -30,9 +30,9 @@ async def waits_for_count_down(ctx: Context, number: int) -> str:
 
 async def chain(engine: Engine, run_id: str) -> list[Run]:
     """A run and those that it has gone on as."""
-    runs = [await engine.get_run(run_id)]
+    runs = [await engine.runs.get(run_id)]
     while runs[-1].continued_as is not None:
-        runs.append(await engine.get_run(runs[-1].continued_as))
+        runs.append(await engine.runs.get(runs[-1].continued_as))
     return runs
 
 
@@ -42,10 +42,10 @@ async def chain(engine: Engine, run_id: str) -> list[Run]:
 async def test_the_run_ends_and_a_fresh_one_goes_on_with_the_new_input(running):
     async with running(count_down) as engine:
         run = await engine.trigger(count_down, 2)
-        last = await engine.wait_for_run(run.id)
+        last = await engine.runs.wait(run.id)
         runs = await chain(engine, run.id)
         frames = await timeline(engine, run)
-        steps = [len(await engine.get_steps(each.id)) for each in runs]
+        steps = [len(await engine.runs.steps(each.id)) for each in runs]
     assert (last.id, last.output) == (runs[-1].id, "lift-off")
     assert [each.input for each in runs] == [2, 1, 0]
     assert [each.status for each in runs] == [RunStatus.COMPLETED] * 3
@@ -57,7 +57,7 @@ async def test_the_run_ends_and_a_fresh_one_goes_on_with_the_new_input(running):
 async def test_both_runs_name_each_other_on_the_page_too(running):
     async with running(count_down) as engine:
         run = await engine.trigger(count_down, 1)
-        await engine.wait_for_run(run.id)
+        await engine.runs.wait(run.id)
         first, last = await chain(engine, run.id)
     assert (first.continued_as, last.continued_from) == (last.id, first.id)
     assert (first.continued_from, last.continued_as) == (None, None)
@@ -69,7 +69,7 @@ async def test_labels_priority_and_concurrency_key_are_carried_over_and_the_idem
     async with running(count_down) as engine:
         options = {"labels": {"of": "rocket"}, "priority": 3, "concurrency_key": "pad 39A", "idempotency_key": "launch"}
         run = await engine.trigger(count_down, 1, **options)
-        last = await engine.wait_for_run(run.id)
+        last = await engine.runs.wait(run.id)
         again = await engine.trigger(count_down, 1, idempotency_key="launch")
     assert (last.labels, last.priority, last.concurrency_key) == ({"of": "rocket"}, 3, "pad 39A")
     assert last.idempotency_key is None
@@ -80,7 +80,7 @@ async def test_a_long_chain_ends(running):
     async with running(count_down, durability="normal") as engine:
         last = await engine.trigger_and_wait(count_down, 100)
         assert last.output == "lift-off"
-        assert await engine.count_runs() == {"completed": 101}
+        assert await engine.runs.count() == {"completed": 101}
 
 
 async def test_the_fresh_run_begins_under_the_latest_version(running):
@@ -97,8 +97,8 @@ async def test_the_fresh_run_begins_under_the_latest_version(running):
         run = await engine.trigger(one, 1)
         await reach(engine, run.id, RunStatus.WAITING)
     async with running(one, two) as engine:
-        await engine.resume(run.id)
-        last = await engine.wait_for_run(run.id)
+        await engine.runs.resume(run.id)
+        last = await engine.runs.wait(run.id)
     assert (last.version, last.output) == ("2", "version 2 with 2")
 
 
@@ -166,7 +166,7 @@ async def test_an_input_that_cannot_be_stored_fails_the_run_and_starts_none(runn
 
     async with running(careless) as engine:
         run = await finish(engine, await engine.trigger(careless))
-        assert await engine.count_runs() == {"failed": 1}
+        assert await engine.runs.count() == {"failed": 1}
     assert run.error.type == "SerializationError"
     assert "input of job 'careless'['rate']" in run.error.message
 
@@ -188,16 +188,16 @@ async def test_children_that_were_awaited_are_cancelled_and_the_others_belong_to
 
     async with running(moves_on, endless) as engine:
         run = await engine.trigger(moves_on, 0)
-        while (await engine.count_runs()).get("waiting") != 3:
+        while (await engine.runs.count()).get("waiting") != 3:
             await asyncio.sleep(0.003)
-        await engine.signal(run.id, "enough")
+        await engine.runs.signal(run.id, "enough")
         while len(runs := await chain(engine, run.id)) < 2:
             await asyncio.sleep(0.003)
         await reach(engine, runs[1].id, RunStatus.WAITING)
-        awaited, aside = [await engine.get_run(derive(run.id, step)) for step in ("wait", "aside")]
+        awaited, aside = [await engine.runs.get(derive(run.id, step)) for step in ("wait", "aside")]
         assert (awaited.status, aside.is_active) == (RunStatus.CANCELLED, True)
-        await engine.cancel(runs[1].id)
-        assert (await engine.get_run(aside.id)).status == RunStatus.CANCELLED
+        await engine.runs.cancel(runs[1].id)
+        assert (await engine.runs.get(aside.id)).status == RunStatus.CANCELLED
 
 
 # --- whoever waits ---------------------------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ async def test_children_that_were_awaited_are_cancelled_and_the_others_belong_to
 async def test_whoever_waits_for_the_first_gets_the_last_ones_result(running):
     async with running(count_down) as engine:
         run = await engine.trigger(count_down, 3)
-        waiting = asyncio.ensure_future(engine.wait_for_run(run.id))
+        waiting = asyncio.ensure_future(engine.runs.wait(run.id))
         assert (await waiting).output == "lift-off"
-        assert (await engine.wait_for_run(run.id)).output == "lift-off", "also long afterwards"
+        assert (await engine.runs.wait(run.id)).output == "lift-off", "also long afterwards"
         assert (await engine.trigger_and_wait(count_down, 2)).output == "lift-off"
 
 
@@ -242,7 +242,7 @@ async def test_a_parent_hears_of_the_last_ones_failure_and_a_retry_goes_on_from_
         assert (run.status, run.error.type) == (RunStatus.FAILED, "ChildFailed")
         assert "the last one failed" in run.error.message
         allowed.append("yes")
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
         assert len(await chain(engine, derive(run.id, "late"))) == 3
     assert run.output == "in the end"
@@ -261,11 +261,11 @@ async def test_cancelling_the_parent_cancels_the_run_that_its_child_goes_on_as(r
 
     async with running(waits, goes_on) as engine:
         run = await engine.trigger(waits)
-        while (await engine.count_runs()).get("waiting") != 2:
+        while (await engine.runs.count()).get("waiting") != 2:
             await asyncio.sleep(0.003)
         runs = await chain(engine, derive(run.id, "on and on"))
-        await engine.cancel(run.id)
-        assert (await engine.get_run(runs[-1].id)).status == RunStatus.CANCELLED
+        await engine.runs.cancel(run.id)
+        assert (await engine.runs.get(runs[-1].id)).status == RunStatus.CANCELLED
 
 
 async def test_a_child_that_is_no_longer_awaited_is_cancelled_however_often_it_went_on(running):
@@ -286,9 +286,9 @@ async def test_a_child_that_is_no_longer_awaited_is_cancelled_however_often_it_w
 
     async with running(gives_up, goes_on) as engine:
         run = await engine.trigger(gives_up)
-        while (await engine.count_runs()).get("waiting") != 2:
+        while (await engine.runs.count()).get("waiting") != 2:
             await asyncio.sleep(0.003)
-        await engine.signal(run.id, "enough")
+        await engine.runs.signal(run.id, "enough")
         assert (await finish(engine, run)).output == "went on"
         assert (await chain(engine, derive(run.id, "on and on")))[-1].status == RunStatus.CANCELLED
 
@@ -296,11 +296,11 @@ async def test_a_child_that_is_no_longer_awaited_is_cancelled_however_often_it_w
 async def test_a_run_that_went_on_has_ended_it_is_the_last_one_that_can_be_changed(running):
     async with running(count_down) as engine:
         run = await engine.trigger(count_down, 1)
-        await engine.wait_for_run(run.id)
+        await engine.runs.wait(run.id)
         with pytest.raises(RunNotActive):
-            await engine.cancel(run.id)
+            await engine.runs.cancel(run.id)
         with pytest.raises(RunNotTerminal):
-            await engine.retry(run.id)
+            await engine.runs.retry(run.id)
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------
@@ -309,14 +309,14 @@ async def test_a_run_that_went_on_has_ended_it_is_the_last_one_that_can_be_chang
 async def test_a_chain_that_dies_at_any_commit_has_every_link_once(running):
     async def play(engine: Engine, key: str) -> Run:
         run = await engine.trigger(count_down, 2, idempotency_key=key, labels={"key": key.replace(" ", "-")})
-        await engine.wait_for_run(run.id)
+        await engine.runs.wait(run.id)
         return run
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         runs = await chain(engine, run.id)
         assert [each.input for each in runs] == [2, 1, 0]
         assert runs[-1].output == "lift-off"
-        assert len(await engine.list_runs(labels={"key": key.replace(" ", "-")})) == 3
+        assert len(await engine.runs.list(labels={"key": key.replace(" ", "-")})) == 3
 
     await survive_every_death(running, [count_down], play, check)
 
@@ -346,6 +346,6 @@ async def test_a_run_that_is_cancelled_at_the_last_moment_does_not_go_on(running
         run = await engine.trigger(late)
         await settle()
         gate.set()
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
         await settle()
-        assert await engine.count_runs() == {"cancelled": 1}
+        assert await engine.runs.count() == {"cancelled": 1}

@@ -37,16 +37,16 @@ def held_job(gates: dict[str, asyncio.Event]) -> Job:
 async def deaths(engine: Engine, run: Run) -> tuple[int, int]:
     """The deaths that count against a run, and all deaths of its engine, since its last outcome."""
     text = "SELECT recoveries, interruptions FROM durable_runs WHERE id = ?"
-    return engine._store.database.row(text, (run.id,))
+    return engine.internals.store.database.row(text, (run.id,))
 
 
 async def status(engine: Engine, run: Run) -> RunStatus:
     await settle()
-    return (await engine.get_run(run.id)).status
+    return (await engine.runs.get(run.id)).status
 
 
 async def warnings(engine: Engine, run: Run) -> list[str]:
-    return [line.message for line in await engine.logs(run.id, level="warning")]
+    return [line.message for line in await engine.runs.logs(run.id, level="warning")]
 
 
 # --- which run --------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ async def test_a_process_killed_in_a_synchronous_step_counts_against_that_run_al
 
         async def main():
             async with Engine(sys.argv[1], [beside, poison], exclusive=True, max_recoveries=1) as engine:
-                if not await engine.list_runs():
+                if not await engine.runs.list():
                     await engine.trigger("beside", priority=-1)
                     await engine.trigger("poison")
                 await asyncio.Event().wait()
@@ -140,7 +140,7 @@ async def test_a_process_killed_in_a_synchronous_step_counts_against_that_run_al
         return await ctx.step("wait", lambda: ctx.attempt)
 
     async with Engine(database_path, [beside], exclusive=True, max_recoveries=1) as engine:
-        innocent, poison = await engine.list_runs(order="oldest")
+        innocent, poison = await engine.runs.list(order="oldest")
         innocent = await finish(engine, innocent)
         assert (poison.status, poison.error.type) == (RunStatus.DEAD, "CrashLoop")
         assert "died 2 times" in poison.error.message
@@ -171,7 +171,7 @@ async def test_20_discards_late_in_a_step_count_nothing_and_from_the_sixth_on_th
             beside = await engine.trigger("held", f"beside {life}")
             assert await status(engine, beside) == (RunStatus.LEASED if life <= 6 else RunStatus.PENDING)
             assert len(await warnings(engine, run)) == max(life - 6, 0)
-            await engine.cancel(beside.id)
+            await engine.runs.cancel(beside.id)
             await clock.advance(MINUTE + 15)
             await crash(engine)
     async with running(max_concurrent_runs=0) as engine:
@@ -213,7 +213,7 @@ async def test_an_engine_that_let_its_own_lease_expire_has_not_died(running):
         await settle()
         clock.set_forward(3600)  # a laptop that slept
         await clock.advance(10)
-        assert (await engine.get_run(run.id)).attempt == 2
+        assert (await engine.runs.get(run.id)).attempt == 2
         assert await deaths(engine, run) == (0, 0)
         await engine.stop(drain=False)
 
@@ -255,7 +255,7 @@ async def test_a_full_disk_keeps_no_step_from_being_executed(running, monkeypatc
 
     gates: dict[str, asyncio.Event] = {}
     async with running(held_job(gates)) as engine:
-        monkeypatch.setattr(engine._dispatcher._last_step, "_write", refuse)
+        monkeypatch.setattr(engine.internals.dispatcher._last_step, "_write", refuse)
         run = await engine.trigger("held", "one")
         await settle()
         for gate in ("one", "one ends"):
@@ -374,7 +374,7 @@ async def test_other_runs_go_on_when_a_run_that_is_executed_alone_leaves(running
         assert await status(engine, other) == RunStatus.PENDING
         gate.set()
         if how == "is cancelled":
-            await engine.cancel(suspect.id)
+            await engine.runs.cancel(suspect.id)
         assert await status(engine, other) == RunStatus.LEASED
         await engine.stop(drain=False)
 
@@ -389,7 +389,7 @@ async def test_a_run_that_kills_its_engine_again_and_again_is_dead_and_takes_no_
             await settle()
             await crash(engine)
     async with running(jobs, max_recoveries=2) as engine:
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert (run.status, run.recoveries, run.error.type) == (RunStatus.DEAD, 3, "CrashLoop")
         assert await status(engine, other) == RunStatus.LEASED
         assert await deaths(engine, other) == (0, 1)

@@ -62,7 +62,7 @@ class World:
 
         def call() -> Any:
             self.calls[name] += 1
-            record = self.engine._store.steps.find(ctx.run_id, name)
+            record = self.engine.internals.store.steps.find(ctx.run_id, name)
             assert record is None or record.status == "running", f"{name} is called again after its commit"
             return result if result is not None else name
 
@@ -70,7 +70,7 @@ class World:
 
     async def waiting(self, run: Run) -> set[str]:
         """The names of what the run waits for."""
-        return {step.name for step in await self.outside.get_steps(run.id) if step.status == "running"}
+        return {step.name for step in await self.outside.runs.steps(run.id) if step.status == "running"}
 
     async def update(self, run: Run, argument: Any, update_id: str) -> None:
         """Send an update, or ask for its answer again after a crash; the answer is noted when it comes."""
@@ -81,7 +81,7 @@ class World:
             self.pending_answer = None
         if self.pending_answer is None and update_id not in dict(self.answers):
             self.pending_answer = asyncio.ensure_future(
-                self.outside.update(run.id, "address", argument, update_id=update_id)
+                self.outside.runs.update(run.id, "address", argument, update_id=update_id)
             )
 
 
@@ -116,8 +116,8 @@ def scenario(output: Any, **options: Any) -> Callable[[Body], Scenario]:
 
 
 async def approve(world: World, run: Run) -> None:
-    await world.outside.signal(run.id, "approve", "by Ada", signal_id="1")
-    await world.outside.signal(run.id, "approve", "by Bob", signal_id="2")
+    await world.outside.runs.signal(run.id, "approve", "by Ada", signal_id="1")
+    await world.outside.runs.signal(run.id, "approve", "by Bob", signal_id="2")
 
 
 async def publish_payment(world: World, run: Run) -> None:
@@ -127,7 +127,7 @@ async def publish_payment(world: World, run: Run) -> None:
 
 
 async def call_webhook(world: World, run: Run) -> None:
-    token = await world.outside.get_event(run.id, "token")
+    token = await world.outside.runs.value(run.id, "token")
     if token is not None:
         await world.outside.deliver_webhook(token, {"paid": True})
 
@@ -141,16 +141,16 @@ async def send_updates(world: World, run: Run) -> None:
 
 async def resume_at_breakpoints(world: World, run: Run) -> None:
     if await world.waiting(run):
-        await world.outside.resume(run.id)
+        await world.outside.runs.resume(run.id)
 
 
 async def pause_once(world: World, run: Run) -> None:
     """Pause the run as early as can be, and let it go on in a later round."""
-    paused = (await world.outside.get_run(run.id)).paused
+    paused = (await world.outside.runs.get(run.id)).paused
     if paused:
-        await world.outside.resume(run.id)
+        await world.outside.runs.resume(run.id)
     elif not world.was_paused:
-        await world.outside.pause(run.id)
+        await world.outside.runs.pause(run.id)
         world.was_paused = True
 
 
@@ -339,7 +339,7 @@ async def live_through(world: World, made: Scenario, point: CrashPoint) -> Run:
             if run is None:
                 run = await begin(world, made)
             await settle()
-            run = await world.outside.get_run(run.id)
+            run = await world.outside.runs.get(run.id)
             if run.is_terminal and world.pending_answer is None:
                 return run
             if made.outside is not None and not run.is_terminal:
@@ -349,17 +349,17 @@ async def live_through(world: World, made: Scenario, point: CrashPoint) -> Run:
             is_of_the_crash = isinstance(error, SimulatedCrash) or "not running" in str(error)
             if not point.is_reached or not is_of_the_crash:
                 raise
-        if point.is_reached and world.engine._store is None:
+        if point.is_reached and not world.engine.is_running:
             await point
             await restart(world.engine)
-    pytest.fail(f"The run does not come to its end; its steps are {await world.engine.get_steps(run.id)}")
+    pytest.fail(f"The run does not come to its end; its steps are {await world.engine.runs.steps(run.id)}")
 
 
 async def begin(world: World, made: Scenario) -> Run:
     """Trigger the run, or find it when that has happened already."""
     if made.on_event:
         await world.outside.publish(made.on_event, {"amount": 5}, event_id="ordered")
-        return (await world.outside.list_runs())[0]
+        return (await world.outside.runs.list())[0]
     if made.signal_first:
         return await world.outside.trigger_with_signal(
             "scenario", None, "approve", "with it", signal_id="0", idempotency_key="once"
@@ -369,8 +369,8 @@ async def begin(world: World, made: Scenario) -> Run:
 
 async def check(world: World, made: Scenario, run: Run) -> None:
     assert (run.status, run.output) == ("completed", made.output)
-    assert len(await world.outside.list_runs()) == 1
-    frames = [frame.to_frame() for frame in world.outside._store.read_frames(run.id, 0, 10_000)]
+    assert len(await world.outside.runs.list()) == 1
+    frames = [frame.to_frame() for frame in world.outside.internals.store.read_frames(run.id, 0, 10_000)]
     assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
     status, ended = None, Counter()
     for frame in frames:
@@ -382,9 +382,9 @@ async def check(world: World, made: Scenario, run: Run) -> None:
             ended[frame.name] += 1
     assert status == "completed"
     assert set(ended.values()) <= {1}
-    steps = await world.outside.get_steps(run.id)
+    steps = await world.outside.runs.steps(run.id)
     assert {step.status for step in steps} <= {"completed", "failed", "cancelled"}
-    taken = world.outside._store.database.rows("SELECT status FROM durable_messages WHERE status = 'taken'")
+    taken = world.outside.internals.store.database.rows("SELECT status FROM durable_messages WHERE status = 'taken'")
     assert len(taken) == made.taken
     if made.outside is send_updates:
         assert world.answers == [("empty", "an address is not empty"), ("good", "Main Street is fine")]

@@ -54,7 +54,7 @@ async def die(running: Any, *jobs: Job, run: Run | None = None, **options: Any) 
 
 async def handlers(engine: Engine) -> list[Run]:
     await settle()
-    return await engine.list_runs(job="letters")
+    return await engine.runs.list(job="letters")
 
 
 # --- what is started -------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ async def test_a_run_that_dies_too_often_is_handed_to_the_job_that_its_own_names
     run = await die(running, bad, max_recoveries=1)
     await die(running, bad, run=run, max_recoveries=1)
     async with running(bad, max_recoveries=1) as engine:
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         (handler,) = await handlers(engine)
         handler = await finish(engine, handler)
     assert (run.status, run.error.type) == (RunStatus.DEAD, "CrashLoop")
@@ -82,7 +82,7 @@ async def test_both_runs_name_each_other_on_the_page_too(running):
     run = await die(running, bad, max_recoveries=0)
     async with running(bad, max_recoveries=0) as engine:
         (handler,) = await handlers(engine)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.dead_letter_id, handler.dead_letter_of) == (handler.id, run.id)
     assert (to_wire(run)["deadLetterId"], to_wire(handler)["deadLetterOf"]) == (handler.id, run.id)
     assert handler.idempotency_key == f"dlq:{run.id}"
@@ -101,7 +101,7 @@ async def test_without_a_handler_a_dead_run_is_only_kept(running):
     run = await die(running, bad := deadly(), max_recoveries=0)
     async with running(bad, letters, max_recoveries=0) as engine:
         assert await handlers(engine) == []
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, None)
 
 
@@ -111,7 +111,7 @@ async def test_a_handler_that_is_not_registered_is_told_of_and_hurts_nobody(runn
     engine = Engine(database_path, [bad], max_recoveries=0, exclusive=True)
     engine.on("worker:error", lambda event: told.append(event.error.message))
     async with engine:
-        assert (await engine.get_run(run.id)).status == RunStatus.DEAD
+        assert (await engine.runs.get(run.id)).status == RunStatus.DEAD
     assert "No job named 'nobody' is registered" in told[0]
 
 
@@ -183,7 +183,7 @@ async def test_every_dead_run_is_handled_by_itself_whatever_the_flow_control_of_
     runs = await bury(running, bad, 3, clock=clock)
     async with running(bad, max_recoveries=0, clock=clock) as engine:
         await clock.advance(3 * 3600)
-        found = await engine.list_runs(job="letters")
+        found = await engine.runs.list(job="letters")
         assert [handler.status for handler in found] == [RunStatus.COMPLETED] * 3
         assert sorted(handler.output for handler in found) == sorted(run.id for run in runs)
 
@@ -201,7 +201,7 @@ async def test_a_trigger_of_the_handler_does_not_replace_a_letter_that_waits_for
         with pytest.raises(RateLimited):
             await engine.trigger(handle, {})
         await clock.advance(3 * 3600)
-        found = await engine.list_runs(job="letters")
+        found = await engine.runs.list(job="letters")
         assert sorted(handler.output for handler in found) == [run.id for run in runs]
 
 
@@ -217,7 +217,7 @@ async def test_a_new_run_of_the_handler_does_not_cancel_one_that_handles_a_dead_
         later = await engine.trigger(handle, {})
         latest = await engine.trigger(handle, {})
         await settle()
-        statuses = [(await engine.get_run(each.id)).status for each in (letter, later, latest)]
+        statuses = [(await engine.runs.get(each.id)).status for each in (letter, later, latest)]
     assert letter.dead_letter_of == run.id
     assert statuses == [RunStatus.WAITING, RunStatus.CANCELLED, RunStatus.PENDING]
 
@@ -250,7 +250,7 @@ async def test_two_jobs_that_handle_each_others_dead_runs_do_not_go_on_for_ever(
             await settle()
             await crash(engine)
     async with running(tick, tock, max_recoveries=0) as engine:
-        runs = await engine.list_runs(order="oldest")
+        runs = await engine.runs.list(order="oldest")
     assert [(run.job, run.status) for run in runs] == [("tick", RunStatus.DEAD), ("tock", RunStatus.DEAD)]
 
 
@@ -259,7 +259,7 @@ async def test_a_job_does_not_handle_its_own_dead_runs(running):
     (run,) = await bury(running, own)
     async with running(own, max_recoveries=0) as engine:
         await settle()
-        assert [found.id for found in await engine.list_runs()] == [run.id]
+        assert [found.id for found in await engine.runs.list()] == [run.id]
 
 
 @pytest.mark.parametrize("how", ["child", "continue"])
@@ -289,8 +289,8 @@ async def test_what_a_handler_starts_or_goes_on_as_is_not_handed_over_either(run
             await settle()
             await crash(engine)
     async with running(*jobs, max_recoveries=0) as engine:
-        assert await engine.list_runs(job="handle-more") == []
-        assert len(await engine.list_runs(job="handle")) == (1 if how == "child" else 2)
+        assert await engine.runs.list(job="handle-more") == []
+        assert len(await engine.runs.list(job="handle")) == (1 if how == "child" else 2)
 
 
 # --- coming back -----------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ async def test_what_a_handler_starts_or_goes_on_as_is_not_handed_over_either(run
 async def test_a_dead_run_can_be_retried(running):
     run = await die(running, bad := deadly(letters, deaths=1), max_recoveries=0)
     async with running(bad, max_recoveries=0) as engine:
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
     assert (run.status, run.output, run.error) == (RunStatus.COMPLETED, "alive", None)
 
@@ -308,11 +308,11 @@ async def test_a_run_that_dies_again_after_a_retry_is_not_handed_over_again(runn
     run = await die(running, bad := deadly(letters), max_recoveries=0)
     async with running(bad, max_recoveries=0) as engine:
         (first,) = await handlers(engine)
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         await settle()
         await crash(engine)
     async with running(bad, max_recoveries=0) as engine:
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert [handler.id for handler in await handlers(engine)] == [first.id]
     assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, first.id)
 
@@ -327,7 +327,7 @@ async def test_a_dead_run_undoes_nothing_because_it_may_come_back(running):
 
     run = await die(running, order, max_recoveries=0)
     async with running(order, max_recoveries=0) as engine:
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, undone) == (RunStatus.DEAD, [])
 
 
@@ -345,8 +345,8 @@ async def test_engines_that_share_a_file_hand_a_dead_run_over_once(running):
         async with running(bad, **options) as second, running(bad, **options) as third:
             await crash(first)
             await clock.advance(120)
-            assert (await second.get_run(run.id)).status == RunStatus.DEAD
-            (handler,) = await third.list_runs(job="letters")
+            assert (await second.runs.get(run.id)).status == RunStatus.DEAD
+            (handler,) = await third.runs.list(job="letters")
             assert handler.status == RunStatus.COMPLETED
 
 
@@ -363,6 +363,6 @@ async def test_an_engine_that_dies_while_it_hands_a_dead_run_over_has_done_all_o
     async with running(bad, max_recoveries=0) as engine:
         (handler,) = await handlers(engine)
         handler = await finish(engine, handler)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, handler.id)
     assert handler.status == RunStatus.COMPLETED

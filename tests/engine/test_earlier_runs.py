@@ -27,13 +27,13 @@ def no_calls() -> Iterator[None]:
 
 
 async def the_run(engine: Engine, of: str) -> Run:
-    (run,) = [run for run in await engine.list_runs() if run.job == of]
+    (run,) = [run for run in await engine.runs.list() if run.job == of]
     return run
 
 
 async def goes(engine: Engine, run: Run, status: str) -> None:
     """Wait until a run has that status now; its timeline tells of earlier times as well."""
-    while (await engine.get_run(run.id)).status != status:
+    while (await engine.runs.get(run.id)).status != status:
         await asyncio.sleep(0.01)
 
 
@@ -52,14 +52,14 @@ async def test_a_run_that_slept_goes_on_when_its_time_has_come(running, database
     async with running(*JOBS, clock=clock) as engine:
         run = await finish(engine, await the_run(engine, "asleep"))
         assert (run.output, called) == (["before", "after"], ["after"])
-        assert await engine.get_event(run.id, "stage") == "asleep"
+        assert await engine.runs.value(run.id, "stage") == "asleep"
 
 
 async def test_a_run_that_waited_for_a_signal_goes_on_with_it(running, database_path):
     restore("signalled", database_path)
     async with running(*JOBS) as engine:
         run = await the_run(engine, "signalled")
-        await engine.signal(run.id, "go", "now")
+        await engine.runs.signal(run.id, "go", "now")
         assert ((await finish(engine, run)).output, called) == (["before", "now", "after"], ["after"])
 
 
@@ -69,7 +69,7 @@ async def test_a_step_that_waited_for_its_next_attempt_has_it_and_keeps_count(ru
     async with running(*JOBS, clock=clock) as engine:
         run = await finish(engine, await the_run(engine, "retrying"))
         assert (run.output, called) == (["before", "flaky"], ["flaky"])
-        (flaky,) = [step for step in await engine.get_steps(run.id) if step.name == "flaky"]
+        (flaky,) = [step for step in await engine.runs.steps(run.id) if step.name == "flaky"]
         assert (flaky.attempt, len(flaky.failed_attempts)) == (2, 1)
 
 
@@ -77,7 +77,7 @@ async def test_a_run_with_webhooks_gets_the_call_of_one_and_waits_for_that_of_th
     restore("called-back", database_path)
     async with running(*JOBS) as engine:
         run = await the_run(engine, "called-back")
-        (_, second) = await engine.get_event(run.id, "tokens")
+        (_, second) = await engine.runs.value(run.id, "tokens")
         await engine.publish("news", "good")
         await goes(engine, run, "waiting")
         await engine.deliver_webhook(second, "called again")
@@ -90,19 +90,19 @@ async def test_a_run_that_waited_for_its_child_gets_its_output(running, database
     restore("parent", database_path)
     async with running(*JOBS) as engine:
         child = await the_run(engine, "child")
-        await engine.signal(child.id, "go")
+        await engine.runs.signal(child.id, "go")
         run = await finish(engine, await the_run(engine, "parent"))
         assert (run.output, called) == (["before", "only ends", "after"], ["only ends", "after"])
-        assert len(await engine.list_runs()) == 2
+        assert len(await engine.runs.list()) == 2
 
 
 async def test_a_run_whose_tasks_were_busy_one_after_the_other_goes_on(running, database_path, clock):
     restore("one-branch", database_path)
     async with running(*JOBS, clock=clock) as engine:
         run = await the_run(engine, "one-branch")
-        while not (await engine.get_run(run.id)).is_terminal:
+        while not (await engine.runs.get(run.id)).is_terminal:
             await clock.advance(1)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert (run.output, called) == (["store a", "store b", "load more"], ["load more"])
 
 
@@ -132,7 +132,7 @@ async def test_a_run_that_has_failed_is_retried_from_the_step_that_failed(runnin
     restore("failed", database_path)
     repaired.add("last")
     async with running(*JOBS) as engine:
-        run = await finish(engine, await engine.retry((await the_run(engine, "failed")).id))
+        run = await finish(engine, await engine.runs.retry((await the_run(engine, "failed")).id))
         assert (run.output, called) == (["one", "two", "last"], ["last"])
 
 
@@ -140,7 +140,7 @@ async def test_a_run_that_has_completed_can_be_forked(running, database_path):
     restore("completed", database_path)
     async with running(*JOBS) as engine:
         run = await the_run(engine, "interrupted")
-        fork = await finish(engine, await engine.fork(run.id, "three"))
+        fork = await finish(engine, await engine.runs.fork(run.id, "three"))
         assert (run.output, fork.output, called) == (["one", "two", "three"],) * 2 + (["three"],)
 
 
@@ -173,10 +173,10 @@ async def test_a_run_whose_order_is_not_known_begins_anew_when_it_is_retried(run
     restore(name, database_path)
     repaired.update({"slow", "nested"})
     async with running(*JOBS, clock=clock) as engine:
-        run = await engine.retry((await the_run(engine, name)).id)
-        while not (await engine.get_run(run.id)).is_terminal:
+        run = await engine.runs.retry((await the_run(engine, name)).id)
+        while not (await engine.runs.get(run.id)).is_terminal:
             await clock.advance(LONG)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert (run.status, sorted(called)) == (RunStatus.COMPLETED, sorted(UNORDERED[name]))
 
 
@@ -186,7 +186,7 @@ async def test_a_run_that_failed_in_branches_begins_anew_when_it_is_retried(runn
     async with running(*JOBS) as engine:
         run = await the_run(engine, "failed-in-branches")
         assert run.error.type == "StepFailed"
-        run = await finish(engine, await engine.retry(run.id))
+        run = await finish(engine, await engine.runs.retry(run.id))
         assert (run.output, sorted(called)) == (["one", "two", "last"], ["last", "one", "two"])
 
 
@@ -204,13 +204,13 @@ async def test_the_children_of_a_dead_parent_are_cancelled_and_go_on_when_it_is_
     restore("mapped", database_path)
     async with running(*JOBS) as engine:
         run = await the_run(engine, "mapped")
-        children = [other for other in await engine.list_runs() if other.job == "child"]
+        children = [other for other in await engine.runs.list() if other.job == "child"]
         assert run.status == RunStatus.DEAD
         assert {child.status for child in children} == {RunStatus.CANCELLED}
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         for child in children:
             await goes(engine, child, "waiting")
-            await engine.signal(child.id, "go")
+            await engine.runs.signal(child.id, "go")
         run = await finish(engine, run)
         assert (run.output, sorted(called)) == (["a ends", "b ends", "c ends"],) * 2
 
@@ -236,4 +236,4 @@ async def test_a_paused_run_whose_order_is_not_known_is_dead(running, database_p
     async with running(*JOBS) as engine:
         run = await the_run(engine, "quick-branches")
         assert run.status == RunStatus.DEAD
-        assert {status: runs for status, runs in (await engine.count_runs()).items() if runs} == {"dead": 1}
+        assert {status: runs for status, runs in (await engine.runs.count()).items() if runs} == {"dead": 1}

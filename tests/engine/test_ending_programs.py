@@ -62,7 +62,7 @@ async def test_a_job_that_raises_what_ends_programs_does_not_end_the_engine(runn
         left = await finish(engine, await engine.trigger("leave", place))
         assert (left.status, left.attempt, left.recoveries) == (RunStatus.FAILED, 1, 0)
         assert kind.__name__ in left.error.message + left.error.type
-        failed = [step for step in await engine.get_steps(left.id) if step.name == "leave"]
+        failed = [step for step in await engine.runs.steps(left.id) if step.name == "leave"]
         assert [(step.status, step.error.type) for step in failed] == [(StepStatus.FAILED, kind.__name__)] * (
             place != "body"
         )
@@ -120,10 +120,10 @@ async def test_a_body_that_python_closes_has_not_failed_and_goes_on_with_the_nex
     async with running(forgotten) as engine:
         run = await engine.trigger("forgotten")
         await settle()
-        (body,) = asyncio.all_tasks(engine._dispatcher.executing[run.id].loop)
+        (body,) = asyncio.all_tasks(engine.internals.dispatcher.executing[run.id].loop)
         body.get_coro().close()
         await settle()
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         await crash(engine)
     async with running(forgotten) as engine:
         assert (await finish(engine, run)).output == "went on"

@@ -31,7 +31,7 @@ class Door:
 async def begin(engine: Engine, door: Door, mood: str = "good") -> tuple[Run, asyncio.Task[Run]]:
     """A run that is executing, and a task that waits for its end."""
     run = await engine.trigger(door.job, mood)
-    waiter = asyncio.create_task(engine.wait_for_run(run.id))
+    waiter = asyncio.create_task(engine.runs.wait(run.id))
     await settle()
     assert not waiter.done()
     return run, waiter
@@ -41,15 +41,15 @@ async def test_everybody_who_waits_for_a_run_is_given_it_as_it_has_ended(running
     door = Door()
     async with running(door.job) as engine:
         run, first = await begin(engine, door)
-        others = [asyncio.create_task(engine.wait_for_run(run.id)) for _ in range(3)]
-        impatient = asyncio.create_task(engine.wait_for_run(run.id))
+        others = [asyncio.create_task(engine.runs.wait(run.id)) for _ in range(3)]
+        impatient = asyncio.create_task(engine.runs.wait(run.id))
         await settle()
         impatient.cancel()
         door.opened.set()
         ended = await asyncio.gather(first, *others)
         assert {(each.id, each.status, each.output) for each in ended} == {(run.id, "completed", "good")}
-        assert ended[0] == await engine.wait_for_run(run.id) == await engine.get_run(run.id)
-        assert not engine._endings._waiting, "nothing is kept of who has waited"
+        assert ended[0] == await engine.runs.wait(run.id) == await engine.runs.get(run.id)
+        assert not engine.internals.endings._waiting, "nothing is kept of who has waited"
 
 
 async def test_a_run_that_fails_or_is_cancelled_has_ended_too(running):
@@ -57,7 +57,7 @@ async def test_a_run_that_fails_or_is_cancelled_has_ended_too(running):
     async with running(door.job) as engine:
         cancelled, first = await begin(engine, door)
         _, second = await begin(engine, door, "bad")
-        await engine.cancel(cancelled.id)
+        await engine.runs.cancel(cancelled.id)
         door.opened.set()
         assert [(await waiter).status for waiter in (first, second)] == ["cancelled", "failed"]
 
@@ -66,8 +66,8 @@ async def test_a_run_that_is_retried_as_it_ends_is_waited_for_further(running):
     door = Door()
     async with running(door.job) as engine:
         run, waiter = await begin(engine, door)
-        await engine.cancel(run.id)
-        await engine.retry(run.id)
+        await engine.runs.cancel(run.id)
+        await engine.runs.retry(run.id)
         await settle()
         assert not waiter.done()
         door.opened.set()
@@ -78,9 +78,9 @@ async def test_a_run_that_is_gone_or_was_never_there_is_not_waited_for(running):
     door = Door()
     async with running(door.job) as engine:
         run, waiter = await begin(engine, door)
-        await engine.cancel(run.id)
-        await engine.delete_run(run.id)
-        for waiting in (waiter, engine.wait_for_run("nobody")):
+        await engine.runs.cancel(run.id)
+        await engine.runs.delete(run.id)
+        for waiting in (waiter, engine.runs.wait("nobody")):
             with pytest.raises(RunNotFound):
                 await waiting
 
@@ -99,11 +99,11 @@ async def test_a_time_limit_leaves_the_run_as_it_is(running):
     async with running(door.job) as engine:
         run = await engine.trigger(door.job, "good")
         with pytest.raises(TimeoutError):
-            await engine.wait_for_run(run.id, timeout=0.01)
-        assert not engine._endings._waiting, "nothing is kept of who has waited in vain"
-        waiter = asyncio.create_task(engine.wait_for_run(run.id))
+            await engine.runs.wait(run.id, timeout=0.01)
+        assert not engine.internals.endings._waiting, "nothing is kept of who has waited in vain"
+        waiter = asyncio.create_task(engine.runs.wait(run.id))
         await settle()
         with pytest.raises(TimeoutError):
-            await engine.wait_for_run(run.id, timeout=0.01)
+            await engine.runs.wait(run.id, timeout=0.01)
         door.opened.set()
         assert (await finish(engine, run)) == await waiter

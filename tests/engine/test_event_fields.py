@@ -76,15 +76,15 @@ async def hear(running: Any) -> list[Event]:
         await engine.trigger("work", "later", labels={"of": "a"}, concurrency_key="k", run_at=later)
         other = {"labels": {"of": "b"}, "concurrency_key": "k", "coalesce": "skip"}
         await engine.trigger("work", "skipped", **other)
-        await engine.cancel(lasting.id)
-        await engine.delete_run(done.id)
+        await engine.runs.cancel(lasting.id)
+        await engine.runs.delete(done.id)
         engine._events.report(StorageError("path", "trouble"), "testing", clock.now())
         dying = await engine.trigger("work", "lasts", labels={"of": "a"})
         await settle()
         await crash(engine)
         listen(engine)
     async with running(work, clock=clock, max_recoveries=0) as engine:
-        assert (await engine.get_run(dying.id)).status == "dead"
+        assert (await engine.runs.get(dying.id)).status == "dead"
     return heard
 
 

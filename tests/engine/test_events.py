@@ -72,8 +72,8 @@ async def test_failure_cancellation_and_deletion_are_told(running):
         failed = await finish(engine, await engine.trigger("work", "fail"))
         waiting = await engine.trigger("work", "wait")
         await clock.advance(11)
-        await engine.cancel(waiting.id)
-        await engine.delete_run(failed.id)
+        await engine.runs.cancel(waiting.id)
+        await engine.runs.delete(failed.id)
     assert [event.type for event in heard] == [
         "step:fail", "run:fail", "step:start", "run:lease-renewed", "step:cancel", "run:cancel", "run:delete",
     ]  # fmt: skip
@@ -85,7 +85,7 @@ async def test_failure_cancellation_and_deletion_are_told(running):
 async def test_a_listener_hears_of_what_is_committed_already(running):
     stored = []
     async with running(work) as engine:
-        engine.on("run:complete", lambda event: stored.append(engine._store.runs.get(event.run_id).status))
+        engine.on("run:complete", lambda event: stored.append(engine.internals.store.runs.get(event.run_id).status))
         await finish(engine, await engine.trigger("work", "fine"))
     assert stored == ["completed"]
 

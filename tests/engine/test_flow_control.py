@@ -51,19 +51,19 @@ async def test_a_trigger_beyond_the_rate_limit_is_refused_with_when_there_is_roo
         await engine.trigger(note, {"user": "b"})
         await clock.advance(40)
         await engine.trigger(note, {"user": "a"})
-        assert len(await engine.list_runs()) == 4
+        assert len(await engine.runs.list()) == 4
 
 
 async def test_a_rate_limit_survives_restarts_and_deleted_runs_and_holds_for_many_at_once(running):
     clock = MockClock()
     note = quick(rate_limit=RateLimit(2, "1m"))
     async with running(note, clock=clock) as engine:
-        await engine.delete_run((await finish(engine, await engine.trigger(note))).id)
+        await engine.runs.delete((await finish(engine, await engine.trigger(note))).id)
         await crash(engine)
     async with running(note, clock=clock) as engine:
         with pytest.raises(RateLimited):
             await engine.trigger_many([Trigger(note), Trigger(note)])
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
         await engine.trigger(note)
         with pytest.raises(RateLimited):
             await engine.trigger(note)
@@ -94,7 +94,7 @@ async def test_uses_that_have_expired_are_forgotten(running, rules):
         for n in range(20):
             await engine.trigger(note, n)
         await settle()
-        [(left,)] = engine._store.database.connection.execute("SELECT COUNT(*) FROM durable_uses").fetchall()
+        [(left,)] = engine.internals.store.database.connection.execute("SELECT COUNT(*) FROM durable_uses").fetchall()
         assert left == 20
 
 
@@ -115,8 +115,8 @@ async def test_a_debounced_run_begins_when_triggers_have_stopped_and_has_the_las
         await clock.advance(9.9)
         assert await statuses(engine) == ["pending", "pending"]
         await clock.advance(0.1)
-        assert (await engine.get_run(first.id)).output == {"doc": 1, "text": "d"}
-        assert (await engine.get_run(other.id)).output == {"doc": 2, "text": "x"}
+        assert (await engine.runs.get(first.id)).output == {"doc": 1, "text": "d"}
+        assert (await engine.runs.get(other.id)).output == {"doc": 2, "text": "x"}
         assert (await engine.trigger(note, {"doc": 1, "text": "e"})).disposition == "created"
 
 
@@ -129,7 +129,7 @@ async def test_a_debounced_run_begins_at_the_latest_when_its_longest_wait_is_ove
             await clock.advance(8)
             await engine.trigger(note, n)
         await clock.advance(1)
-        assert ((await engine.get_run(run.id)).output, await starts(engine)) == (3, [25.0])
+        assert ((await engine.runs.get(run.id)).output, await starts(engine)) == (3, [25.0])
 
 
 async def test_a_debounced_run_survives_a_crash_and_begins_on_time(running):
@@ -146,7 +146,7 @@ async def test_a_debounced_run_survives_a_crash_and_begins_on_time(running):
         await clock.advance(9.5)
         assert await statuses(engine) == ["pending"]
         await clock.advance(1)
-        assert (await engine.get_run(run.id)).output == 3
+        assert (await engine.runs.get(run.id)).output == 3
 
 
 async def test_a_run_that_was_debounced_is_due_only_once(running):
@@ -206,7 +206,7 @@ async def test_a_new_singleton_cancels_the_one_before_and_begins(running):
             run = await engine.trigger(wait, {"n": n})
             assert run.disposition == "created"
         assert await statuses(engine) == ["cancelled", "cancelled", "leased"]
-        assert len(engine._dispatcher.executing) == 1
+        assert len(engine.internals.dispatcher.executing) == 1
         gates[2].set()
         assert (await finish(engine, run)).output == 2
 
@@ -232,7 +232,7 @@ async def test_a_cancelled_parked_singleton_makes_way_at_once_even_after_a_resta
         await settle()
         await crash(engine)
     async with running(park, clock=clock) as engine:
-        await engine.cancel(runs[0].id)
+        await engine.runs.cancel(runs[0].id)
         assert await statuses(engine) == ["cancelled", "waiting"]
 
 
@@ -241,10 +241,10 @@ async def test_a_singleton_that_is_retried_beside_another_waits_for_its_end(runn
     async with running(wait) as engine:
         first = await engine.trigger(wait, {"n": 1})
         await settle()
-        await engine.cancel(first.id)
+        await engine.runs.cancel(first.id)
         await engine.trigger(wait, {"n": 2})
         await settle()
-        await engine.retry(first.id)
+        await engine.runs.retry(first.id)
         assert await statuses(engine) == ["pending", "leased"]
         gates[2].set()
         assert await statuses(engine) == ["leased", "completed"]
@@ -266,7 +266,7 @@ async def test_what_the_trigger_says_comes_before_what_the_job_says(running):
         assert (joined.id, joined.disposition) == (first.id, "coalesced")
         skipped = await engine.trigger(wait, {"n": 4}, idempotency_key="j")
         assert (skipped.id, skipped.disposition, skipped.idempotency_key) == (first.id, "skipped", "i")
-        await engine.cancel(first.id)
+        await engine.runs.cancel(first.id)
         with pytest.raises(RateLimited):
             await engine.trigger(wait, {"n": 5}, idempotency_key="j")
 
@@ -347,7 +347,7 @@ async def test_an_input_without_its_key_is_refused_and_nothing_is_made(running):
                 await engine.trigger(note, wrong)
         with pytest.raises(InvalidInput, match="has to be a text or a number"):
             await engine.trigger(note, {"customer": {"id": [1]}})
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
 
 
 def test_limits_that_make_no_sense_are_refused_where_they_are_written():
@@ -365,9 +365,9 @@ def test_limits_that_make_no_sense_are_refused_where_they_are_written():
 async def test_a_deleted_run_leaves_no_gate_behind(running):
     note = quick(concurrency=Concurrency(limit=1), singleton=Singleton(mode="queue"))
     async with running(note) as engine:
-        await engine.delete_run((await finish(engine, await engine.trigger(note))).id)
+        await engine.runs.delete((await finish(engine, await engine.trigger(note))).id)
         for table in ("gates", "held"):
-            rows = engine._store.database.connection.execute(f"SELECT * FROM durable_{table}").fetchall()
+            rows = engine.internals.store.database.connection.execute(f"SELECT * FROM durable_{table}").fetchall()
             assert rows == []
 
 
@@ -381,7 +381,9 @@ async def test_what_flow_control_and_schedules_ask_per_claim_and_due_time_uses_a
     async with running() as engine:
         for name, text in texts.items():
             parameters = dict.fromkeys(re.findall(r":([a-z_]+)", text))
-            plan = engine._store.database.connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
+            plan = engine.internals.store.database.connection.execute(
+                f"EXPLAIN QUERY PLAN {text}", parameters
+            ).fetchall()
             details = [row[3] for row in plan]
             scans = [detail for detail in details if detail.startswith("SCAN") and " USING " not in detail]
             sorts = [detail for detail in details if "TEMP B-TREE" in detail]
@@ -436,7 +438,7 @@ class _Check:
     async def run(self, actions: list[tuple[str, int, int]]) -> None:
         engine = await self.start()
         for action, first, second in actions:
-            runs = await engine.list_runs(order="oldest", limit=1000)
+            runs = await engine.runs.list(order="oldest", limit=1000)
             if action == "trigger":
                 await engine.trigger(self.job, {"a": first, "b": second})
             elif action == "advance":
@@ -460,12 +462,12 @@ class _Check:
         if action == "end" and run.status == RunStatus.LEASED:
             self.gates[run.id].set()
         elif action == "cancel" and run.is_active:
-            await engine.cancel(run.id)
+            await engine.runs.cancel(run.id)
         elif action == "retry" and run.status == RunStatus.CANCELLED:
-            await engine.retry(run.id)
+            await engine.runs.retry(run.id)
 
     async def check(self, engine: Engine) -> None:
-        runs = await engine.list_runs(limit=1000)
+        runs = await engine.runs.list(limit=1000)
         executing = Counter(run.input["a"] for run in runs if run.status == RunStatus.LEASED)
         assert max(executing.values(), default=0) <= (1 if self.is_singleton else 2)
         for group in range(3):
@@ -479,14 +481,14 @@ class _Check:
             for gate in self.gates.values():
                 gate.set()
             await self.clock.advance(10)
-        assert not [run.id for run in await engine.list_runs(limit=1000) if run.is_active]
+        assert not [run.id for run in await engine.runs.list(limit=1000) if run.is_active]
         await engine.stop()
 
 
 async def history(engine: Engine, run: Run) -> list[int]:
     """When a run began: its first execution, and the first after each retry by hand."""
     began, is_new = [], True
-    for frame in engine._store.read_frames(run.id, 0, 1000):
+    for frame in engine.internals.store.read_frames(run.id, 0, 1000):
         if frame.kind == "run_status":
             body = json.loads(frame.body)
             if body.get("reason") == "retried":

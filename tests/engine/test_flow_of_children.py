@@ -43,7 +43,7 @@ def standing(name: str = "sync", **rules: Any) -> Job:
 async def only(engine: Engine, name: str) -> Run:
     """The one run of a job, when all is at rest."""
     await settle()
-    (found,) = await engine.list_runs(job=name)
+    (found,) = await engine.runs.list(job=name)
     return found
 
 
@@ -56,7 +56,7 @@ async def test_a_child_that_would_be_skipped_is_the_run_that_is_under_way(runnin
     async with running(asks, sync) as engine:
         first, second = [await engine.trigger(asks, {"user": "Ada", "n": n}) for n in (1, 2)]
         shared = await only(engine, "sync")
-        await engine.resume(shared.id)
+        await engine.runs.resume(shared.id)
         answers = [(await finish(engine, run)).output for run in (first, second)]
     assert shared.id == derive(first.id, "answer")
     assert answers == [{"user": "Ada", "n": 1}] * 2
@@ -70,13 +70,13 @@ async def test_whoever_follows_a_run_goes_on_after_a_restart_whether_it_stayed_i
         run = await engine.trigger(sync, {"by": "a person"})
         follower = await engine.trigger(asks, {})
         await settle()
-        assert (await engine.get_run(follower.id)).waiting_reason == "it waits for child run 'answer'"
+        assert (await engine.runs.get(follower.id)).waiting_reason == "it waits for child run 'answer'"
         await crash(engine)
     async with running(asks, sync, max_parked=max_parked) as engine:
         await settle()
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, follower)).output == {"by": "a person"}
-        assert len(await engine.list_runs(job="sync")) == 1
+        assert len(await engine.runs.list(job="sync")) == 1
 
 
 async def test_the_children_of_one_map_that_are_the_same_are_one_run(running):
@@ -90,7 +90,7 @@ async def test_the_children_of_one_map_that_are_the_same_are_one_run(running):
         output = (await finish(engine, await engine.trigger(maps, "aab"))).output
         assert [answer["user"] for answer in output] == ["a", "a", "b"]
         assert [answer["n"] for answer in output] == [0, 0, 2]
-        assert len(await engine.list_runs(job="quick")) == 2
+        assert len(await engine.runs.list(job="quick")) == 2
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
@@ -115,9 +115,9 @@ async def test_whoever_follows_a_run_that_does_not_complete_is_told_which_and_a_
         followed = await engine.trigger(sync)
         run = await engine.trigger(asks)
         await settle()
-        await (engine.resume if how == "failed" else engine.cancel)(followed.id)
+        await (engine.runs.resume if how == "failed" else engine.runs.cancel)(followed.id)
         await settle()
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         expected = "ValueError" if how == "failed" else "Cancelled"
         assert (await finish(engine, run)).output == expected
     assert len(caught) == 2
@@ -138,8 +138,8 @@ async def test_whoever_follows_a_run_gets_the_result_of_the_last_one_as_which_it
         run = await engine.trigger(asks, 5)
         for _ in range(3):
             await settle()
-            for active in await engine.list_runs(job="count-down", status="waiting"):
-                await engine.resume(active.id)
+            for active in await engine.runs.list(job="count-down", status="waiting"):
+                await engine.runs.resume(active.id)
         assert (await finish(engine, run)).output == "lift-off"
 
 
@@ -157,9 +157,9 @@ async def test_a_run_that_is_followed_has_nothing_to_fear_from_its_followers(run
         followed = await engine.trigger(sync, {"by": "a person"})
         cancelled = await engine.trigger(asks, {})
         assert (await finish(engine, await engine.trigger(hurries, {}))).output == "went on"
-        await engine.cancel(cancelled.id)
+        await engine.runs.cancel(cancelled.id)
         await settle()
-        assert (await engine.get_run(followed.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(followed.id)).status == RunStatus.WAITING
 
 
 async def test_a_child_goes_with_its_parent_also_when_others_follow_it(running):
@@ -169,7 +169,7 @@ async def test_a_child_goes_with_its_parent_also_when_others_follow_it(running):
         owner = await engine.trigger(asks, {})
         follower = await engine.trigger(asks, {})
         await settle()
-        await engine.cancel(owner.id)
+        await engine.runs.cancel(owner.id)
         told = (await finish(engine, follower)).error
         assert (await only(engine, "sync")).status == RunStatus.CANCELLED
     assert told.type == "ChildFailed"
@@ -183,11 +183,11 @@ async def test_a_follower_that_is_retried_has_a_child_of_its_own_when_the_other_
         followed = await engine.trigger(sync, {"n": 1})
         run = await engine.trigger(asks, {"n": 2})
         await settle()
-        await engine.cancel(followed.id)
+        await engine.runs.cancel(followed.id)
         assert (await finish(engine, run)).status == RunStatus.FAILED
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         await settle()
-        await engine.resume(derive(run.id, "answer"))
+        await engine.runs.resume(derive(run.id, "answer"))
         assert (await finish(engine, run)).output == {"n": 2}
 
 
@@ -211,9 +211,9 @@ async def test_queued_children_follow_one_another(running):
         run = await engine.trigger(maps, 3)
         for left in (3, 2, 1):
             await settle()
-            (under_way,) = await engine.list_runs(job="sync", status="waiting")
-            assert len(await engine.list_runs(job="sync", status="pending")) == left - 1
-            await engine.resume(under_way.id)
+            (under_way,) = await engine.runs.list(job="sync", status="waiting")
+            assert len(await engine.runs.list(job="sync", status="pending")) == left - 1
+            await engine.runs.resume(under_way.id)
         assert (await finish(engine, run)).output == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
@@ -226,9 +226,9 @@ async def test_a_child_cancels_the_previous_run_and_whoever_waits_for_that_is_to
         second = await engine.trigger(asks, {"n": 2})
         first = await finish(engine, first)
         await settle()
-        await engine.resume(derive(second.id, "answer"))
+        await engine.runs.resume(derive(second.id, "answer"))
         assert (await finish(engine, second)).output == {"n": 2}
-        assert (await engine.get_run(derive(first.id, "answer"))).status == RunStatus.CANCELLED
+        assert (await engine.runs.get(derive(first.id, "answer"))).status == RunStatus.CANCELLED
     assert first.error.type == "ChildFailed"
 
 
@@ -281,12 +281,12 @@ async def test_followers_and_the_run_they_follow_survive_a_death_at_any_commit(r
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert run.status == RunStatus.COMPLETED
-        steps = {step.name: step.output for step in await engine.get_steps(run.id)}
+        steps = {step.name: step.output for step in await engine.runs.steps(run.id)}
         assert [steps[f"each[{n}]"] for n in range(3)] == run.output
         numbers = [answer["n"] for answer in run.output]
-        made = {child.input["n"] for child in await engine.list_runs(job="quick", parent=run.id)}
+        made = {child.input["n"] for child in await engine.runs.list(job="quick", parent=run.id)}
         assert made == set(numbers)
-        assert all(step.status == StepStatus.COMPLETED for step in await engine.get_steps(run.id))
+        assert all(step.status == StepStatus.COMPLETED for step in await engine.runs.steps(run.id))
 
     await survive_every_death(running, [maps, sync], play, check, max_concurrent_runs=slots)
 
@@ -306,7 +306,7 @@ async def test_a_death_at_any_commit_neither_loses_nor_doubles_a_child_that_wait
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert [answer["n"] for answer in run.output] == [0, 1, 2]
-        began = sorted(child.started_at for child in await engine.list_runs(parent=run.id))
+        began = sorted(child.started_at for child in await engine.runs.list(parent=run.id))
         assert len(began) == 3
         assert all((later - earlier).total_seconds() >= 10 for earlier, later in pairwise(began))
 
@@ -326,7 +326,7 @@ async def test_a_debounced_child_is_made_once_and_answers_whenever_the_engine_di
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert (run.status, run.output) == (RunStatus.COMPLETED, {"doc": key})
-        (child,) = await engine.list_runs(job="quick", parent=run.id)
+        (child,) = await engine.runs.list(job="quick", parent=run.id)
         assert (child.id, child.status) == (derive(run.id, "answer"), RunStatus.COMPLETED)
         assert (child.started_at - child.created_at).total_seconds() >= 10
 
@@ -349,7 +349,7 @@ async def test_children_that_share_a_debounced_run_all_hear_of_it_whenever_the_e
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert run.status == RunStatus.COMPLETED
         numbers = [answer["n"] for answer in run.output]
-        made = [child.input["n"] for child in await engine.list_runs(job="quick", search=key)]
+        made = [child.input["n"] for child in await engine.runs.list(job="quick", search=key)]
         assert sorted(set(numbers)) == sorted(made), "every run that was made has answered, and none was made twice"
         assert numbers == sorted(numbers)
         assert numbers[-1] == 2, "the last input counts"
@@ -366,11 +366,11 @@ async def test_a_run_that_is_started_debounced_is_made_once_whenever_its_starter
     async def play(engine: Engine, key: str) -> tuple[Run, Run]:
         run = await finish(engine, await engine.trigger(starts, {"doc": key}, idempotency_key=key))
         await clock.advance(25)
-        return run, await engine.wait_for_run(run.output)
+        return run, await engine.runs.wait(run.output)
 
     async def check(engine: Engine, key: str, runs: tuple[Run, Run]) -> None:
         starter, started = runs
-        assert [run.id for run in await engine.list_runs(job="quick", search=key)] == [started.id]
+        assert [run.id for run in await engine.runs.list(job="quick", search=key)] == [started.id]
         assert (starter.status, started.output) == (RunStatus.COMPLETED, {"doc": key})
 
     await survive_every_death(running, [starts, save], play, check, clock=clock)
@@ -386,7 +386,7 @@ async def test_a_child_that_cancels_the_previous_one_does_both_or_nothing_whenev
         previous = await finish(engine, previous)
         await settle()
         with suppress(Exception):
-            await engine.resume(derive(run.id, "answer"))
+            await engine.runs.resume(derive(run.id, "answer"))
         return previous, await finish(engine, run)
 
     async def check(engine: Engine, key: str, runs: tuple[Run, Run]) -> None:
@@ -410,6 +410,6 @@ async def test_a_follower_in_one_engine_goes_on_when_the_run_ends_in_another(run
         await settle()
         run = await engine.trigger(asks, {})
         await clock.advance(2)
-        await neighbour.resume(followed.id)
+        await neighbour.runs.resume(followed.id)
         await clock.advance(2)
-        assert (await engine.get_run(run.id)).output == {"by": "another"}
+        assert (await engine.runs.get(run.id)).output == {"by": "another"}

@@ -28,12 +28,12 @@ DAY = 86_400
 
 
 def count(engine: Engine, table: str) -> int:
-    return engine._store.database.row(f"SELECT COUNT(*) FROM durable_{table}")[0]
+    return engine.internals.store.database.row(f"SELECT COUNT(*) FROM durable_{table}")[0]
 
 
 def rows(engine: Engine) -> dict[str, int]:
     """How many rows there are in each of the engine's tables, where there are any."""
-    tables = engine._store.database.rows(
+    tables = engine.internals.store.database.rows(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'durable_*'"
     )
     counts = {name.removeprefix("durable_"): count(engine, name.removeprefix("durable_")) for (name,) in tables}
@@ -80,7 +80,7 @@ async def test_an_event_is_published_once_whenever_the_engine_dies_also_while_it
         await settle()
 
     async def check(engine: Engine, key: str, _: None) -> None:
-        runs = await engine.list_runs(limit=1000)
+        runs = await engine.runs.list(limit=1000)
         assert [run.output for run in runs if run.input == key] == [key]
         assert count(engine, "events") <= 2
         clock.set_forward(31 * DAY)
@@ -131,22 +131,22 @@ async def test_of_deleted_runs_nothing_is_left_but_that_they_were_deleted(runnin
     async with running(everything, child, asks, clock=clock) as engine:
         run = await engine.trigger(asks, {"n": 1}, labels={"of": "test"})
         await clock.advance(5)
-        (other,) = await engine.list_runs(job="everything")
+        (other,) = await engine.runs.list(job="everything")
         for payload in "ab":
-            await engine.signal(other.id, "go", payload)
+            await engine.runs.signal(other.id, "go", payload)
         await clock.advance(120)
         await engine.publish("news", event_id="n1")
         with suppress(UpdateRejected, StepFailed):
-            assert await engine.update(other.id, "change") == "changed"
+            assert await engine.runs.update(other.id, "change") == "changed"
         await clock.advance(5)
         assert (await finish(engine, run)).error.type == "ChildFailed"  # of the webhook, which nobody has called
         assert {"steps", "attempts", "values", "labels", "messages", "gates", "frames", "runs"} <= rows(engine).keys()
-        deleted = await engine.delete_runs()
+        deleted = await engine.runs.delete_many()
         assert len(deleted) == 4
         left = rows(engine)
         assert left.pop("frames") == len(deleted)
         assert left.keys() <= {"counts", "events", "uses"}
-        assert engine._store.database.row("SELECT SUM(runs) FROM durable_counts")[0] == 0
+        assert engine.internals.store.database.row("SELECT SUM(runs) FROM durable_counts")[0] == 0
         clock.set_forward(DAY)
         await engine.trigger(everything, {"n": 2})
         assert count(engine, "uses") == 1
@@ -160,7 +160,7 @@ async def test_what_is_known_of_deleted_runs_is_forgotten_as_others_are_deleted(
 
     async def run_and_delete(engine: Engine, how_many: int) -> None:
         for _ in range(how_many):
-            await engine.delete_run((await finish(engine, await engine.trigger(quick))).id)
+            await engine.runs.delete((await finish(engine, await engine.trigger(quick))).id)
 
     async with running(quick, clock=clock) as engine:
         await run_and_delete(engine, 20)

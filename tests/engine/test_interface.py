@@ -54,31 +54,43 @@ def test_a_job_is_declared_with_these_options():
         ("trigger", {"job": ..., "input": None}),
         ("trigger_many", {"triggers": ...}),
         ("trigger_and_wait", {"job": ..., "input": None, "*timeout": None, "*on_progress": None, "*on_log": None}),
-        ("wait_for_run", {"run_id": ..., "*timeout": None, "*on_progress": None, "*on_log": None}),
-        ("get_run", {"run_id": ...}),
-        ("list_runs", {"*order": "newest", "*limit": 50, "*cursor": None}),
-        ("count_runs", {"by": "status"}),
-        ("get_steps", {"run_id": ...}),
-        ("get_event", {"run_id": ..., "key": ...}),
-        ("cancel", {"run_id": ...}),
-        ("retry", {"run_id": ...}),
-        ("retry_with_input", {"run_id": ..., "input": ...}),
-        ("retrigger", {"run_id": ...}),
-        ("fork", {"run_id": ..., "from_step": ...}),
-        ("delete_run", {"run_id": ...}),
-        ("purge_runs", {"older_than": ..., "limit": 500}),
-        ("cancel_runs", {"filters": ...}),
-        ("retry_runs", {"filters": ...}),
-        ("delete_runs", {"filters": ...}),
         ("on", {"type": ..., "listener": ...}),
         ("off", {"type": ..., "listener": ...}),
         ("on_error", {"handler": ...}),
         ("register", {"jobs": ...}),
     ],
 )
-def test_an_engine_is_asked_by_these_names(method, wanted):
+def test_an_engine_has_these_methods(method, wanted):
     found = parameters(getattr(Engine, method))
     assert {name: found.get(name, "missing") for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [
+        ("wait", {"run_id": ..., "*timeout": None, "*on_progress": None, "*on_log": None}),
+        ("get", {"run_id": ...}),
+        ("list", {"*status": None, "*job": None, "*order": "newest", "*limit": 50, "*cursor": None}),
+        ("count", {"by": "status"}),
+        ("steps", {"run_id": ...}),
+        ("value", {"run_id": ..., "key": ...}),
+        ("cancel", {"run_id": ...}),
+        ("retrigger", {"run_id": ...}),
+        ("fork", {"run_id": ..., "from_step": ...}),
+        ("delete", {"run_id": ...}),
+        ("purge", {"older_than": ..., "limit": 500}),
+        ("cancel_many", {"filters": ...}),
+        ("retry_many", {"filters": ...}),
+        ("delete_many", {"filters": ...}),
+    ],
+)
+def test_the_runs_of_an_engine_have_these_methods(method, wanted):
+    found = parameters(getattr(Engine("never made", []).runs, method))
+    assert {name: found.get(name, "missing") for name in wanted} == wanted
+
+
+def test_a_run_is_retried_on_its_input_or_on_another():
+    assert list(parameters(Engine("never made", []).runs.retry)) == ["run_id", "*input"]
 
 
 def test_a_trigger_has_these_options():
@@ -133,6 +145,6 @@ def test_what_is_public_is_there_and_sorted():
 async def test_durability_is_full_unless_another_is_asked_for(running, durability, synchronous):
     options = {} if durability is None else {"durability": durability}
     async with running(**options) as engine:
-        database = engine._store.database
+        database = engine.internals.store.database
         assert database.row("PRAGMA synchronous")[0] == synchronous  # FULL: flushed at every commit
         assert database.row("PRAGMA journal_mode")[0] == "wal"

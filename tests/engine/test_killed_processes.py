@@ -61,10 +61,10 @@ WORKER = textwrap.dedent("""
         options = {"lease": 2, "durability": "normal", "max_recoveries": 100}
         async with Engine(path, jobs, **options) as engine:
             cursor = None
-            while page := await engine.list_runs(order="oldest", limit=1000, cursor=cursor):
+            while page := await engine.runs.list(order="oldest", limit=1000, cursor=cursor):
                 cursor = page[-1].id
                 for run in page:
-                    await engine.wait_for_run(run.id)
+                    await engine.runs.wait(run.id)
 
     asyncio.run(main())
 """)

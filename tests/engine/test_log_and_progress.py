@@ -90,7 +90,7 @@ async def test_no_line_fails_a_job_whatever_is_in_it(running):
 
     async with running(odd) as engine:
         run = await finish(engine, await engine.trigger("odd"))
-        lines = [frame async for frame in engine.watch(run.id) if frame.kind == "log"]
+        lines = [frame async for frame in engine.runs.watch(run.id) if frame.kind == "log"]
     said = "<Unsayable that cannot be shown>"
     assert (run.error, run.output, run.progress.message) == (None, "done", said)
     assert lines[0].message == said
@@ -125,7 +125,7 @@ async def test_lines_of_the_body_are_not_repeated_while_it_replays(running):
 
     async with running(story) as engine:
         run = await engine.trigger("story")
-        while (await engine.get_run(run.id)).completed_steps < 2:
+        while (await engine.runs.get(run.id)).completed_steps < 2:
             await asyncio.sleep(0)
         await crash(engine)
     async with running(story) as engine:
@@ -183,9 +183,9 @@ async def test_progress_appears_every_100_ms_while_the_job_waits(running):
     async with running(slow, clock=clock) as engine:
         run = await engine.trigger("slow")
         await clock.advance(0.06)
-        assert (await engine.get_run(run.id)).progress.current == 0
+        assert (await engine.runs.get(run.id)).progress.current == 0
         await clock.advance(0.1)
-        assert (await engine.get_run(run.id)).progress.current == 4
+        assert (await engine.runs.get(run.id)).progress.current == 4
         gate.set()
         await finish(engine, run)
 
@@ -201,7 +201,7 @@ async def test_synchronous_code_that_never_yields_is_still_heard(running):
             for number in range(4):
                 ctx.log.info(f"line {number}")
                 clock._elapsed += 0.03
-                heard.append(sum("line" in frame.body for frame in engine._store.read_frames(run.id, 0, 100)))
+                heard.append(sum("line" in frame.body for frame in engine.internals.store.read_frames(run.id, 0, 100)))
 
         await ctx.step("work", work)
 
@@ -226,7 +226,7 @@ async def test_a_slow_step_is_seen_to_run_and_a_quick_one_only_to_complete(runni
     async with running(mixed, clock=clock) as engine:
         run = await engine.trigger("mixed")
         await clock.advance(0.06)
-        assert (await engine.get_run(run.id)).current_step == "slow"
+        assert (await engine.runs.get(run.id)).current_step == "slow"
         gate.set()
         frames = await timeline(engine, run)
     steps = [(frame.name, frame.status) for frame in frames if frame.kind == "step_status"]
@@ -295,7 +295,7 @@ async def test_a_thread_that_tells_something_while_the_event_loop_is_busy_harms_
         runs = await engine.trigger_many([Trigger(job) for job in (other, busy, other)])
         others = [await finish(engine, run) for run in (runs[0], runs[2])]
         run = await finish(engine, runs[1])
-        lines = [line.message for line in await engine.logs(run.id)]
+        lines = [line.message for line in await engine.runs.logs(run.id)]
     assert [run.output for run in others] == [[0, 1, 2], [0, 1, 2]]
     assert (run.status, run.progress.current, lines) == ("completed", 1, ["from the loop", "from the thread"])
     assert troubles == []
@@ -318,7 +318,7 @@ async def test_a_line_of_the_body_is_not_repeated_by_a_thread_either(running):
 
     async with running(story) as engine:
         run = await engine.trigger("story")
-        while (run := await engine.get_run(run.id)).completed_steps < 1:
+        while (run := await engine.runs.get(run.id)).completed_steps < 1:
             assert run.is_active
             await asyncio.sleep(0)
         await crash(engine)
@@ -360,7 +360,7 @@ async def test_a_thread_whose_run_was_cancelled_can_see_it_and_leaves(running, t
     async with running(threaded) as engine:
         run = await engine.trigger("threaded")
         await begun.wait()
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
         gate.set()
         await left.wait()
         frames = await timeline(engine, run)

@@ -61,8 +61,8 @@ async def test_the_results_are_in_the_order_of_the_inputs_whatever_ends_first(ru
 async def test_each_input_has_a_child_that_is_named_after_its_place(running):
     async with running(squares, square) as engine:
         run = await finish(engine, await engine.trigger(squares, [3, 4]))
-        children = [await engine.get_run(derive(run.id, f"square[{place}]")) for place in range(2)]
-        names = {step.name for step in await engine.get_steps(run.id)}
+        children = [await engine.runs.get(derive(run.id, f"square[{place}]")) for place in range(2)]
+        names = {step.name for step in await engine.runs.steps(run.id)}
     assert run.output == [9, 16]
     assert [(child.input, child.parent_run_id) for child in children] == [(3, run.id), (4, run.id)]
     assert names == {"square[0]", "square[1]"}
@@ -71,7 +71,7 @@ async def test_each_input_has_a_child_that_is_named_after_its_place(running):
 async def test_no_inputs_give_no_results_and_start_nothing(running):
     async with running(squares, square) as engine:
         run = await finish(engine, await engine.trigger(squares, []))
-        assert len(await engine.list_runs()) == 1
+        assert len(await engine.runs.list()) == 1
     assert run.output == []
 
 
@@ -90,17 +90,17 @@ async def test_a_thousand_children_cost_few_commits_to_start(running):
         return sum(await ctx.map("square", square, range(count), max_concurrent=None))
 
     async with running(fans_out, square, max_concurrent_runs=1, durability="normal") as engine:
-        engine._dispatcher.claim(1)  # the parent alone
+        engine.internals.dispatcher.claim(1)  # the parent alone
         commits: list[str] = []
-        engine._store.database.connection.set_trace_callback(
+        engine.internals.store.database.connection.set_trace_callback(
             lambda text: commits.append(text) if "COMMIT" in text else None
         )
         run = await engine.trigger(fans_out, 1000)
         await reach(engine, run.id, RunStatus.WAITING)
-        engine._store.database.connection.set_trace_callback(None)
-        assert await engine.count_runs() == {"waiting": 1, "pending": 1000}
+        engine.internals.store.database.connection.set_trace_callback(None)
+        assert await engine.runs.count() == {"waiting": 1, "pending": 1000}
         assert len(commits) <= 5, "trigger, claim, the thousand children, park"
-        engine._dispatcher.claim()
+        engine.internals.dispatcher.claim()
         assert (await finish(engine, run)).output == sum(number * number for number in range(1000))
 
 
@@ -139,7 +139,7 @@ async def test_a_limit_holds_across_a_restart(running):
         return await ctx.map("gated", gated, range(6), max_concurrent=2)
 
     async def under_way(engine: Engine) -> list[int]:
-        return sorted(run.input for run in await engine.list_runs(job="gated") if run.is_active)
+        return sorted(run.input for run in await engine.runs.list(job="gated") if run.is_active)
 
     async with running(limits, gated) as engine:
         run = await engine.trigger(limits)
@@ -147,7 +147,7 @@ async def test_a_limit_holds_across_a_restart(running):
             await asyncio.sleep(0.003)
         await crash(engine)
     async with running(limits, gated) as engine:
-        while (await engine.get_run(run.id)).status != RunStatus.WAITING:
+        while (await engine.runs.get(run.id)).status != RunStatus.WAITING:
             await asyncio.sleep(0.003)
         assert await under_way(engine) == [1, 2]
         open_now.set()
@@ -163,7 +163,7 @@ async def test_two_maps_of_one_name_do_not_mix_their_children_however_they_are_i
 
     async with running(twice, square) as engine:
         run = await finish(engine, await engine.trigger(twice))
-        inputs = {child.parent_step: child.input for child in await engine.list_runs(parent=run.id)}
+        inputs = {child.parent_step: child.input for child in await engine.runs.list(parent=run.id)}
         assert (len(inputs), inputs["square[2]"] + inputs["square[2]#2"]) == (6, 3 + 6)
     assert run.output == [[1, 4, 9], [16, 25, 36]]
 
@@ -181,7 +181,7 @@ async def test_all_children_end_and_every_failure_is_in_the_group(running):
 
     async with running(maps, picky) as engine:
         run = await finish(engine, await engine.trigger(maps))
-        statuses = Counter(child.status for child in await engine.list_runs(job="picky"))
+        statuses = Counter(child.status for child in await engine.runs.list(job="picky"))
     assert run.output == "caught"
     assert statuses == {RunStatus.COMPLETED: 3, RunStatus.FAILED: 2}
     assert [(error.step, error.error_message) for error in caught[0].exceptions] == [
@@ -218,7 +218,7 @@ async def test_fail_fast_cancels_the_others_at_the_first_failure(running):
 
     async with running(maps, fails_second) as engine:
         run = await finish(engine, await engine.trigger(maps))
-        children = {child.input: child.status for child in await engine.list_runs(job="fails-second")}
+        children = {child.input: child.status for child in await engine.runs.list(job="fails-second")}
     assert run.output == ["one failed"]
     assert children == {0: RunStatus.CANCELLED, 1: RunStatus.FAILED, 2: RunStatus.CANCELLED}
 
@@ -233,7 +233,7 @@ async def test_a_map_that_is_no_longer_awaited_cancels_its_children(running):
 
     async with running(gives_up, endless) as engine:
         run = await finish(engine, await engine.trigger(gives_up))
-        statuses = {child.status for child in await engine.list_runs(job="endless")}
+        statuses = {child.status for child in await engine.runs.list(job="endless")}
     assert run.output == "went on"
     assert statuses == {RunStatus.CANCELLED}
 
@@ -245,7 +245,7 @@ async def test_an_input_that_cannot_be_stored_is_an_error_before_anything_starts
 
     async with running(maps, square) as engine:
         run = await finish(engine, await engine.trigger(maps))
-        assert len(await engine.list_runs()) == 1
+        assert len(await engine.runs.list()) == 1
     assert (run.status, run.error.type) == (RunStatus.FAILED, "SerializationError")
 
 
@@ -267,10 +267,10 @@ async def test_cancelling_the_run_cancels_all_children(running):
 
     async with running(maps, endless) as engine:
         run = await engine.trigger(maps)
-        while (await engine.count_runs()).get("waiting") != 31:
+        while (await engine.runs.count()).get("waiting") != 31:
             await asyncio.sleep(0.003)
-        await engine.cancel(run.id)
-        assert await engine.count_runs() == {"cancelled": 31}
+        await engine.runs.cancel(run.id)
+        assert await engine.runs.count() == {"cancelled": 31}
 
 
 @pytest.mark.parametrize(("max_concurrent", "slots"), [(None, 10), (2, 10), (2, 1)])
@@ -284,7 +284,7 @@ async def test_a_map_that_dies_at_any_commit_starts_every_child_once(running, ma
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert (run.status, run.output) == (RunStatus.COMPLETED, [1, 4, 9, 16])
-        children = [child for child in await engine.list_runs(labels={"of": "map"}) if child.parent_run_id == run.id]
+        children = [child for child in await engine.runs.list(labels={"of": "map"}) if child.parent_run_id == run.id]
         assert sorted(child.input for child in children) == [1, 2, 3, 4]
 
     await survive_every_death(running, [maps, square], play, check, max_concurrent_runs=slots)

@@ -68,7 +68,7 @@ async def test_a_run_of_an_earlier_version_goes_on_from_its_last_step(running, d
         return first + await ctx.step("second", lambda: 2)
 
     async with running(two) as engine:
-        (run,) = await engine.list_runs()
+        (run,) = await engine.runs.list()
         run = await finish(engine, run)
         assert (run.status, run.output, called) == (RunStatus.COMPLETED, 3, [])
         seqs = [frame.seq for frame in await timeline(engine, run)]
@@ -100,10 +100,10 @@ async def test_a_run_of_an_earlier_version_is_given_what_it_has_recorded_in_bran
         return [*parsed, *loaded, await ctx.step("load", lambda: "new")]
 
     async with running(two) as engine:
-        (run,) = await engine.list_runs()
+        (run,) = await engine.runs.list()
         run = await finish(engine, run)
         assert (run.output, called) == (["A", "B", 1, 2, "new"], [])
-        assert [step.name for step in await engine.get_steps(run.id)] == ["first", *recorded, "load#3"]
+        assert [step.name for step in await engine.runs.steps(run.id)] == ["first", *recorded, "load#3"]
 
 
 @on_a_desk_only("opens the file beside the engine")
@@ -130,7 +130,7 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(running, dat
     assert structure(database_path) == before
     monkeypatch.undo()
     async with running() as engine:
-        assert engine._store.database._user_version() == SCHEMA_VERSION
+        assert engine.internals.store.database._user_version() == SCHEMA_VERSION
 
 
 # --- refusing to migrate ----------------------------------------------------------------------------------------------
@@ -152,13 +152,13 @@ async def test_an_engine_that_may_not_migrate_refuses_an_earlier_database_and_le
     assert Path(database_path).read_bytes() == before
     assert [path.name for path in Path(database_path).parent.iterdir()] == ["database.sqlite3"]
     async with running() as engine:
-        assert len(await engine.list_runs()) == 1
+        assert len(await engine.runs.list()) == 1
 
 
 async def test_an_engine_that_may_not_migrate_makes_a_new_database_and_opens_one_of_today(running, database_path):
     for _ in range(2):
         async with running(migrate=False) as engine:
-            assert await engine.list_runs() == []
+            assert await engine.runs.list() == []
 
 
 # --- which runs were sequential ---------------------------------------------------------------------------------------

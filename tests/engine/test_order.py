@@ -47,7 +47,7 @@ async def output_of(e: Engine, run: Run) -> Any:
 
 def recorded(e: Engine, run: Run) -> list[StepRecord]:
     """The outcomes of a run in their order."""
-    records = e._running_store().steps.load(run.id).values()
+    records = e.internals.store.steps.load(run.id).values()
     return sorted((record for record in records if record.outcome_order), key=lambda record: record.outcome_order or 0)
 
 
@@ -149,7 +149,7 @@ async def test_a_signal_that_another_process_records_during_a_step_comes_before_
         return seen
 
     def signal() -> None:
-        at_once(other.signal(run.id, "go", "signal"))
+        at_once(other.runs.signal(run.id, "go", "signal"))
 
     async with running(works, exclusive=False) as e, running(works, exclusive=False, max_concurrent_runs=0) as other:
         run = await e.trigger(works)
@@ -234,11 +234,11 @@ async def test_nothing_is_delivered_before_the_body_begins(clock):
     async with engine(works, clock=clock, **SELDOM) as e:
         run = await e.trigger(works)
         await settle()
-        await e.cancel(run.id)
-        await e.retry(run.id)
-        await e.pause(run.id)  # with each of these the engine looks at what is new of the run
-        await e.resume(run.id)
-        await e.signal(run.id, "go", "signal")
+        await e.runs.cancel(run.id)
+        await e.runs.retry(run.id)
+        await e.runs.pause(run.id)  # with each of these the engine looks at what is new of the run
+        await e.runs.resume(run.id)
+        await e.runs.signal(run.id, "go", "signal")
         await settle()
         is_free.set()
         assert await asyncio.wait_for(output_of(e, run), 10) == ["quick", "slow", "signal"]
@@ -322,21 +322,21 @@ async def test_a_function_that_refuses_to_end_holds_up_its_own_task_alone_and_fo
         await settle()
         await clock.advance(1)
         assert seen == ["other 0", "other 1", "other 2", "called off"]
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         await settle()
         assert seen[4:] == ["more of the other"]
         await clock.advance(4.9)
         assert seen[5:] == []
-        assert await e.logs(run.id) == []
+        assert await e.runs.logs(run.id) == []
         await clock.advance(0.1)
         assert seen[5:] == ["after"]
-        (line,) = await e.logs(run.id)
+        (line,) = await e.runs.logs(run.id)
         assert line.message == "The function of step 'refuses' was called off, and went on for 5 s."
-        assert (await e.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await e.runs.get(run.id)).status == RunStatus.COMPLETED
         assert [record.name for record in recorded(e, run)][-2:] == ["more", "after"]
         is_free.set()
         await settle()
-        assert {step.name: step.status for step in await e.get_steps(run.id)}["refuses"] == StepStatus.CANCELLED
+        assert {step.name: step.status for step in await e.runs.steps(run.id)}["refuses"] == StepStatus.CANCELLED
 
 
 async def test_what_a_task_asks_for_next_begins_when_its_called_off_function_has_ended(clock):
@@ -391,8 +391,8 @@ async def test_what_a_function_returns_although_it_was_called_off_counts_only_wh
         run = await e.trigger(works)
         await settle()
         await clock.advance(1)
-        assert (await e.get_run(run.id)).status == RunStatus.FAILED
-        status = {step.name: step.status for step in await e.get_steps(run.id)}["charge"]
+        assert (await e.runs.get(run.id)).status == RunStatus.FAILED
+        status = {step.name: step.status for step in await e.runs.steps(run.id)}["charge"]
         assert (status, undone) == (("completed", ["charged"]) if has_undo else ("cancelled", []))
 
 
@@ -425,11 +425,11 @@ async def test_what_a_function_returns_that_was_left_behind_does_not_count_once_
     async with engine(works, clock=clock, **SELDOM) as e:
         run = await e.trigger(works)
         await settle()
-        assert (await e.get_run(run.id)).is_active
+        assert (await e.runs.get(run.id)).is_active
         await clock.advance(5)
-        assert (await e.get_run(run.id)).status == RunStatus.FAILED
+        assert (await e.runs.get(run.id)).status == RunStatus.FAILED
         assert undone == ["booked"]
-        assert {step.name: step.status for step in await e.get_steps(run.id)}["charge"] == StepStatus.CANCELLED
+        assert {step.name: step.status for step in await e.runs.steps(run.id)}["charge"] == StepStatus.CANCELLED
 
 
 async def test_a_step_that_was_called_off_is_not_called_again_in_a_replay_and_is_called_off_at_the_same_place(clock):
@@ -486,12 +486,12 @@ async def test_a_signal_that_ended_a_wait_which_the_body_had_called_off_is_for_t
     async with engine(waits, clock=clock, max_parked=0, **SELDOM) as e:
         run = await e.trigger(waits)
         await settle()
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         await clock.advance(2 * HOUR)
         for number in (1, 2):
-            await e.signal(run.id, "go", number)
+            await e.runs.signal(run.id, "go", number)
         assert [record.kind for record in recorded(e, run)] == ["timer", "signal"]
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         if life == "crashes":
             await crash_at(e, before="between")
             await restart(e)
@@ -527,13 +527,13 @@ async def test_of_thousands_of_runs_that_wait_a_few_bodies_are_in_memory_and_eac
         before, sizes = bodies_in_memory(), []
         for first in range(0, count, 1000):
             runs += await e.trigger_many([Trigger(waits, number) for number in range(first, first + 1000)])
-            while (await e.count_runs()).get("waiting", 0) < len(runs):
+            while (await e.runs.count()).get("waiting", 0) < len(runs):
                 await settle()
             sizes.append(bodies_in_memory() - before)
         assert sizes == [kept] * 3
         for number, run in enumerate(runs):
-            await e.signal(run.id, "go", number)
-        while (await e.count_runs()).get("completed", 0) < count:
+            await e.runs.signal(run.id, "go", number)
+        while (await e.runs.count()).get("completed", 0) < count:
             await settle()
         assert sorted(woken) == list(range(count))
 
@@ -558,14 +558,14 @@ async def test_a_run_at_rest_with_nothing_to_wait_for_keeps_its_slot_and_says_af
         run = await e.trigger(stands)
         await settle()
         await clock.advance(4.9)
-        assert await e.logs(run.id) == []
+        assert await e.runs.logs(run.id) == []
         await clock.advance(0.2)
-        (line,) = await e.logs(run.id)
+        (line,) = await e.runs.logs(run.id)
         assert (line.level, line.step) == ("warning", None)
         assert f"{__file__}:{stands.function.__code__.co_firstlineno + 3}" in line.message
-        assert (await e.get_run(run.id)).status == RunStatus.LEASED
+        assert (await e.runs.get(run.id)).status == RunStatus.LEASED
         await clock.advance(600)
-        assert len(await e.logs(run.id)) == 1
+        assert len(await e.runs.logs(run.id)) == 1
         event.set()  # other code of the process
         assert await output_of(e, run) == "done"
 
@@ -589,12 +589,12 @@ async def test_no_signal_and_no_update_is_lost_when_a_run_continues_as_new(clock
     async with engine(chain, clock=clock, max_parked=0, **SELDOM) as e:
         run = await e.trigger(chain, 0)
         for number in range(4):
-            assert await e.signal(run.id, "go", number, signal_id=f"signal {number}")
+            assert await e.runs.signal(run.id, "go", number, signal_id=f"signal {number}")
         answers = [
-            asyncio.ensure_future(e.update(run.id, "change", number, update_id=f"update {number}"))
+            asyncio.ensure_future(e.runs.update(run.id, "change", number, update_id=f"update {number}"))
             for number in range(3)
         ]
-        last = await e.wait_for_run(run.id)
+        last = await e.runs.wait(run.id)
         assert last.id != run.id
         assert last.output == [2, 3]
         assert await asyncio.gather(*answers) == [[0, 0], [1, 1], [2, 2]]
@@ -603,22 +603,22 @@ async def test_no_signal_and_no_update_is_lost_when_a_run_continues_as_new(clock
 async def test_a_signal_of_an_id_that_an_earlier_link_has_taken_is_a_repetition_and_messages_reach_the_last_link(clock):
     async with engine(chain, clock=clock, max_parked=0, **SELDOM) as e:
         run = await e.trigger(chain, 0)
-        assert await e.signal(run.id, "go", 0, signal_id="first")
-        assert await e.update(run.id, "change", "a", update_id="update") == [0, "a"]
+        assert await e.runs.signal(run.id, "go", 0, signal_id="first")
+        assert await e.runs.update(run.id, "change", "a", update_id="update") == [0, "a"]
         await settle()
-        assert (await e.get_run(run.id)).continued_as is not None
-        assert not await e.signal(run.id, "go", 9, signal_id="first")
-        assert await e.update(run.id, "change", "b", update_id="update") == [0, "a"]  # the answer to the first
-        assert await e.signal(run.id, "go", 1, signal_id="second")
-        assert await e.update(run.id, "change", "b") == [1, "b"]
+        assert (await e.runs.get(run.id)).continued_as is not None
+        assert not await e.runs.signal(run.id, "go", 9, signal_id="first")
+        assert await e.runs.update(run.id, "change", "b", update_id="update") == [0, "a"]  # the answer to the first
+        assert await e.runs.signal(run.id, "go", 1, signal_id="second")
+        assert await e.runs.update(run.id, "change", "b") == [1, "b"]
         await settle()
-        assert not await e.signal(run.id, "go", 9, signal_id="second")
+        assert not await e.runs.signal(run.id, "go", 9, signal_id="second")
         for number in (2, 3):
-            assert await e.signal(run.id, "go", number)
-        assert await e.update(run.id, "change", "c") == [2, "c"]
-        assert (await e.wait_for_run(run.id)).output == [2, 3]
+            assert await e.runs.signal(run.id, "go", number)
+        assert await e.runs.update(run.id, "change", "c") == [2, "c"]
+        assert (await e.runs.wait(run.id)).output == [2, 3]
         with pytest.raises(RunNotActive):
-            await e.signal(run.id, "go", 4)
+            await e.runs.signal(run.id, "go", 4)
 
 
 @on_a_desk_only("OPFS has one engine per file")
@@ -632,10 +632,10 @@ async def test_a_signal_that_comes_while_the_body_continues_as_new_is_for_the_ne
         _left = asyncio.ensure_future(ctx.wait_for_signal("go"))
         await ctx.step("work", soon)
         await ctx.sleep("nap", 0.01)  # it is recorded by now that the body waits
-        at_once(other.signal(ctx.run_id, "go", "kept"))
+        at_once(other.runs.signal(ctx.run_id, "go", "kept"))
         return ctx.continue_as_new(1)
 
     async with running(links, exclusive=False) as e, running(links, exclusive=False, max_concurrent_runs=0) as other:
         run = await e.trigger(links, 0)
-        last = await asyncio.wait_for(e.wait_for_run(run.id), 10)
+        last = await asyncio.wait_for(e.runs.wait(run.id), 10)
         assert (last.continued_from, last.output) == (run.id, "kept")

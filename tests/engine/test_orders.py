@@ -39,11 +39,11 @@ async def place(running: Engine, *items: Item) -> Run:
 
 
 async def steps(running: Engine, run: Run) -> list[str]:
-    return [step.name for step in await running.get_steps(run.id)]
+    return [step.name for step in await running.runs.steps(run.id)]
 
 
 async def logged(running: Engine, run: Run) -> list[str]:
-    return [line.message for line in await running.logs(run.id)]
+    return [line.message for line in await running.runs.logs(run.id)]
 
 
 UNDONE = ["compensate:charge", "compensate:reserve stock"]
@@ -53,25 +53,25 @@ async def test_an_order_that_is_approved_is_packed_in_a_run_for_each_item_and_ha
     clock = MockClock()
     async with orders(clock) as running:
         run = await place(running, TEA, POT)
-        assert await running.get_event(run.id, "state") == "waiting for approval"
-        assert (await running.get_run(run.id)).waiting_reason == "it waits for signal 'approval'"
-        await running.signal(run.id, "approval", Decision(approved=True, by="Ada"))
+        assert await running.runs.value(run.id, "state") == "waiting for approval"
+        assert (await running.runs.get(run.id)).waiting_reason == "it waits for signal 'approval'"
+        await running.runs.signal(run.id, "approval", Decision(approved=True, by="Ada"))
         await settle()
-        assert await running.get_event(run.id, "state") == "about to be packed"
+        assert await running.runs.value(run.id, "state") == "about to be packed"
         await clock.advance(60)
         run = await finish(running, run)
         assert run.status == RunStatus.COMPLETED
         assert run.output["parcels"] == ["box for Tea", "box for Tea pot"]
-        parcels = await running.list_runs(parent=run.id, order="oldest")
+        parcels = await running.runs.list(parent=run.id, order="oldest")
         assert sorted(parcel.parent_step for parcel in parcels) == ["parcel[0]", "parcel[1]"]
-        assert await running.get_event(run.id, "state") == "on its way"
+        assert await running.runs.value(run.id, "state") == "on its way"
         assert UNDONE[0] not in await steps(running, run)
 
 
 async def test_an_order_that_is_rejected_is_refunded_and_its_items_go_back_to_the_shelf():
     async with orders(MockClock()) as running:
         run = await place(running, TEA)
-        await running.signal(run.id, "approval", Decision(approved=False, by="Ada"))
+        await running.runs.signal(run.id, "approval", Decision(approved=False, by="Ada"))
         run = await finish(running, run)
         assert (run.status, run.error.message) == (RunStatus.FAILED, "The order was rejected by Ada.")
         assert (await steps(running, run))[-2:] == UNDONE
@@ -92,13 +92,13 @@ async def test_a_parcel_that_fails_puts_its_box_back_and_undoes_the_order():
     clock = MockClock()
     async with orders(clock) as running:
         run = await place(running, TEA, VASE)
-        await running.signal(run.id, "approval", Decision(approved=True, by="Ada"))
+        await running.runs.signal(run.id, "approval", Decision(approved=True, by="Ada"))
         await settle()
         await clock.advance(60)
         run = await finish(running, run)
         assert run.status == RunStatus.FAILED
         assert (await steps(running, run))[-2:] == UNDONE
-        parcels = {parcel.parent_step: parcel for parcel in await running.list_runs(parent=run.id)}
+        parcels = {parcel.parent_step: parcel for parcel in await running.runs.list(parent=run.id)}
         assert parcels["parcel[0]"].status == RunStatus.COMPLETED
         assert "Vase broke while it was packed." in parcels["parcel[1]"].error.message
         assert "Put back: box for Vase" in await logged(running, parcels["parcel[1]"])
@@ -107,9 +107,9 @@ async def test_a_parcel_that_fails_puts_its_box_back_and_undoes_the_order():
 async def test_an_order_that_is_cancelled_while_it_could_be_thought_about_is_undone():
     async with orders(MockClock()) as running:
         run = await place(running, TEA)
-        await running.signal(run.id, "approval", Decision(approved=True, by="Ada"))
+        await running.runs.signal(run.id, "approval", Decision(approved=True, by="Ada"))
         await settle()
-        assert (await running.cancel(run.id, compensate=True)).status == RunStatus.CANCELLING
+        assert (await running.runs.cancel(run.id, compensate=True)).status == RunStatus.CANCELLING
         assert (await finish(running, run)).status == RunStatus.CANCELLED
         assert (await steps(running, run))[-2:] == UNDONE
 
@@ -118,8 +118,8 @@ async def test_what_is_no_decision_is_refused_when_it_is_sent():
     async with orders(MockClock()) as running:
         run = await place(running, TEA)
         with pytest.raises(InvalidInput):
-            await running.signal(run.id, "approval", {"approved": True})
-        assert (await running.get_run(run.id)).status == RunStatus.WAITING
+            await running.runs.signal(run.id, "approval", {"approved": True})
+        assert (await running.runs.get(run.id)).status == RunStatus.WAITING
 
 
 async def test_an_engine_that_dies_while_it_waits_and_again_in_the_middle_of_undoing_goes_on():
@@ -129,7 +129,7 @@ async def test_an_engine_that_dies_while_it_waits_and_again_in_the_middle_of_und
         run = await place(running, TEA)
         await restart(running)
         await settle()
-        await running.signal(run.id, "approval", Decision(approved=False, by="Ada"))
+        await running.runs.signal(run.id, "approval", Decision(approved=False, by="Ada"))
         await crash_at(running, after="compensate:charge")
         await restart(running)
         assert (await finish(running, run)).status == RunStatus.FAILED

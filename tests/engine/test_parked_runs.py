@@ -37,7 +37,7 @@ async def park(e: Engine, count: int) -> None:
     """Make so many runs, and let them come to wait."""
     for first in range(0, count, 1000):
         await e.trigger_many([Trigger(waits, number) for number in range(first, min(first + 1000, count))])
-        while (await e.count_runs()).get("waiting", 0) < min(first + 1000, count):
+        while (await e.runs.count()).get("waiting", 0) < min(first + 1000, count):
             await settle()
 
 
@@ -53,17 +53,17 @@ async def test_no_more_waiting_runs_are_in_memory_than_the_engine_may_keep(kept)
     before = alive()  # what earlier tests of this process have left
     async with engine(waits, clock=MockClock(), max_parked=kept, **PATIENT) as e:
         await park(e, 300)
-        assert len(e._dispatcher.parked) == kept
+        assert len(e.internals.dispatcher.parked) == kept
         assert alive() - before == kept
         body_and_branches = 3
-        loops = [execution.loop for execution in e._dispatcher.parked.values()]
+        loops = [execution.loop for execution in e.internals.dispatcher.parked.values()]
         assert sum(len(asyncio.all_tasks(loop)) for loop in loops) == kept * body_and_branches
 
 
 async def test_the_runs_that_have_waited_longest_leave_memory_first():
     async with engine(waits, clock=MockClock(), max_parked=10, **PATIENT) as e:
         await park(e, 100)
-        kept = {(await e.get_run(run_id)).input for run_id in e._dispatcher.parked}
+        kept = {(await e.runs.get(run_id)).input for run_id in e.internals.dispatcher.parked}
     assert kept == set(range(90, 100))
 
 
@@ -123,14 +123,14 @@ class Work:
 
     def __init__(self, e: Engine) -> None:
         self.instructions = 0
-        open_store = e._open
+        open_store = e.settings.open_store
 
         def open_and_count():
             store = open_store()
             store.database.connection.set_progress_handler(self._count, 1)
             return store
 
-        e._open = open_and_count
+        e.settings.open_store = open_and_count
 
     def _count(self) -> None:
         self.instructions += 1
@@ -151,7 +151,7 @@ async def test_starting_does_not_depend_on_how_many_runs_wait(reopened):
         with Work(e).measured(work):
             await e.start()
             await settle()
-        assert await e.count_runs() == {"waiting": count}
+        assert await e.runs.count() == {"waiting": count}
         assert alive() == before
         await crash(e)
     few, many = work
@@ -165,11 +165,11 @@ async def test_what_a_signal_costs_does_not_depend_on_how_many_runs_wait(reopene
         e = reopened(count)
         counter = Work(e)
         await e.start()
-        (run,) = await e.list_runs(limit=1)
+        (run,) = await e.runs.list(limit=1)
         with counter.measured(work):
-            await e.signal(run.id, "go")
+            await e.runs.signal(run.id, "go")
             await settle()
-        assert (await e.get_run(run.id)).output == "signal"
+        assert (await e.runs.get(run.id)).output == "signal"
         await crash(e)
     few, many = work
     assert 0 < many < 1.2 * few
@@ -180,15 +180,15 @@ async def test_one_timer_wakes_the_one_that_is_due(reopened):
     work: list[int] = []
     for count in (10, MANY):
         e = reopened(count)
-        counter, clock = Work(e), e._clock
+        counter, clock = Work(e), e.settings.clock
         await e.start()
         await settle()
         heartbeat, due = 1, 1
         assert len([timer for _, _, timer in clock._timers if timer.callback is not None]) == heartbeat + due
         with counter.measured(work):
             await clock.advance(3600)
-        assert await e.count_runs() == {"waiting": count - 1, "completed": 1}
-        (run,) = await e.list_runs(status=RunStatus.COMPLETED)
+        assert await e.runs.count() == {"waiting": count - 1, "completed": 1}
+        (run,) = await e.runs.list(status=RunStatus.COMPLETED)
         assert (run.input, run.output) == (0, "nap")
         await crash(e)
     few, many = work
@@ -199,10 +199,10 @@ async def test_one_timer_wakes_the_one_that_is_due(reopened):
 async def test_all_of_them_go_on_when_their_time_has_come_while_the_engine_was_closed(reopened):
     before = alive()
     e = reopened(MANY)
-    e._clock.set_forward(3600 + MANY)
+    e.settings.clock.set_forward(3600 + MANY)
     await e.start()
-    while (await e.count_runs()).get("completed") != MANY:
-        await e._clock.advance(0)
+    while (await e.runs.count()).get("completed") != MANY:
+        await e.settings.clock.advance(0)
     assert alive() - before <= KEPT
-    assert (await finish(e, (await e.list_runs(limit=1))[0])).output == "nap"
+    assert (await finish(e, (await e.runs.list(limit=1))[0])).output == "nap"
     await crash(e)

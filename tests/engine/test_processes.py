@@ -77,26 +77,26 @@ IDLE = {"max_concurrent_runs": 0}
 
 def silence(engine: Engine) -> None:
     """Let an engine neither renew its leases nor look at the file, as when its event loop is held up."""
-    for timer in engine._dispatcher._timers.values():
+    for timer in engine.internals.dispatcher._timers.values():
         timer.cancel()
 
 
 def hold_up_commits(engine: Engine) -> None:
     """Let what is gathered wait for a commit that something else brings about, as when the event loop is held up."""
-    engine._dispatcher.commits._turn = asyncio.get_running_loop().call_later(3600, lambda: None)
+    engine.internals.dispatcher.commits._turn = asyncio.get_running_loop().call_later(3600, lambda: None)
 
 
 def gathered(engine: Engine) -> int:
     """How many writes wait for the commit, but those that only ride along."""
-    return len([item for item in engine._dispatcher.commits._pending if item.done is not None])
+    return len([item for item in engine.internals.dispatcher.commits._pending if item.done is not None])
 
 
 def stored_frames(engine: Engine, run_id: str) -> list[Any]:
-    return [frame.to_frame() for frame in engine._store.read_frames(run_id, 0, 1000)]
+    return [frame.to_frame() for frame in engine.internals.store.read_frames(run_id, 0, 1000)]
 
 
 async def follow(engine: Engine, run_id: str) -> list[Any]:
-    return [frame async for frame in engine.watch(run_id)]
+    return [frame async for frame in engine.runs.watch(run_id)]
 
 
 # --- noticing each other ---------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ async def test_a_run_triggered_on_one_engine_is_executed_by_an_idle_one_within_a
         assert gates.begun == [("a", 1)]
         gates.open(("a", 1))
         await settle()
-        assert (await busy.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await busy.runs.get(run.id)).status == RunStatus.COMPLETED
 
 
 async def test_a_run_scheduled_on_one_engine_is_executed_by_another_when_its_time_has_come(pair, gated, gates):
@@ -132,7 +132,7 @@ async def test_a_wait_for_a_run_ends_within_a_second_of_its_end_on_another_engin
     first, second = pair(gated, clock, first=IDLE)
     async with first as idle, second:
         run = await idle.trigger("gated", "a")
-        waiter = asyncio.create_task(idle.wait_for_run(run.id))
+        waiter = asyncio.create_task(idle.runs.wait(run.id))
         await clock.advance(1)
         gates.open(("a", 1))
         await clock.advance(1)
@@ -157,15 +157,15 @@ async def test_every_engine_sees_every_frame_once_and_in_order_whoever_wrote_it(
         await clock.advance(1)
         assert gates.begun == [(0, 1), (1, 1)]
 
-        await other.cancel(run.id)  # the watchers may end here ...
-        await other.retry(run.id)
+        await other.runs.cancel(run.id)  # the watchers may end here ...
+        await other.runs.retry(run.id)
         again = [asyncio.create_task(follow(engine, run.id)) for engine in (executing, other)]  # ... and these begin
         await clock.advance(1)
         assert gates.begun[2:] == [(1, 2), (2, 2)]
-        await executing.cancel(run.id)
+        await executing.runs.cancel(run.id)
         gates.open((2, 2))
         await clock.advance(1)
-        await other.retry(run.id)
+        await other.runs.retry(run.id)
         last = [asyncio.create_task(follow(engine, run.id)) for engine in (executing, other)]
         await clock.advance(1)
         assert gates.begun[4:] == [(2, 3)]
@@ -206,9 +206,9 @@ async def test_watchers_are_served_while_two_engines_write_to_one_run_in_turns(p
 
 def append_line(engine: Engine, run_id: str, ts: int, message: str) -> None:
     """What only the executing engine writes in earnest, written by any."""
-    with engine._store.transaction():
+    with engine.internals.store.transaction():
         line = {"level": "info", "message": message, "fields": {}, "step": None, "attempt": 1}
-        engine._store.steps.append_log(run_id, ts, line)
+        engine.internals.store.steps.append_log(run_id, ts, line)
 
 
 async def test_a_watch_ends_when_the_run_is_deleted_on_another_engine_before_its_end_was_seen(pair, gated, gates):
@@ -221,7 +221,7 @@ async def test_a_watch_ends_when_the_run_is_deleted_on_another_engine_before_its
         gates.open(("a", 1), ("b", 1))
         await settle()
         for run in runs:
-            await executing.delete_run(run.id)
+            await executing.runs.delete(run.id)
         await clock.advance(1)
         for watcher in watchers:
             assert watcher.done()
@@ -258,10 +258,10 @@ async def test_an_engine_whose_lease_has_expired_writes_neither_success_nor_fail
             gates.open(*((how, 1) for how in hows))
             await clock.advance(1)
             assert [stored_frames(heir, run.id) for run in runs] == before
-            assert not stale._dispatcher.executing
+            assert not stale.internals.dispatcher.executing
             gates.open(*((how, 2) for how in hows))
             await settle()
-            ended = [await heir.get_run(run.id) for run in runs]
+            ended = [await heir.runs.get(run.id) for run in runs]
     assert [run.status for run in ended] == [RunStatus.COMPLETED, RunStatus.COMPLETED, RunStatus.FAILED]
     assert [run.output for run in ended] == [2, 2, None]
     assert [run.generation for run in ended] == [2, 2, 2]
@@ -274,16 +274,16 @@ async def test_renewal_is_refused_after_expiry_even_when_nobody_has_taken_the_ru
         run = await engine.trigger("gated", "a")
         await settle()
         silence(engine)
-        claim = engine._dispatcher.executing[run.id].claim
+        claim = engine.internals.dispatcher.executing[run.id].claim
         assert _renew(engine, claim, clock.now() + LEASE * 1000 - 1)
         assert not _renew(engine, claim, clock.now() + LEASE * 1000)
         await engine.stop(drain=False)
 
 
 def _renew(engine: Engine, claim: Any, at: int) -> bool:
-    with engine._store.transaction():
-        expires = engine._store.runs.get(claim.run_id).lease_expires_at.timestamp() * 1000
-        return engine._store.runs.renew(claim, at, int(expires), exclusive=False)
+    with engine.internals.store.transaction():
+        expires = engine.internals.store.runs.get(claim.run_id).lease_expires_at.timestamp() * 1000
+        return engine.internals.store.runs.renew(claim, at, int(expires), exclusive=False)
 
 
 async def test_an_engine_that_finds_its_own_lease_expired_stops_the_step_and_begins_anew(pair, gated, gates):
@@ -294,13 +294,13 @@ async def test_an_engine_that_finds_its_own_lease_expired_stops_the_step_and_beg
         await settle()
         silence(engine)
         await clock.advance(LEASE + 1)
-        engine._dispatcher._beat()
+        engine.internals.dispatcher._beat()
         await settle()
         assert gates.stopped == [("a", 1)]
         assert gates.begun == [("a", 1), ("a", 2)]
         gates.open(("a", 1), ("a", 2))
         await settle()
-        assert (await engine.get_run(run.id)).output == ("a", 2)
+        assert (await engine.runs.get(run.id)).output == ("a", 2)
 
 
 async def test_what_an_owner_finishes_after_its_lease_expired_counts_as_long_as_nobody_took_the_run(pair, gated, gates):
@@ -313,10 +313,10 @@ async def test_what_an_owner_finishes_after_its_lease_expired_counts_as_long_as_
         await clock.advance(LEASE * 10)
         gates.open(("a", 1))
         await settle()
-        assert (await owner.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await owner.runs.get(run.id)).status == RunStatus.COMPLETED
         async with second as other:
             await clock.advance(LEASE * 10)
-            run = await other.get_run(run.id)
+            run = await other.runs.get(run.id)
     assert (run.output, run.attempt, run.recoveries) == (("a", 1), 1, 0)
     assert gates.begun == [("a", 1)]
 
@@ -344,11 +344,11 @@ async def test_from_the_moment_in_which_renewal_is_refused_nothing_of_the_old_ex
         gates.open("a")
         await settle()
         assert gathered(engine) == 2
-        engine._dispatcher._beat()
+        engine.internals.dispatcher._beat()
         await settle()
         frames = stored_frames(engine, run.id)[before:]
-        assert (await engine.get_run(run.id)).output == "anew"
-        assert await engine.get_steps(run.id) == []
+        assert (await engine.runs.get(run.id)).output == "anew"
+        assert await engine.runs.steps(run.id) == []
     assert [frame.status for frame in frames] == ["pending", "leased", "completed"]
 
 
@@ -379,19 +379,21 @@ async def test_what_a_sleeping_owner_was_about_to_commit_is_refused_once_its_run
         assert gathered(sleeper) == 4
         async with second as heir:
             await clock.advance(LEASE * 2)
-            assert (await heir.get_run(run.id)).attempt == 2
-            await heir.cancel(beside.id)
+            assert (await heir.runs.get(run.id)).attempt == 2
+            await heir.runs.cancel(beside.id)
             before = stored_frames(heir, run.id)
             await asleep.advance(LEASE * 2)  # the lid is opened
-            assert not sleeper._dispatcher.executing
-            assert await heir.get_steps(run.id) == []
+            assert not sleeper.internals.dispatcher.executing
+            assert await heir.runs.steps(run.id) == []
             assert stored_frames(heir, run.id) == before
             gates.open(("a", 2))
             await settle()
             frames = stored_frames(heir, run.id)
-            run = await heir.get_run(run.id)
-            assert await heir.get_event(run.id, "value") == 2
-            tables = heir._store.database.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'stale'")
+            run = await heir.runs.get(run.id)
+            assert await heir.runs.value(run.id, "value") == 2
+            tables = heir.internals.store.database.connection.execute(
+                "SELECT 1 FROM sqlite_schema WHERE name = 'stale'"
+            )
             assert tables.fetchall() == []
     assert (run.status, run.output, run.generation) == (RunStatus.COMPLETED, 2, 2)
     lines = [frame.message for frame in frames if frame.kind == "log" and frame.level == "info"]
@@ -418,17 +420,17 @@ async def test_a_parked_body_that_wants_to_go_on_cannot_wake_a_run_that_waits_el
     async with first as stale:
         run = await stale.trigger("both")
         await settle()
-        assert (await stale.get_run(run.id)).status == RunStatus.WAITING
+        assert (await stale.runs.get(run.id)).status == RunStatus.WAITING
         silence(stale)
         async with second as heir:
             await clock.advance(101)
-            waiting = await heir.get_run(run.id)
+            waiting = await heir.runs.get(run.id)
             assert (len(calls), waiting.status, waiting.generation) == (2, RunStatus.WAITING, 2)
             gates.open(1)
             await settle()
-            assert (await heir.get_run(run.id)) == waiting
+            assert (await heir.runs.get(run.id)) == waiting
             await stale.stop(drain=False)
-            await heir.cancel(run.id)
+            await heir.runs.cancel(run.id)
 
 
 async def test_a_step_whose_run_is_cancelled_on_another_engine_is_told_to_stop(pair, gated, gates):
@@ -437,10 +439,10 @@ async def test_a_step_whose_run_is_cancelled_on_another_engine_is_told_to_stop(p
     async with first as executing, second as other:
         run = await executing.trigger("gated", "a")
         await clock.advance(1)
-        await other.cancel(run.id)
+        await other.runs.cancel(run.id)
         await clock.advance(LEASE / 3)
         assert gates.stopped == [("a", 1)]
-        assert not executing._dispatcher.executing
+        assert not executing.internals.dispatcher.executing
         assert stored_frames(other, run.id)[-1].status == RunStatus.CANCELLED
 
 
@@ -450,14 +452,14 @@ async def test_a_step_is_told_to_stop_when_its_run_was_cancelled_and_retried_on_
     async with first as executing, second as other:
         run = await executing.trigger("gated", "a")
         await clock.advance(1)
-        await other.cancel(run.id)
-        await other.retry(run.id)
+        await other.runs.cancel(run.id)
+        await other.runs.retry(run.id)
         await clock.advance(LEASE)
         assert gates.begun == [("a", 1), ("a", 2)]
         assert gates.stopped == [("a", 1)]
         gates.open(("a", 2))
         await settle()
-        assert (await executing.get_run(run.id)).output == ("a", 2)
+        assert (await executing.runs.get(run.id)).output == ("a", 2)
 
 
 async def test_a_run_that_came_further_on_another_engine_is_not_resumed_from_memory(pair, gates):
@@ -480,7 +482,7 @@ async def test_a_run_that_came_further_on_another_engine_is_not_resumed_from_mem
         run = await here.trigger("flaky")
         await settle()
         assert calls == {"one": 1}
-        with_slots, without = here._dispatcher, there._dispatcher
+        with_slots, without = here.internals.dispatcher, there.internals.dispatcher
         for _ in range(3):
             with_slots, without = without, with_slots
             without.claim(0)
@@ -489,7 +491,7 @@ async def test_a_run_that_came_further_on_another_engine_is_not_resumed_from_mem
             with_slots.claim()
             await settle()
         await clock.advance(121)
-        assert (await here.get_run(run.id)).output == ["one", "two", "three"]
+        assert (await here.runs.get(run.id)).output == ["one", "two", "three"]
         assert calls == {"one": 2, "two": 2, "three": 2}
 
 
@@ -508,10 +510,12 @@ async def test_max_concurrent_of_a_job_holds_across_engines(pair, gates):
         for ended in range(8):
             await clock.advance(1)
             assert gates.begun == list(range(min(ended + 3, 8)))
-            assert len(one._dispatcher.executing) + len(two._dispatcher.executing) == min(3, 8 - ended)
+            assert len(one.internals.dispatcher.executing) + len(two.internals.dispatcher.executing) == min(
+                3, 8 - ended
+            )
             gates.open(ended)
             await settle()
-        assert await one.count_runs() == {"completed": 8}
+        assert await one.runs.count() == {"completed": 8}
 
 
 async def test_runs_with_one_key_do_not_overlap_across_jobs_and_engines(pair, running, gates):

@@ -35,7 +35,7 @@ class Payment:
 
 async def outputs(e: Engine, runs: list) -> list:
     await settle()
-    return [(await e.get_run(run.id)).output for run in runs]
+    return [(await e.runs.get(run.id)).output for run in runs]
 
 
 # --- who is reached --------------------------------------------------------------------------------------------------
@@ -119,16 +119,16 @@ async def test_two_waits_of_one_run_are_both_reached_and_the_run_is_named_once()
         await restart(e)
         await e.publish("refunded", 1)
         assert (await finish(e, run)).output == [{"order": 7}, {"order": 7}, 1]
-        assert [step.name for step in await e.get_steps(run.id)] == ["paid", "paid#2", "refunded"]
+        assert [step.name for step in await e.runs.steps(run.id)] == ["paid", "paid#2", "refunded"]
 
 
 async def test_a_run_that_was_cancelled_is_not_reached():
     async with engine(paid) as e:
         run = await e.trigger(paid)
         await settle()
-        await e.cancel(run.id)
+        await e.runs.cancel(run.id)
         assert await e.publish("paid", 5) == []
-        assert (await e.get_run(run.id)).status == RunStatus.CANCELLED
+        assert (await e.runs.get(run.id)).status == RunStatus.CANCELLED
 
 
 async def test_each_wait_takes_one_event():
@@ -177,7 +177,7 @@ async def test_publishing_is_one_transaction():
             with pytest.raises(SimulatedCrash):
                 await e.publish("paid", 5, event_id="a")
             await e.start(claim=False)
-            assert await e.count_runs() == expected
+            assert await e.runs.count() == expected
             reached = await e.publish("paid", 5, event_id="a")
             assert len(reached) == (4 if side == "before" else 0)
 
@@ -194,7 +194,7 @@ async def test_a_payload_that_a_job_refuses_reaches_nobody_and_uses_up_no_id():
             await e.publish("paid", {"price": 5}, event_id="a")
         with pytest.raises(SerializationError, match="payload of event 'paid'"):
             await e.publish("paid", object(), event_id="a")
-        assert await e.count_runs() == {"waiting": 1}
+        assert await e.runs.count() == {"waiting": 1}
         assert len(await e.publish("paid", {"amount": 5}, event_id="a")) == 2
         assert await outputs(e, [run]) == [{"amount": 5}]
 
@@ -215,7 +215,7 @@ async def test_an_event_starts_the_jobs_that_are_declared_for_it():
     async with engine(declared("ship", "paid"), declared("count", ["paid", "refunded"]), declared("other", "x")) as e:
         run_ids = await e.publish("paid", 5)
         for run_id in run_ids:
-            await finish(e, await e.get_run(run_id))
+            await finish(e, await e.runs.get(run_id))
         assert sorted(started) == [("count", 5), ("ship", 5)]
         await e.publish("refunded", 6)
         await settle()
@@ -232,7 +232,7 @@ async def test_an_event_of_the_same_id_starts_nothing_again():
         assert await e.publish("paid", 5, event_id="a") == []
         assert len(await e.publish("paid", 5)) == 1
         await settle()
-        assert await e.count_runs() == {"completed": 2}
+        assert await e.runs.count() == {"completed": 2}
 
 
 async def test_flow_control_counts_for_runs_that_an_event_starts():
@@ -243,7 +243,7 @@ async def test_flow_control_counts_for_runs_that_an_event_starts():
     async with engine(ship) as e:
         first = await e.publish("paid", 1)
         assert await e.publish("paid", 2) == first
-        assert len(await e.list_runs()) == 1
+        assert len(await e.runs.list()) == 1
 
 
 # --- time limits -----------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ async def test_a_wait_that_was_called_off_is_not_reached():
         await restart(e)
         await settle()
         assert await e.publish("paid", 3) == []
-        await e.signal(run.id, "go on", "on")
+        await e.runs.signal(run.id, "go on", "on")
         assert (await finish(e, run)).output == [1, "on"]
 
 
@@ -314,7 +314,7 @@ async def test_an_event_that_another_engine_publishes_wakes_the_runs_within_a_se
         await settle()
         await other.publish("paid", "from elsewhere")
         await clock.advance(1)
-        assert (await executing.get_run(run.id)).output == "from elsewhere"
+        assert (await executing.runs.get(run.id)).output == "from elsewhere"
 
 
 # --- being seen ------------------------------------------------------------------------------------------------------
@@ -324,9 +324,9 @@ async def test_steps_and_timeline_tell_what_is_waited_for():
     async with engine(paid) as e:
         run = await e.trigger(paid, {"order": 7})
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.kind, step.name, step.waiting_for) == ("event", "paid", "an event on 'paid'")
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for an event on 'paid'"
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for an event on 'paid'"
         await e.publish("paid", {"order": 7})
         frames = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
         assert [(frame.type, frame.status) for frame in frames] == [("event", "running"), ("event", "completed")]

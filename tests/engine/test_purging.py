@@ -28,10 +28,10 @@ async def test_no_more_are_purged_than_was_said_and_the_oldest_of_them(running):
         for number in range(5):
             await finish(engine, await engine.trigger("echo", number))
             await clock.advance(60)
-        assert await engine.purge_runs(moment(clock), limit=2) == 2
-        assert [run.input for run in await engine.list_runs(order="oldest")] == [2, 3, 4]
-        assert await engine.purge_runs(moment(clock) - timedelta(seconds=110)) == 2
-        assert [run.input for run in await engine.list_runs()] == [4]
+        assert await engine.runs.purge(moment(clock), limit=2) == 2
+        assert [run.input for run in await engine.runs.list(order="oldest")] == [2, 3, 4]
+        assert await engine.runs.purge(moment(clock) - timedelta(seconds=110)) == 2
+        assert [run.input for run in await engine.runs.list()] == [4]
 
 
 async def test_a_run_that_has_not_ended_is_never_purged(running):
@@ -45,7 +45,7 @@ async def test_a_run_that_has_not_ended_is_never_purged(running):
     async with running(wait, clock=clock, retain_runs="1h", max_concurrent_runs=1) as engine:
         runs = [await engine.trigger("wait") for _ in range(2)]
         await clock.advance(7200)
-        assert await engine.purge_runs(moment(clock)) == 0
+        assert await engine.runs.purge(moment(clock)) == 0
         gate.set()
         assert [(await finish(engine, run)).status for run in runs] == ["completed"] * 2
 
@@ -57,11 +57,11 @@ async def test_an_idle_engine_purges_batch_after_batch_without_waiting_between_t
         for run in runs:
             await finish(engine, run)
         transactions = []
-        engine.on("run:delete", lambda event: transactions.append(engine._store.database.changes))
+        engine.on("run:delete", lambda event: transactions.append(engine.internals.store.database.changes))
         await clock.advance(3600 - 60)
-        assert len(await engine.list_runs(limit=1000)) == len(runs)
+        assert len(await engine.runs.list(limit=1000)) == len(runs)
         await clock.advance(180)
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
     assert len(set(transactions)) == 3  # events are told after each commit
 
 
@@ -78,8 +78,8 @@ async def test_nothing_is_purged_while_a_run_executes(running):
         await settle()
         await engine.trigger("wait")
         await clock.advance(2 * 3600)
-        assert (await engine.get_run(old.id)).is_terminal
+        assert (await engine.runs.get(old.id)).is_terminal
         gate.set()
         await settle()
         await clock.advance(120)
-        assert [run.job for run in await engine.list_runs()] == ["wait"]
+        assert [run.job for run in await engine.runs.list()] == ["wait"]

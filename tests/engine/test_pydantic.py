@@ -108,7 +108,7 @@ async def test_a_model_is_read_back_as_it_was_whatever_its_aliases_and_times(run
         for value in (given, model.model_validate(given)):
             run = await finish(engine, await engine.trigger("visit", value))
             assert (run.status, run.error) == ("completed", None)
-            again = await finish(engine, await engine.retrigger(run.id))
+            again = await finish(engine, await engine.runs.retrigger(run.id))
             assert again.output == run.output
 
 

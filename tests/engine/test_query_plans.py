@@ -134,7 +134,7 @@ def plan_of(connection: sqlite3.Connection, text: str) -> tuple[set[str], list[s
 async def test_what_runs_per_step_and_per_claim_goes_by_the_index_made_for_it(running, name):
     text = queries.runs.claim(["one", "another"])[0] if name == "CLAIM_BUT_SATURATED" else QUERIES[name]
     async with running() as engine:
-        reads, others = plan_of(engine._store.database.connection, text)
+        reads, others = plan_of(engine.internals.store.database.connection, text)
     assert reads == PLANS[name]
     others = [other for other in others if other not in RECURSIVE]
     assert others == (["USE TEMP B-TREE FOR ORDER BY"] if name in SORTED_FEW else [])
@@ -171,7 +171,7 @@ SORTED_WAITS = {"BY_TOPIC", "BY_TOPIC_IN_RUN", "OVERDUE_IN_RUN"}  # the few runs
 async def test_what_runs_per_wait_and_per_delivery_goes_by_the_index_made_for_it(running, name):
     async with running() as engine:
         text = getattr(waits if hasattr(waits, name) else messages, name)
-        reads, others = plan_of(engine._store.database.connection, text)
+        reads, others = plan_of(engine.internals.store.database.connection, text)
     assert reads == PLANS_OF_WAITS[name]
     others = [other for other in others if other not in RECURSIVE]
     assert all(other.startswith("USE TEMP B-TREE") and name in SORTED_WAITS for other in others)
@@ -187,17 +187,17 @@ async def test_waits_that_have_ended_are_no_longer_found_by_their_topic(running)
 
     async with running(paid) as engine:
         run = await engine.trigger("paid")
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         while not await engine.publish("paid"):
             await asyncio.sleep(0.003)
         await finish(engine, run)
-        assert engine._store.database.rows("SELECT name FROM durable_steps WHERE topic IS NOT NULL") == []
+        assert engine.internals.store.database.rows("SELECT name FROM durable_steps WHERE topic IS NOT NULL") == []
 
 
 async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_for_it(running):
     text, _ = queries.listing.list_runs(RunFilter(parent="a run"), oldest_first=False, after=None, limit=50)
     async with running() as engine:
-        reads, _ = plan_of(engine._store.database.connection, text)
+        reads, _ = plan_of(engine.internals.store.database.connection, text)
     assert "durable_runs by durable_runs_by_parent" in reads
 
 
@@ -212,7 +212,7 @@ async def test_listing_the_runs_that_a_run_has_started_goes_by_the_index_made_fo
 async def test_a_page_of_runs_is_read_in_the_order_of_an_index(running, filters, index):
     text, _ = queries.listing.list_runs(RunFilter(**filters), False, "01", 50)
     async with running() as engine:
-        reads, others = plan_of(engine._store.database.connection, text)
+        reads, others = plan_of(engine.internals.store.database.connection, text)
     assert reads == {f"durable_runs by {index}", STEP, RUNNING, FRAME}
     assert others == []
 
@@ -220,6 +220,6 @@ async def test_a_page_of_runs_is_read_in_the_order_of_an_index(running, filters,
 async def test_no_statement_by_name_scans_a_table(running):
     async with running() as engine:
         for name, text in QUERIES.items():
-            _, others = plan_of(engine._store.database.connection, text)
+            _, others = plan_of(engine.internals.store.database.connection, text)
             scans = [detail for detail in others if detail.startswith("SCAN")]
             assert [detail for detail in scans if detail not in RECURSIVE] == [], name

@@ -34,7 +34,7 @@ async def test_children_beyond_the_rate_limit_begin_when_there_is_room_and_none_
         counts = []
         for _ in range(3):
             await settle()
-            counts.append(len(await engine.list_runs(job="quick", status="completed")))
+            counts.append(len(await engine.runs.list(job="quick", status="completed")))
             await clock.advance(10)
         assert (await finish(engine, run)).output == [0, 1, 2, 3, 4]
     assert counts == [2, 4, 5]
@@ -67,11 +67,11 @@ async def test_a_run_that_is_started_beyond_the_rate_limit_says_when_it_begins(r
     async with running(starts, note, clock=clock) as engine:
         ids = [(await finish(engine, await engine.trigger(starts, {"user": user}))).output for user in "aab"]
         await settle()
-        runs = [await engine.get_run(run_id) for run_id in ids]
+        runs = [await engine.runs.get(run_id) for run_id in ids]
         assert [run.status for run in runs] == ["completed", "pending", "completed"]
         assert runs[1].run_at.timestamp() * 1000 == clock.now() + 10_000
         await clock.advance(10)
-        assert (await engine.get_run(ids[1])).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(ids[1])).status == RunStatus.COMPLETED
 
 
 async def test_a_child_that_waits_for_room_is_cancelled_with_its_parent(running):
@@ -82,9 +82,9 @@ async def test_a_child_that_waits_for_room_is_cancelled_with_its_parent(running)
         await engine.trigger(note)
         run = await engine.trigger(asks, 1)
         await settle()
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
         await clock.advance(60)
-        assert (await engine.get_run(derive(run.id, "answer"))).status == RunStatus.CANCELLED
+        assert (await engine.runs.get(derive(run.id, "answer"))).status == RunStatus.CANCELLED
 
 
 async def test_a_child_waits_for_room_and_for_its_throttle(running):
@@ -100,7 +100,7 @@ async def test_a_child_waits_for_room_and_for_its_throttle(running):
         run = await engine.trigger(maps, 4)
         await clock.advance(60)
         assert (await finish(engine, run)).output == [0, 1, 2, 3]
-        began = [child.started_at.timestamp() * 1000 - start for child in await engine.list_runs(job="quick")]
+        began = [child.started_at.timestamp() * 1000 - start for child in await engine.runs.list(job="quick")]
     assert sorted(began) == [0, 8000, 16000, 24000]
 
 
@@ -130,5 +130,5 @@ async def test_a_run_that_goes_on_as_a_fresh_one_keeps_its_turn(running):
     async with running(count_down) as engine:
         runs = [await engine.trigger(count_down, [who, 1]) for who in "ab"]
         for run in runs:
-            await engine.wait_for_run(run.id)
+            await engine.runs.wait(run.id)
     assert ended == ["a 1", "a 0", "b 1", "b 0"]

@@ -27,7 +27,7 @@ async def waits_once(ctx: Context, _: None) -> int:
 
 
 async def leased(engine: Engine, run_id: str) -> None:
-    async for frame in engine.watch(run_id):
+    async for frame in engine.runs.watch(run_id):
         if frame.kind == "run_status" and frame.status == RunStatus.LEASED:
             return
 
@@ -53,9 +53,9 @@ async def test_engines_that_share_a_file_wait_until_the_lease_has_run_out(runnin
         await crash(engine)
     async with running(waits_once, clock=clock, exclusive=False, lease=30) as engine:
         await clock.advance(29)
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         await clock.advance(11)
-        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(run.id)).status == RunStatus.COMPLETED
 
 
 async def test_a_lease_is_renewed_while_the_run_executes(running):
@@ -63,7 +63,7 @@ async def test_a_lease_is_renewed_while_the_run_executes(running):
     async with running(waits_once, clock=clock, lease=30) as engine:
         run = await engine.trigger("waits-once")
         await clock.advance(600)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert run.status == RunStatus.LEASED
         assert run.lease_expires_at.timestamp() * 1000 > clock.now()
         await engine.stop(drain=False)
@@ -91,17 +91,17 @@ async def test_an_engine_that_lost_its_lease_writes_nothing_more_and_its_step_is
     async with running(linger_job, clock=clock, lease=30) as engine:
         run = await engine.trigger("linger")
         await begun.wait()
-        with engine._store.transaction():  # somebody else claims it
-            engine._store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
+        with engine.internals.store.transaction():  # somebody else claims it
+            engine.internals.store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
         await clock.advance(10)
         assert stopped.is_set()
         assert not [frame for frame in await frames_so_far(engine, run.id) if frame.kind == "log"]
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         await engine.stop(drain=False)
 
 
 async def frames_so_far(engine: Engine, run_id: str) -> list:
-    return [frame.to_frame() for frame in engine._store.read_frames(run_id, 0, 1000)]
+    return [frame.to_frame() for frame in engine.internals.store.read_frames(run_id, 0, 1000)]
 
 
 async def test_neither_success_nor_failure_of_a_stale_owner_is_recorded(running):
@@ -117,13 +117,13 @@ async def test_neither_success_nor_failure_of_a_stale_owner_is_recorded(running)
     async with running(stale) as engine:
         runs = [await engine.trigger("stale", how) for how in gates]
         await asyncio.sleep(0)
-        with engine._store.transaction():
-            engine._store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
+        with engine.internals.store.transaction():
+            engine.internals.store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
         for gate in gates.values():
             gate.set()
-        while engine._dispatcher.executing:
+        while engine.internals.dispatcher.executing:
             await asyncio.sleep(0)
-        assert [(await engine.get_run(run.id)).status for run in runs] == [RunStatus.LEASED] * 2
+        assert [(await engine.runs.get(run.id)).status for run in runs] == [RunStatus.LEASED] * 2
 
 
 async def test_a_stale_owner_can_commit_no_step_no_rows_and_no_line(running):
@@ -143,15 +143,17 @@ async def test_a_stale_owner_can_commit_no_step_no_rows_and_no_line(running):
     async with running(stale) as engine:
         runs = [await engine.trigger("stale", how) for how in gates]
         await asyncio.sleep(0)
-        with engine._store.transaction():
-            engine._store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
+        with engine.internals.store.transaction():
+            engine.internals.store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
         for gate in gates.values():
             gate.set()
-        while engine._dispatcher.executing:
+        while engine.internals.dispatcher.executing:
             await asyncio.sleep(0)
-        assert [await engine.get_steps(run.id) for run in runs] == [[], []]
+        assert [await engine.runs.steps(run.id) for run in runs] == [[], []]
         assert [len(await frames_so_far(engine, run.id)) for run in runs] == [2, 2]
-        tables = engine._store.database.connection.execute("SELECT name FROM sqlite_schema WHERE name = 'item'")
+        tables = engine.internals.store.database.connection.execute(
+            "SELECT name FROM sqlite_schema WHERE name = 'item'"
+        )
         assert tables.fetchall() == []
     assert after == []
 
@@ -192,7 +194,7 @@ async def test_a_run_whose_waits_end_one_after_the_other_is_never_dead(running):
     for _ in range(6):
         async with running(patient, max_recoveries=1) as engine:
             run = run or await engine.trigger(patient)
-            await engine.signal(run.id, "go on")
+            await engine.runs.signal(run.id, "go on")
             await settle()
             await crash(engine)
     async with running(patient, max_recoveries=1) as engine:
@@ -218,7 +220,7 @@ async def test_leaving_the_engine_drains_what_is_executing(running):
     async with running(brief) as engine:
         run = await engine.trigger("brief")
     async with running() as engine:
-        assert (await engine.get_run(run.id)).output == "done"
+        assert (await engine.runs.get(run.id)).output == "done"
 
 
 async def test_a_run_of_a_job_that_is_gone_fails_with_the_names_that_are_there(running):
@@ -257,11 +259,11 @@ async def test_a_process_killed_at_any_moment_loses_no_row_and_writes_none_twice
 
         async def main():
             async with Engine(sys.argv[1], [import_job], exclusive=True) as engine:
-                runs = await engine.list_runs()
+                runs = await engine.runs.list()
                 run = runs[0] if runs else await engine.trigger("import")
-                async for frame in engine.watch(run.id):
+                async for frame in engine.runs.watch(run.id):
                     pass
-                print((await engine.get_run(run.id)).status, flush=True)
+                print((await engine.runs.get(run.id)).status, flush=True)
 
         asyncio.run(main())
         """)

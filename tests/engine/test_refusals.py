@@ -41,11 +41,11 @@ async def test_a_trigger_that_makes_no_sense_is_refused_before_anything_is_writt
     heard: list[str] = []
     async with running(echo) as engine:
         engine.on("run:trigger", lambda event: heard.append(event.run_id))
-        changes = engine._store.database.changes
+        changes = engine.internals.store.database.changes
         with pytest.raises(ValueError, match=said):
             await engine.trigger_many([Trigger("echo", 1), Trigger("echo", 2, **options)])
-        assert engine._store.database.changes == changes
-        assert await engine.list_runs() == []
+        assert engine.internals.store.database.changes == changes
+        assert await engine.runs.list() == []
     assert heard == []
 
 
@@ -54,14 +54,14 @@ async def test_only_triggers_are_triggered(running):
         for other in (("echo", 1), {"job": "echo"}, echo):
             with pytest.raises(TypeError, match="Trigger objects"):
                 await engine.trigger_many([Trigger("echo", 1), other])
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
 
 
 async def test_a_run_may_be_meant_to_begin_never(running):
     async with running(echo) as engine:
         run = await engine.trigger("echo", run_at=NEVER, deadline=NEVER)
         assert all(NEVER - moment < timedelta(milliseconds=2) for moment in (run.run_at, run.deadline))
-        assert [found.id for found in await engine.list_runs(created_before=NEVER)] == [run.id]
+        assert [found.id for found in await engine.runs.list(created_before=NEVER)] == [run.id]
 
 
 @pytest.mark.parametrize("timeout", [1e12, 1e300])
@@ -72,7 +72,7 @@ async def test_a_job_may_take_longer_than_time_can_tell(running, timeout):
 
     async with running(endless) as engine:
         run = await finish(engine, await engine.trigger("endless"))
-        assert (run.output, await engine.list_runs()) == (1, [run])
+        assert (run.output, await engine.runs.list()) == (1, [run])
         assert NEVER - run.deadline < timedelta(milliseconds=2)
 
 
@@ -93,16 +93,16 @@ async def test_a_time_before_all_that_can_be_told_is_the_first_one(running):
         overdue = await finish(engine, await engine.trigger("echo", 1, deadline=dawn))
         assert (run.output, run.run_at) == (1, datetime.min.replace(tzinfo=UTC))
         assert (overdue.error.type, overdue.deadline) == ("DeadlineExceeded", run.run_at)
-        assert await engine.list_runs(created_after=dawn) == [overdue, run]
+        assert await engine.runs.list(created_after=dawn) == [overdue, run]
 
 
 @pytest.mark.parametrize("stored", [10**15, -(10**15), 10**18])
 async def test_a_time_that_nothing_can_tell_keeps_no_list_from_being_read(running, stored):
     async with running(echo) as engine:
         run = await finish(engine, await engine.trigger("echo", 1))
-        engine._store.database.execute("UPDATE durable_runs SET deadline = ?", (stored,))
-        assert [found.id for found in await engine.list_runs()] == [run.id]
-        assert (await engine.get_run(run.id)).deadline.year in (1, 9999)
+        engine.internals.store.database.execute("UPDATE durable_runs SET deadline = ?", (stored,))
+        assert [found.id for found in await engine.runs.list()] == [run.id]
+        assert (await engine.runs.get(run.id)).deadline.year in (1, 9999)
 
 
 async def test_the_part_of_a_filter_that_is_none_is_as_if_not_given(running):
@@ -111,7 +111,7 @@ async def test_the_part_of_a_filter_that_is_none_is_as_if_not_given(running):
         nothing: dict[str, Any] = dict.fromkeys(
             ["status", "job", "labels", "created_after", "created_before", "search", "parent", "cursor"]
         )
-        assert await engine.list_runs(**nothing) == [run]
+        assert await engine.runs.list(**nothing) == [run]
 
 
 async def test_only_a_text_is_searched_for(running):
@@ -119,10 +119,10 @@ async def test_only_a_text_is_searched_for(running):
         run = await finish(engine, await engine.trigger("echo", 5))
         for other in (5, 0, run, b"5"):
             with pytest.raises(TypeError, match="search is a text, such as a run's id"):
-                await engine.list_runs(search=other)
+                await engine.runs.list(search=other)
             with pytest.raises(TypeError, match="search is a text"):
-                await engine.delete_runs(search=other)
-        assert await engine.list_runs(search="5") == [run]
+                await engine.runs.delete_many(search=other)
+        assert await engine.runs.list(search="5") == [run]
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001, 2.5, "5", True, None])
@@ -130,9 +130,9 @@ async def test_a_page_has_a_size(running, limit):
     async with running(echo) as engine:
         run = await finish(engine, await engine.trigger("echo"))
         with pytest.raises(ValueError, match="limit is a number from 1 to 1000"):
-            await engine.list_runs(limit=limit)
+            await engine.runs.list(limit=limit)
         with pytest.raises(ValueError, match="limit is a number from 1 to 1000"):
-            await engine.logs(run.id, limit=limit)
+            await engine.runs.logs(run.id, limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ async def test_purging_by_mistake_deletes_nothing(running, older_than, limit):
     async with running(echo) as engine:
         await finish(engine, await engine.trigger("echo"))
         with pytest.raises(ValueError, match=r"limit is|datetime"):
-            await engine.purge_runs(older_than, limit=limit)
-        assert len(await engine.list_runs()) == 1
+            await engine.runs.purge(older_than, limit=limit)
+        assert len(await engine.runs.list()) == 1
 
 
 @pytest.mark.parametrize(
@@ -230,20 +230,20 @@ def test_a_job_has_a_name_that_can_be_stored():
         job("\ud800")
 
 
-@pytest.mark.parametrize("verb", ["get_run", "get_steps", "cancel", "retry", "retrigger", "delete_run", "wait_for_run"])
+@pytest.mark.parametrize("verb", ["get", "steps", "cancel", "retry", "retrigger", "delete", "wait"])
 async def test_an_id_that_the_database_cannot_hold_is_refused_in_words(running, verb):
     async with running(echo) as engine:
         with pytest.raises(ValueError, match=r"'\\ud800' has no form in UTF-8"):
-            await getattr(engine, verb)("\ud800")
+            await getattr(engine.runs, verb)("\ud800")
 
 
-@pytest.mark.parametrize("verb", ["get_run", "get_steps", "cancel", "retry", "retrigger", "delete_run", "wait_for_run"])
+@pytest.mark.parametrize("verb", ["get", "steps", "cancel", "retry", "retrigger", "delete", "wait"])
 async def test_a_run_in_place_of_its_id_is_refused_in_words(running, verb):
     async with running(echo) as engine:
         run = await finish(engine, await engine.trigger("echo", 1))
         with pytest.raises(TypeError, match=r"A Run is nothing .* Give a run, .* by its id"):
-            await getattr(engine, verb)(run)
-        assert await engine.get_run(run.id) == run
+            await getattr(engine.runs, verb)(run)
+        assert await engine.runs.get(run.id) == run
 
 
 async def test_a_name_that_the_database_cannot_hold_is_refused_in_words(running):

@@ -49,15 +49,15 @@ async def test_a_dead_run_that_is_retried_has_all_its_recoveries_again(running):
         await crash(engine)
     await die(1)
     async with running(deadly, max_recoveries=1, max_concurrent_runs=0) as engine:
-        assert (await engine.get_run(run.id)).status == RunStatus.DEAD
-        assert (await engine.retry(run.id)).recoveries == 0
+        assert (await engine.runs.get(run.id)).status == RunStatus.DEAD
+        assert (await engine.runs.retry(run.id)).recoveries == 0
     await die(1)
     async with running(deadly, max_recoveries=1, max_concurrent_runs=0) as engine:
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert (run.status, run.recoveries, run.error) == (RunStatus.PENDING, 1, None)
     await die(1)
     async with running(deadly, max_recoveries=1) as engine:
-        assert (await engine.get_run(run.id)).status == RunStatus.DEAD
+        assert (await engine.runs.get(run.id)).status == RunStatus.DEAD
 
 
 async def test_a_run_whose_deadline_has_passed_goes_on_without_one(running):
@@ -73,8 +73,8 @@ async def test_a_run_whose_deadline_has_passed_goes_on_without_one(running):
         deadline = datetime.fromtimestamp(clock.now() / 1000, UTC) + timedelta(seconds=30)
         run = await engine.trigger("slow", deadline=deadline)
         await clock.advance(31)
-        assert (await engine.get_run(run.id)).error.type == "DeadlineExceeded"
-        assert (await engine.retry(run.id)).deadline is None
+        assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
+        assert (await engine.runs.retry(run.id)).deadline is None
         await clock.advance(31)
         gate.set()
         assert (await finish(engine, run)).output == "done"
@@ -92,12 +92,12 @@ async def test_the_timeout_of_a_job_counts_from_the_retry(running):
     async with running(slow, clock=clock) as engine:
         run = await engine.trigger("slow")
         await clock.advance(61)
-        assert (await engine.get_run(run.id)).error.type == "DeadlineExceeded"
-        await engine.retry(run.id)
+        assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
+        await engine.runs.retry(run.id)
         await clock.advance(50)
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         await clock.advance(11)
-        assert (await engine.get_run(run.id)).error.type == "DeadlineExceeded"
+        assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
         gate.set()
 
 
@@ -108,15 +108,15 @@ async def test_at_most_one_run_of_a_job_and_a_concurrency_key_is_pending_also_by
         other_key = await finish(engine, await engine.trigger("work", 2, concurrency_key="another"))
         later = datetime.now(UTC) + timedelta(days=1)
         pending = await engine.trigger("work", 3, concurrency_key="k", run_at=later)
-        for attempt in (engine.retry(failed.id), engine.retry_with_input(failed.id, 4)):
+        for attempt in (engine.runs.retry(failed.id), engine.runs.retry(failed.id, input=4)):
             with pytest.raises(ConflictError) as caught:
                 await attempt
             assert caught.value.run_id == pending.id
-        assert await engine.get_run(failed.id) == failed  # nothing of the retry is written
+        assert await engine.runs.get(failed.id) == failed  # nothing of the retry is written
         broken.clear()
-        assert await engine.retry_runs() == [other_key.id]  # those that may not be are passed over
-        await engine.cancel(pending.id)
-        await engine.retry(failed.id)
+        assert await engine.runs.retry_many() == [other_key.id]  # those that may not be are passed over
+        await engine.runs.cancel(pending.id)
+        await engine.runs.retry(failed.id)
         assert (await finish(engine, failed)).output == 1
 
 
@@ -146,9 +146,9 @@ async def test_another_input_is_held_to_the_version_under_which_the_run_goes_on(
         run = await finish(engine, await engine.trigger("send", {"to": "nobody"}))
         engine.register(second)
         with pytest.raises(InvalidInput, match="weight"):
-            await engine.retry_with_input(run.id, {"weight": 1})
-        assert await engine.get_run(run.id) == run
-        run = await finish(engine, await engine.retry_with_input(run.id, {"to": "Ada"}))
+            await engine.runs.retry(run.id, input={"weight": 1})
+        assert await engine.runs.get(run.id) == run
+        run = await finish(engine, await engine.runs.retry(run.id, input={"to": "Ada"}))
         assert (run.status, run.version, bodies) == ("completed", "1", [Letter("nobody"), Letter("Ada")])
 
 
@@ -163,7 +163,7 @@ async def test_another_input_for_a_version_that_is_not_here_is_checked_when_it_i
     async with running(first) as engine:
         run = await finish(engine, await engine.trigger("send", {"to": "nobody"}))
     async with running(second) as engine:
-        await engine.retry_with_input(run.id, {"to": "Ada"})
+        await engine.runs.retry(run.id, input={"to": "Ada"})
         engine.register(first)
         assert (await finish(engine, run)).error.message == "Ada"
 
@@ -174,12 +174,12 @@ async def test_another_input_is_validated_before_anything_is_written(running):
     async with running(typed) as engine:
         run = await finish(engine, await engine.trigger("work", 1))
         with pytest.raises(InvalidInput, match="above 0"):
-            await engine.retry_with_input(run.id, -1)
-        assert await engine.get_run(run.id) == run
+            await engine.runs.retry(run.id, input=-1)
+        assert await engine.runs.get(run.id) == run
     async with running(work) as engine:
         with pytest.raises(SerializationError, match="input of job 'work'"):
-            await engine.retry_with_input(run.id, object())
-        assert await engine.get_run(run.id) == run
+            await engine.runs.retry(run.id, input=object())
+        assert await engine.runs.get(run.id) == run
 
 
 class Adapter:
@@ -208,8 +208,8 @@ async def test_what_is_active_or_has_completed_is_not_retried(running):
         active = await engine.trigger("wait")
         await reach(engine, active.id, "leased")
         for run in (completed, active):
-            for attempt in (engine.retry(run.id), engine.retry_with_input(run.id, 1)):
+            for attempt in (engine.runs.retry(run.id), engine.runs.retry(run.id, input=1)):
                 with pytest.raises(RunNotTerminal):
                     await attempt
-        assert (await engine.get_run(completed.id)) == completed
+        assert (await engine.runs.get(completed.id)) == completed
         gate.set()

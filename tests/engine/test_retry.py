@@ -36,7 +36,7 @@ async def test_a_failed_step_is_tried_again_and_its_failed_attempts_are_listed(r
 
     async with running(flaky) as engine:
         run = await finish(engine, await engine.trigger("flaky"))
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
     assert run.output == "came through"
     assert (step.attempt, step.status, step.error, step.retry_at) == (3, StepStatus.COMPLETED, None, None)
     assert [(attempt.number, attempt.error.message) for attempt in step.failed_attempts] == [
@@ -122,9 +122,9 @@ async def test_an_attempt_that_is_due_beyond_what_a_datetime_can_tell_is_due_at_
     async with running(patient, clock=MockClock()) as engine:
         run = await engine.trigger("patient")
         await settle()
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
         assert (step.status, step.retry_at.year) == (StepStatus.RUNNING, 9999)
-        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
 
 
 async def test_a_long_wait_parks_the_run_frees_its_slot_and_grows_with_every_attempt(running):
@@ -142,7 +142,7 @@ async def test_a_long_wait_parks_the_run_frees_its_slot_and_grows_with_every_att
     async with running(flaky, other, clock=clock, max_concurrent_runs=1) as engine:
         run = await engine.trigger("flaky")
         await settle()
-        waiting = await engine.get_run(run.id)
+        waiting = await engine.runs.get(run.id)
         assert waiting.status == RunStatus.WAITING
         assert waiting.lease_owner is None
         assert waiting.wake_at.timestamp() * 1000 == clock.now() + 60_000
@@ -177,9 +177,9 @@ async def test_the_wait_survives_a_restart_and_what_is_overdue_then_goes_on_at_o
         await crash(engine)
     assert calls == [100, 1]
     async with running(flaky, clock=clock) as engine:
-        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
         await clock.advance(61)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert calls == [100, 1, 1]
     assert (run.status, run.output, run.recoveries) == (RunStatus.COMPLETED, "came through", 0)
 
@@ -196,7 +196,7 @@ async def test_a_branch_that_waits_does_not_park_a_run_that_still_works(running)
     async with running(branches, clock=clock) as engine:
         run = await engine.trigger("branches")
         await clock.advance(30)
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         await clock.advance(31)
         assert len(calls) == 2
         gate.set()
@@ -221,13 +221,13 @@ async def test_a_parked_run_whose_body_goes_on_by_itself_gets_its_lease_back_fir
     async with running(both, clock=clock) as engine:
         run = await engine.trigger("both")
         await settle()
-        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
         gate.set()
         await clock.advance(1)
-        assert [step.name for step in await engine.get_steps(run.id) if step.status == "completed"] == ["another"]
+        assert [step.name for step in await engine.runs.steps(run.id) if step.status == "completed"] == ["another"]
         await clock.advance(60)
         frames = await timeline(engine, run)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert run.output == ["came through", "done meanwhile"]
     assert [frame.message for frame in frames if frame.kind == "log"] == ["woken from outside"]
 
@@ -250,10 +250,10 @@ async def test_a_waiting_run_can_be_cancelled_and_one_too_many_is_replayed_when_
     async with running(flaky, clock=clock, max_parked=2) as engine:
         runs = [await engine.trigger("flaky", number) for number in range(5)]
         await settle()
-        assert len(engine._dispatcher.parked) == 2
-        assert (await engine.cancel(runs[0].id)).status == RunStatus.CANCELLED
+        assert len(engine.internals.dispatcher.parked) == 2
+        assert (await engine.runs.cancel(runs[0].id)).status == RunStatus.CANCELLED
         await clock.advance(61)
-        ended = [await engine.get_run(run.id) for run in runs]
+        ended = [await engine.runs.get(run.id) for run in runs]
     assert [run.status for run in ended] == ["cancelled", *["completed"] * 4]
     assert [run.output for run in ended[1:]] == [1, 2, 3, 4]
     assert begun == [0, 1, 2, 3, 4, 1, 2], "the two that were parked last stayed in memory"
@@ -278,8 +278,8 @@ async def test_an_attempt_that_takes_too_long_fails_and_is_tried_again(running):
         await clock.advance(4)
         assert len(calls) == 1
         await clock.advance(2)
-        run = await engine.get_run(run.id)
-        (step,) = await engine.get_steps(run.id)
+        run = await engine.runs.get(run.id)
+        (step,) = await engine.runs.steps(run.id)
     assert run.output == "quick now"
     assert step.failed_attempts[0].error.type == "TimeoutError"
 
@@ -350,7 +350,7 @@ async def test_the_queue_time_of_a_retry_counts_from_when_it_was_due(running):
         await clock.advance(90)  # 30 s beyond the time of the second attempt, for want of a slot
         gate.set()
         await settle()
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
     assert (step.status, step.queue_time) == ("completed", 30.0)
     assert [attempt.queue_time for attempt in step.failed_attempts] == [0.0]
     assert to_wire(step)["queueTime"] == 30.0
@@ -380,7 +380,7 @@ async def test_two_steps_that_wait_for_different_times_have_queued_for_different
         await clock.advance(120)
         gate.set()
         await settle()
-        steps = await engine.get_steps(run.id)
+        steps = await engine.runs.steps(run.id)
     assert [(step.name, step.queue_time) for step in steps] == [("early", 60.0), ("late", 20.0)]
 
 
@@ -409,7 +409,7 @@ async def test_a_step_asked_for_while_its_run_is_parked_has_waited_for_the_slot(
         await clock.advance(20)
         gates["long"].set()
         await settle()
-        another = (await engine.get_steps(run.id))[1]
+        another = (await engine.runs.steps(run.id))[1]
     assert (another.name, another.status, another.queue_time) == ("another", "completed", 20.0)
 
 
@@ -424,9 +424,9 @@ async def test_a_persons_retry_grants_every_attempt_anew_also_through_a_crash(ru
     async with running(hopeless, clock=clock) as engine:
         run = await engine.trigger("hopeless")
         await clock.advance(200)
-        assert (await engine.get_run(run.id)).status == RunStatus.FAILED
+        assert (await engine.runs.get(run.id)).status == RunStatus.FAILED
         assert len(calls) == 3
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         await settle()
         assert len(calls) == 4
         await crash(engine)
@@ -438,7 +438,7 @@ async def test_a_persons_retry_grants_every_attempt_anew_also_through_a_crash(ru
         await crash(engine)
     async with running(hopeless, clock=clock) as engine:
         await clock.advance(200)
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
     assert len(calls) == 6
     assert (step.status, step.attempt) == (StepStatus.FAILED, 6)
     assert [attempt.number for attempt in step.failed_attempts] == [1, 2, 3, 4, 5]
@@ -464,4 +464,4 @@ async def test_an_engine_that_stops_does_not_wait_for_runs_that_become_parked(ru
     async with running(parks, clock=clock) as engine:
         run = await engine.trigger("parks")
     async with running(parks, clock=clock) as engine:
-        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING

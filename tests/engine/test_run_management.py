@@ -48,11 +48,11 @@ async def test_retry_goes_on_from_the_failed_step_of_the_same_run(running):
         run = await finish(engine, await engine.trigger("three", 10))
         assert (run.status, run.failed_step) == ("failed", "second")
         broken.clear()
-        assert (await engine.retry(run.id)).status in ("pending", "leased")
+        assert (await engine.runs.retry(run.id)).status in ("pending", "leased")
         run = await finish(engine, run)
         frames = await timeline(engine, run)
         with pytest.raises(RunNotTerminal, match="It is done"):
-            await engine.retry(run.id)
+            await engine.runs.retry(run.id)
     assert run.output == [10, 11, 12]
     assert (run.error, run.failed_step) == (None, None)
     assert calls == ["first", "second", "second", "third"]
@@ -64,7 +64,7 @@ async def test_retry_with_another_input_keeps_the_completed_steps(running):
     async with running(three) as engine:
         run = await finish(engine, await engine.trigger("three", 10))
         broken.clear()
-        await engine.retry_with_input(run.id, 100)
+        await engine.runs.retry(run.id, input=100)
         run = await finish(engine, run)
     assert run.output == [10, 101, 102]
     assert run.input == 100
@@ -86,9 +86,9 @@ async def test_steps_keep_places_of_their_own_when_a_retry_calls_the_failed_ones
     async with running(branches) as engine:
         run = await finish(engine, await engine.trigger("branches"))
         broken.clear()
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         await finish(engine, run)
-        places = {step.name: step.index for step in await engine.get_steps(run.id)}
+        places = {step.name: step.index for step in await engine.runs.steps(run.id)}
     assert len(set(places.values())) == len(places) == 3
 
 
@@ -104,9 +104,9 @@ async def test_a_cancelled_run_can_be_retried(running):
         run = await engine.trigger("wait")
         await settle()
         with pytest.raises(RunNotTerminal, match="Cancel it first"):
-            await engine.retry(run.id)
-        await engine.cancel(run.id)
-        await engine.retry(run.id)
+            await engine.runs.retry(run.id)
+        await engine.runs.cancel(run.id)
+        await engine.runs.retry(run.id)
         gate.set()
         assert (await finish(engine, run)).output == "went on"
 
@@ -119,9 +119,9 @@ async def test_retrigger_makes_a_new_run_with_the_same_input_and_labels(running)
             "three", 1, labels={"a": "b"}, idempotency_key="i", concurrency_key="c", priority=3
         )
         await finish(engine, first)
-        again = await engine.retrigger(first.id)
+        again = await engine.runs.retrigger(first.id)
         await finish(engine, again)
-        again = await engine.get_run(again.id)
+        again = await engine.runs.get(again.id)
     assert again.id != first.id
     assert (again.input, again.labels, again.concurrency_key, again.priority) == (1, {"a": "b"}, "c", 3)
     assert again.idempotency_key is None
@@ -133,10 +133,10 @@ async def test_fork_starts_with_the_steps_before_the_one_named(running):
     broken.clear()
     async with running(three) as engine:
         first = await finish(engine, await engine.trigger("three", 1))
-        fork = await finish(engine, await engine.fork(first.id, "second"))
+        fork = await finish(engine, await engine.runs.fork(first.id, "second"))
         with pytest.raises(ValueError, match="no step 'fourth'"):
-            await engine.fork(first.id, "fourth")
-        assert (await engine.get_run(first.id)).output == [1, 2, 3]
+            await engine.runs.fork(first.id, "fourth")
+        assert (await engine.runs.get(first.id)).output == [1, 2, 3]
     assert fork.output == [1, 2, 3]
     assert calls == ["first", "second", "third", "second", "third"]
 
@@ -152,12 +152,12 @@ async def test_deleting_takes_everything_of_a_run_that_has_ended_and_gives_out_n
     async with running(three, wait) as engine:
         run = await finish(engine, await engine.trigger("three", 1, labels={"a": "b"}))
         last = (await timeline(engine, run))[-1].id
-        await engine.delete_run(run.id)
+        await engine.runs.delete(run.id)
         with pytest.raises(RunNotFound):
-            await engine.get_run(run.id)
+            await engine.runs.get(run.id)
         with pytest.raises(RunNotFound):
-            await engine.delete_run(run.id)
-        database = engine._store.database.connection
+            await engine.runs.delete(run.id)
+        database = engine.internals.store.database.connection
         left = {
             table: database.execute(f"SELECT COUNT(*) FROM {table} WHERE run_id = ?", (run.id,)).fetchone()[0]
             for table in ("durable_steps", "durable_attempts", "durable_labels", "durable_values")
@@ -165,10 +165,10 @@ async def test_deleting_takes_everything_of_a_run_that_has_ended_and_gives_out_n
         assert set(left.values()) == {0}
         active = await engine.trigger("wait")
         with pytest.raises(RunNotTerminal, match="Cancel it first"):
-            await engine.delete_run(active.id)
+            await engine.runs.delete(active.id)
         gate.set()
         assert min(frame.id for frame in await timeline(engine, active)) > last
-        await engine.delete_runs(status="completed")
+        await engine.runs.delete_many(status="completed")
         left = database.execute("SELECT run_id, kind FROM durable_frames ORDER BY id").fetchall()
         assert left == [(run.id, "run_deleted"), (active.id, "run_deleted")]
 
@@ -181,10 +181,10 @@ async def test_that_a_run_was_deleted_is_known_for_thirty_days(running):
         deleted = []
         for _ in range(5):
             run = await finish(engine, await engine.trigger("three", 1))
-            await engine.delete_run(run.id)
+            await engine.runs.delete(run.id)
             deleted.append(run.id)
             clock.set_forward(10 * day)
-        tombstones = engine._store.read_all_frames(0, 100)
+        tombstones = engine.internals.store.read_all_frames(0, 100)
     assert [frame.run_id for frame in tombstones] == deleted[1:]
 
 
@@ -200,10 +200,10 @@ async def test_old_runs_are_purged_by_hand_and_when_the_engine_is_idle(running):
             await finish(engine, await engine.trigger("echo", number))
             await clock.advance(60)
         middle = datetime.fromtimestamp(clock.now() / 1000, UTC) - timedelta(seconds=130)
-        assert await engine.purge_runs(middle) == 1
-        assert len(await engine.list_runs()) == 2
+        assert await engine.runs.purge(middle) == 1
+        assert len(await engine.runs.list()) == 2
         await clock.advance(3600)
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
     with pytest.raises(ValueError, match="30d"):
         Engine("unused.sqlite3", retain_runs="a month")
 
@@ -214,17 +214,17 @@ async def test_runs_are_counted_and_changed_in_bulk(running):
         for _ in range(3):
             await finish(engine, await engine.trigger("three", 1, labels={"batch": "1"}))
         await finish(engine, await engine.trigger("three", 2))
-        assert await engine.count_runs() == {"failed": 4}
+        assert await engine.runs.count() == {"failed": 4}
         broken.clear()
-        retried = await engine.retry_runs(labels={"batch": "1"})
+        retried = await engine.runs.retry_many(labels={"batch": "1"})
         for run_id in retried:
-            await engine.wait_for_run(run_id)
-        assert await engine.count_runs() == {"failed": 1, "completed": 3}
-        assert await engine.count_runs(by="job") == {"three": 4}
-        assert len(await engine.delete_runs(status=["completed"])) == 3
-        assert await engine.cancel_runs() == []
+            await engine.runs.wait(run_id)
+        assert await engine.runs.count() == {"failed": 1, "completed": 3}
+        assert await engine.runs.count(by="job") == {"three": 4}
+        assert len(await engine.runs.delete_many(status=["completed"])) == 3
+        assert await engine.runs.cancel_many() == []
         with pytest.raises(ValueError, match="not by 'input'"):
-            await engine.count_runs(by="input")
+            await engine.runs.count(by="input")
 
 
 @pytest.mark.parametrize("nothing", [[], (), iter(())])
@@ -234,15 +234,15 @@ async def test_a_filter_with_an_empty_list_passes_no_run(running, part, nothing)
     async with running(three) as engine:
         await finish(engine, await engine.trigger("three", 1))
         filters = {part: nothing}
-        assert await engine.list_runs(**filters) == []
-        assert await engine.delete_runs(**filters) == []
-        assert await engine.retry_runs(**filters) == []
-        assert await engine.cancel_runs(**filters) == []
-        assert await engine.count_runs() == {"failed": 1}
+        assert await engine.runs.list(**filters) == []
+        assert await engine.runs.delete_many(**filters) == []
+        assert await engine.runs.retry_many(**filters) == []
+        assert await engine.runs.cancel_many(**filters) == []
+        assert await engine.runs.count() == {"failed": 1}
 
 
 async def test_a_filter_that_can_be_gone_through_only_once_holds_for_every_page(running, monkeypatch):
-    monkeypatch.setattr("durable_web.engine.management.BULK_BATCH", 1)
+    monkeypatch.setattr("durable_web.engine.runs.BULK_BATCH", 1)
     three, broken, _ = breakable()
     async with running(three) as engine:
         for _ in range(2):
@@ -250,8 +250,8 @@ async def test_a_filter_that_can_be_gone_through_only_once_holds_for_every_page(
         broken.clear()
         for _ in range(2):
             await finish(engine, await engine.trigger("three", 1))
-        assert len(await engine.delete_runs(status=(status for status in ["failed"]))) == 2
-        assert await engine.count_runs() == {"completed": 2}
+        assert len(await engine.runs.delete_many(status=(status for status in ["failed"]))) == 2
+        assert await engine.runs.count() == {"completed": 2}
 
 
 async def test_runs_are_executed_by_hand(running, database_path):
@@ -263,10 +263,10 @@ async def test_runs_are_executed_by_hand(running, database_path):
     await engine.start(claim=False)
     runs = await engine.trigger_many([Trigger("echo", number) for number in range(5)])
     await settle()
-    assert await engine.count_runs() == {"pending": 5}
+    assert await engine.runs.count() == {"pending": 5}
     assert await engine.run_one()
-    assert (await engine.get_run(runs[0].id)).status == RunStatus.COMPLETED
-    assert await engine.count_runs() == {"pending": 4, "completed": 1}
+    assert (await engine.runs.get(runs[0].id)).status == RunStatus.COMPLETED
+    assert await engine.runs.count() == {"pending": 4, "completed": 1}
     assert await engine.run_until_idle(max_runs=2) == 2
     assert await engine.run_until_idle() == 2
     assert not await engine.run_one()
@@ -329,12 +329,12 @@ async def test_without_preserving_them_the_steps_of_a_completed_run_are_deleted_
     three, broken, _ = breakable()
     async with running(three, preserve_steps=False) as engine:
         run = await finish(engine, await engine.trigger("three", 1))
-        assert len(await engine.get_steps(run.id)) == 2
+        assert len(await engine.runs.steps(run.id)) == 2
         broken.clear()
-        await engine.retry(run.id)
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
         assert (run.output, run.completed_steps) == ([1, 2, 3], 0)  # those that are kept are counted
-        assert await engine.get_steps(run.id) == []
+        assert await engine.runs.steps(run.id) == []
 
 
 async def test_many_are_cancelled_though_a_parent_takes_its_children_with_it(running):
@@ -349,10 +349,10 @@ async def test_many_are_cancelled_though_a_parent_takes_its_children_with_it(run
     async with running(parent, child) as engine:
         for _ in range(2):
             run = await engine.trigger("parent")
-            while len(await engine.list_runs(parent=run.id, status="waiting")) < 1:
+            while len(await engine.runs.list(parent=run.id, status="waiting")) < 1:
                 await asyncio.sleep(0.003)
-        await engine.cancel_runs()
-        assert await engine.count_runs() == {"cancelled": 4}
+        await engine.runs.cancel_many()
+        assert await engine.runs.count() == {"cancelled": 4}
 
 
 async def test_a_fork_that_flow_control_does_not_allow_writes_into_no_other_run(running):
@@ -367,8 +367,8 @@ async def test_a_fork_that_flow_control_does_not_allow_writes_into_no_other_run(
         old = await finish(engine, await engine.trigger("single", {"user": 1, "word": "old"}))
         active = await engine.trigger("single", {"user": 1, "word": "new", "waits": True})
         with pytest.raises(ConflictError):
-            await engine.fork(old.id, "second")
-        await engine.signal(active.id, "go")
+            await engine.runs.fork(old.id, "second")
+        await engine.runs.signal(active.id, "go")
         assert (await finish(engine, active)).output == "new"
 
 
@@ -379,8 +379,8 @@ async def test_a_list_can_leave_out_what_its_runs_hold(running):
 
     async with running(echo) as engine:
         run = await finish(engine, await engine.trigger("echo", "hello", labels={"of": "echo"}))
-        assert await engine.list_runs() == [run]
-        (listed,) = await engine.list_runs(payloads=False, labels={"of": "echo"}, search="hello")
+        assert await engine.runs.list() == [run]
+        (listed,) = await engine.runs.list(payloads=False, labels={"of": "echo"}, search="hello")
     assert (listed.input, listed.output) == (None, None)
     assert dataclasses.replace(listed, input="hello", output="hello") == run
 
@@ -392,7 +392,7 @@ async def test_a_run_tells_up_to_which_frame_it_is_known(running):
         assert run.last_seq == 1
         run = await finish(engine, run)
         assert run.last_seq == (await timeline(engine, run))[-1].seq
-        (listed,) = await engine.list_runs()
+        (listed,) = await engine.runs.list()
         assert listed.last_seq == run.last_seq
 
 
@@ -412,7 +412,7 @@ async def test_executing_by_hand_ends_with_the_engine_and_executes_nothing_once_
         assert await executing == 0  # it was executing already
         await settle()
     async with running(max_concurrent_runs=0) as engine:
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, run.attempt, run.recoveries) == (RunStatus.PENDING, 1, 0)
     assert begun == [1]
 
@@ -432,8 +432,8 @@ async def test_whoever_gives_up_executing_by_hand_leaves_nothing_executing_by_it
     await settle()
     later = await engine.trigger("wait", "open")
     await settle()
-    assert (await engine.get_run(waiting.id)).status == RunStatus.LEASED
-    assert (await engine.get_run(later.id)).status == RunStatus.PENDING
+    assert (await engine.runs.get(waiting.id)).status == RunStatus.LEASED
+    assert (await engine.runs.get(later.id)).status == RunStatus.PENDING
     await engine.stop(drain=False)
 
 
@@ -468,6 +468,6 @@ def test_one_engine_may_be_started_in_one_event_loop_after_the_other(database_pa
         async with engine:
             run = await engine.trigger("echo", number)
             await engine.run_until_idle()
-            return (await engine.get_run(run.id)).output
+            return (await engine.runs.get(run.id)).output
 
     assert [asyncio.run(execute(number)) for number in range(2)] == [0, 1]

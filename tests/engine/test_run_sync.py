@@ -58,7 +58,7 @@ async def test_a_validator_may_wait_for_a_promise(running):
     async with running(asks) as engine:
         run = await engine.trigger(asks)
         await settle()
-        assert await engine.update(run.id, "name", "Ada", timeout=10) == "Hello, Ada!"
+        assert await engine.runs.update(run.id, "name", "Ada", timeout=10) == "Hello, Ada!"
         assert (await finish(engine, run)).output == "Ada"
 
 
@@ -71,5 +71,5 @@ async def test_a_run_that_is_cancelled_while_its_step_waits_for_a_promise_ends(r
     async with running(waits) as engine:
         run = await engine.trigger(waits)
         await settle()
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
         assert (await finish(engine, run)).status == RunStatus.CANCELLED

@@ -51,7 +51,7 @@ async def retrying(ctx: Context, _: None) -> None:
 
 async def scheduled_times(engine: Engine, **filters) -> list[str]:
     """The due times that have become runs, in the order in which they did."""
-    runs = await engine.list_runs(order="oldest", limit=1000, **filters)
+    runs = await engine.runs.list(order="oldest", limit=1000, **filters)
     return [datetime.fromisoformat(run.labels[SCHEDULED_AT]).strftime("%d. %H:%M") for run in runs]
 
 
@@ -78,11 +78,11 @@ def cron(expression: str, timezone: str = "UTC") -> Recurrence:
 async def test_a_schedule_triggers_at_crons_times_with_its_input_and_labels(running):
     clock = MockClock()
     async with running(tick, clock=clock, **QUIET) as engine:
-        await engine.schedule("daily", tick, cron="30 9 * * *", input={"a": 1}, labels={"kind": "report"})
+        await engine.schedules.create("daily", tick, cron="30 9 * * *", input={"a": 1}, labels={"kind": "report"})
         await clock.advance(1.5 * HOUR - 1)
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
         await clock.advance(1)
-        [run] = await engine.list_runs()
+        [run] = await engine.runs.list()
         assert (run.status, run.output) == (RunStatus.COMPLETED, {"a": 1})
         assert run.labels == {
             "kind": "report",
@@ -96,7 +96,7 @@ async def test_a_schedule_triggers_at_crons_times_with_its_input_and_labels(runn
 async def test_every_counts_from_when_the_schedule_was_made(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        made = await engine.schedule("often", "tick", every=timedelta(minutes=20))
+        made = await engine.schedules.create("often", "tick", every=timedelta(minutes=20))
         assert (made.every, made.next_due) == (1200.0, START + timedelta(minutes=20))
         await clock.advance(HOUR)
         assert await scheduled_times(engine) == ["15. 08:20", "15. 08:40", "15. 09:00"]
@@ -105,7 +105,7 @@ async def test_every_counts_from_when_the_schedule_was_made(running):
 async def test_a_schedule_in_a_zone_goes_by_its_clocks(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        made = await engine.schedule("morning", tick, cron="0 7 * * *", timezone="America/New_York")
+        made = await engine.schedules.create("morning", tick, cron="0 7 * * *", timezone="America/New_York")
         assert made.next_due == datetime(2027, 1, 15, 12, 0, tzinfo=UTC)
 
 
@@ -148,12 +148,12 @@ def test_the_latest_time_is_the_last_of_those_that_come_one_after_the_other(expr
 async def test_due_times_at_which_nobody_was_there_are_caught_up_with_as_the_schedule_says(running, catch_up, made):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, cron="0 * * * *", catch_up=catch_up, overlap="allow")
+        await engine.schedules.create("hourly", tick, cron="0 * * * *", catch_up=catch_up, overlap="allow")
     await clock.advance(3.5 * HOUR)
     async with running(tick, clock=clock) as engine:
         await settle()
         assert await scheduled_times(engine) == made
-        [schedule] = await engine.list_schedules()
+        [schedule] = await engine.schedules.list()
         assert schedule.next_due == START + timedelta(hours=4)
         if catch_up != "all":
             assert schedule.skips > 0
@@ -165,7 +165,7 @@ async def test_due_times_at_which_nobody_was_there_are_caught_up_with_as_the_sch
 async def test_a_due_time_that_has_just_gone_by_is_not_missed(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h")
+        await engine.schedules.create("hourly", tick, every="1h")
     await clock.advance(HOUR + 30)
     async with running(tick, clock=clock) as engine:
         await settle()
@@ -175,12 +175,12 @@ async def test_a_due_time_that_has_just_gone_by_is_not_missed(running):
 async def test_thousands_of_missed_times_are_made_up_for_in_several_transactions(running):
     clock = MockClock()
     async with running(tick, clock=clock, max_concurrent_runs=0) as engine:
-        await engine.schedule("minutely", tick, every="1m", catch_up="all", overlap="allow")
+        await engine.schedules.create("minutely", tick, every="1m", catch_up="all", overlap="allow")
     await clock.advance(2000 * 60)
     async with running(tick, clock=clock, max_concurrent_runs=0) as engine:
-        assert sum((await engine.count_runs()).values()) == 100
+        assert sum((await engine.runs.count()).values()) == 100
         await clock.advance(1)
-        assert sum((await engine.count_runs()).values()) == 2000
+        assert sum((await engine.runs.count()).values()) == 2000
 
 
 async def test_a_crash_between_the_due_time_and_its_run_neither_loses_nor_doubles_it(running, monkeypatch):
@@ -190,9 +190,9 @@ async def test_a_crash_between_the_due_time_and_its_run_neither_loses_nor_double
         raise KeyboardInterrupt
 
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h", catch_up="all", overlap="allow")
+        await engine.schedules.create("hourly", tick, every="1h", catch_up="all", overlap="allow")
         with monkeypatch.context() as patch:
-            patch.setattr(engine._store.schedules, "note_run", die)
+            patch.setattr(engine.internals.store.schedules, "note_run", die)
             with pytest.raises(KeyboardInterrupt):
                 await clock.advance(HOUR)
         await crash(engine)
@@ -212,9 +212,9 @@ async def test_two_engines_on_one_file_make_one_run_of_each_due_time(running):
         running(tick, clock=clock, exclusive=False) as first,
         running(tick, clock=clock, exclusive=False) as second,
     ):
-        await first.schedule("minutely", tick, every="1m")
+        await first.schedules.create("minutely", tick, every="1m")
         await clock.advance(1)
-        await second.schedule("minutely", tick, every="1m")
+        await second.schedules.create("minutely", tick, every="1m")
         await clock.advance(300)
         assert await scheduled_times(second) == [f"15. 08:0{minute}" for minute in range(1, 6)]
 
@@ -222,7 +222,7 @@ async def test_two_engines_on_one_file_make_one_run_of_each_due_time(running):
 async def test_a_clock_that_goes_back_triggers_neither_early_nor_twice(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h")
+        await engine.schedules.create("hourly", tick, every="1h")
         await clock.advance(HOUR)
         clock.set_back(1800)
         await clock.advance(HOUR)
@@ -237,11 +237,11 @@ async def test_a_clock_that_goes_back_triggers_neither_early_nor_twice(running):
 async def test_while_a_run_is_active_a_due_time_is_passed_over_and_that_is_noted(running):
     clock = MockClock()
     async with running(retrying, clock=clock) as engine:
-        await engine.schedule("busy", retrying, every="1m")
+        await engine.schedules.create("busy", retrying, every="1m")
         await clock.advance(130)
-        [run] = await engine.list_runs()
+        [run] = await engine.runs.list()
         assert run.status == RunStatus.WAITING
-        [schedule] = await engine.list_schedules()
+        [schedule] = await engine.schedules.list()
         assert (schedule.skips, schedule.last_skipped) == (1, START + timedelta(seconds=120))
         assert schedule.skip_reason == f"run {run.id} was active"
         await clock.advance(60)
@@ -251,16 +251,16 @@ async def test_while_a_run_is_active_a_due_time_is_passed_over_and_that_is_noted
 async def test_queued_due_times_follow_one_another_and_never_overlap(running):
     clock = MockClock()
     async with running(retrying, clock=clock) as engine:
-        await engine.schedule("busy", retrying, every="1m", overlap="queue")
+        await engine.schedules.create("busy", retrying, every="1m", overlap="queue")
         await clock.advance(150)
-        runs = await engine.list_runs(order="oldest")
+        runs = await engine.runs.list(order="oldest")
         assert [run.status for run in runs] == [RunStatus.WAITING, RunStatus.PENDING]
         await clock.advance(20)
-        runs = await engine.list_runs(order="oldest")
+        runs = await engine.runs.list(order="oldest")
         assert [run.status for run in runs] == [RunStatus.COMPLETED, RunStatus.WAITING]
-        await engine.delete_schedule("busy")
+        await engine.schedules.delete("busy")
         await clock.advance(300)
-        runs = await engine.list_runs(order="oldest")
+        runs = await engine.runs.list(order="oldest")
         assert {run.status for run in runs} == {RunStatus.COMPLETED}
         assert all(a.completed_at <= b.started_at for a, b in itertools.pairwise(runs))
 
@@ -268,9 +268,9 @@ async def test_queued_due_times_follow_one_another_and_never_overlap(running):
 async def test_overlapping_runs_execute_side_by_side_where_that_is_allowed(running):
     clock = MockClock()
     async with running(retrying, clock=clock) as engine:
-        await engine.schedule("busy", retrying, every="1m", overlap="allow")
+        await engine.schedules.create("busy", retrying, every="1m", overlap="allow")
         await clock.advance(130)
-        assert [run.status for run in await engine.list_runs()] == [RunStatus.WAITING] * 2
+        assert [run.status for run in await engine.runs.list()] == [RunStatus.WAITING] * 2
 
 
 # --- jitter ----------------------------------------------------------------------------------------------------------
@@ -279,20 +279,20 @@ async def test_overlapping_runs_execute_side_by_side_where_that_is_allowed(runni
 async def test_jitter_puts_runs_off_by_what_their_due_time_decides_also_across_a_restart(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("spread", tick, every="1h", jitter=600, overlap="allow")
+        await engine.schedules.create("spread", tick, every="1h", jitter=600, overlap="allow")
         await clock.advance(HOUR)
-        [run] = await engine.list_runs()
+        [run] = await engine.runs.list()
         delay = (run.run_at - START - timedelta(hours=1)).total_seconds()
         assert 0 < delay < 600
         assert run.status == RunStatus.PENDING
         await crash(engine)
     async with running(tick, clock=clock, **QUIET) as engine:
         await clock.advance(delay - 1)
-        assert (await engine.get_run(run.id)).status == RunStatus.PENDING
+        assert (await engine.runs.get(run.id)).status == RunStatus.PENDING
         await clock.advance(2)
-        assert (await engine.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(run.id)).status == RunStatus.COMPLETED
         await clock.advance(20 * HOUR)
-        delays = {(run.run_at - datetime.fromisoformat(run.labels[SCHEDULED_AT])) for run in await engine.list_runs()}
+        delays = {(run.run_at - datetime.fromisoformat(run.labels[SCHEDULED_AT])) for run in await engine.runs.list()}
         assert len(delays) > 10, "and is another for each due time"
 
 
@@ -302,12 +302,14 @@ async def test_jitter_puts_runs_off_by_what_their_due_time_decides_also_across_a
 async def test_schedules_survive_a_restart_and_are_listed_by_name(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("b", tick, every="1h", input=[1, 2])
-        await engine.schedule("a", tick, cron="0 9 * * MON", timezone="Asia/Tokyo", catch_up="latest", jitter="1m")
-        before = await engine.list_schedules()
+        await engine.schedules.create("b", tick, every="1h", input=[1, 2])
+        await engine.schedules.create(
+            "a", tick, cron="0 9 * * MON", timezone="Asia/Tokyo", catch_up="latest", jitter="1m"
+        )
+        before = await engine.schedules.list()
         await crash(engine)
     async with running(tick, clock=clock) as engine:
-        assert await engine.list_schedules() == before
+        assert await engine.schedules.list() == before
     assert [(each.name, each.cron, each.timezone, each.jitter) for each in before] == [
         ("a", "0 9 * * MON", "Asia/Tokyo", 60.0),
         ("b", None, "UTC", 0.0),
@@ -317,25 +319,25 @@ async def test_schedules_survive_a_restart_and_are_listed_by_name(running):
 async def test_registering_again_changes_the_schedule_and_keeps_its_due_time_unless_the_timing_changed(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        first = await engine.schedule("hourly", tick, every="1h", input=1)
+        first = await engine.schedules.create("hourly", tick, every="1h", input=1)
         await clock.advance(1800)
-        again = await engine.schedule("hourly", tick, every="60m", input=2)
+        again = await engine.schedules.create("hourly", tick, every="60m", input=2)
         assert (again.next_due, again.created_at) == (first.next_due, first.created_at)
         await clock.advance(1800)
-        assert [run.output for run in await engine.list_runs()] == [2]
-        changed = await engine.schedule("hourly", tick, every="2h", input=2)
+        assert [run.output for run in await engine.runs.list()] == [2]
+        changed = await engine.schedules.create("hourly", tick, every="2h", input=2)
         assert changed.next_due == START + timedelta(hours=3)
-        assert len(await engine.list_schedules()) == 1
+        assert len(await engine.schedules.list()) == 1
 
 
 async def test_a_paused_schedule_triggers_nothing_and_goes_on_with_the_next_due_time(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h", catch_up="all")
-        assert (await engine.pause_schedule("hourly")).paused
+        await engine.schedules.create("hourly", tick, every="1h", catch_up="all")
+        assert (await engine.schedules.pause("hourly")).paused
         await clock.advance(2.5 * HOUR)
-        assert (await engine.schedule("hourly", tick, every="1h", catch_up="all")).paused
-        resumed = await engine.resume_schedule("hourly")
+        assert (await engine.schedules.create("hourly", tick, every="1h", catch_up="all")).paused
+        resumed = await engine.schedules.resume("hourly")
         assert (resumed.paused, resumed.next_due) == (False, START + timedelta(hours=3))
         await clock.advance(HOUR)
         assert await scheduled_times(engine) == ["15. 11:00"]
@@ -344,13 +346,13 @@ async def test_a_paused_schedule_triggers_nothing_and_goes_on_with_the_next_due_
 async def test_a_deleted_schedule_triggers_nothing_and_its_runs_stay(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h")
+        await engine.schedules.create("hourly", tick, every="1h")
         await clock.advance(HOUR)
-        await engine.delete_schedule("hourly")
+        await engine.schedules.delete("hourly")
         await clock.advance(HOUR)
-        assert len(await engine.list_runs()) == 1
-        assert await engine.list_schedules() == []
-        for act in (engine.pause_schedule, engine.resume_schedule, engine.delete_schedule):
+        assert len(await engine.runs.list()) == 1
+        assert await engine.schedules.list() == []
+        for act in (engine.schedules.pause, engine.schedules.resume, engine.schedules.delete):
             with pytest.raises(ScheduleNotFound, match="no schedule 'hourly'"):
                 await act("hourly")
 
@@ -373,26 +375,26 @@ async def test_what_cannot_be_a_schedule_is_refused_with_what_to_write(running):
             ({"every": "1h", "labels": {"ü": "x"}}, "label key"),
         ):
             with pytest.raises(ValueError, match=problem):
-                await engine.schedule("wrong", tick, **options)
+                await engine.schedules.create("wrong", tick, **options)
         with pytest.raises(JobNotFound):
-            await engine.schedule("wrong", "tock", every="1h")
-        assert await engine.list_schedules() == []
+            await engine.schedules.create("wrong", "tock", every="1h")
+        assert await engine.schedules.list() == []
 
 
 async def test_cron_without_its_library_says_what_to_install_and_every_needs_none(running, monkeypatch):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("cron", tick, cron="0 * * * *")
+        await engine.schedules.create("cron", tick, cron="0 * * * *")
     monkeypatch.setitem(sys.modules, "cronsim", None)
     troubles = []
     engine = Engine(engine.path, [tick], clock=clock, exclusive=True)
     engine.on("worker:error", troubles.append)
     async with engine:
         with pytest.raises(LibraryMissing, match=r"pip install 'durable-web\[schedules\]'"):
-            await engine.schedule("another", tick, cron="0 * * * *")
-        await engine.schedule("every", tick, every="1h")
+            await engine.schedules.create("another", tick, cron="0 * * * *")
+        await engine.schedules.create("every", tick, every="1h")
         await clock.advance(HOUR)
-        assert [run.labels["durable/schedule"] for run in await engine.list_runs()] == ["every"]
+        assert [run.labels["durable/schedule"] for run in await engine.runs.list()] == ["every"]
         assert [trouble.error.type for trouble in troubles] == ["LibraryMissing"]
 
 
@@ -404,16 +406,16 @@ async def test_libraries_are_asked_for_only_when_a_schedule_needs_them_and_befor
 
     clock = MockClock()
     async with running(tick, clock=clock, install=install) as engine:
-        await engine.schedule("every", tick, every="1h")
+        await engine.schedules.create("every", tick, every="1h")
         assert asked == []
-        await engine.schedule("cron", tick, cron="0 * * * *")
+        await engine.schedules.create("cron", tick, cron="0 * * * *")
         assert asked.pop() == ["cronsim"]
-        await engine.schedule("zoned", tick, cron="0 * * * *", timezone="Europe/Berlin")
+        await engine.schedules.create("zoned", tick, cron="0 * * * *", timezone="Europe/Berlin")
         assert asked.pop() == ["cronsim", "tzdata"]
     async with running(tick, clock=clock, install=install) as engine:
         assert asked == [["cronsim", "tzdata"]]
-        await engine.delete_schedule("cron")
-        await engine.pause_schedule("zoned")
+        await engine.schedules.delete("cron")
+        await engine.schedules.pause("zoned")
         asked.clear()
     async with running(tick, clock=clock, install=install) as engine:
         assert asked == []
@@ -422,10 +424,10 @@ async def test_libraries_are_asked_for_only_when_a_schedule_needs_them_and_befor
 async def test_an_engine_without_the_job_leaves_its_due_times_to_one_that_has_it(running):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h", catch_up="latest")
+        await engine.schedules.create("hourly", tick, every="1h", catch_up="latest")
     async with running(retrying, clock=clock) as engine:
         await clock.advance(HOUR)
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
     async with running(tick, clock=clock) as engine:
         await settle()
         assert await scheduled_times(engine) == ["15. 09:00"]
@@ -440,10 +442,10 @@ async def test_a_due_time_whose_run_the_job_refuses_is_passed_over_and_the_next_
     troubles = []
     async with running(limited, clock=clock) as engine:
         engine.on("worker:error", troubles.append)
-        await engine.schedule("hourly", limited, every="1h")
+        await engine.schedules.create("hourly", limited, every="1h")
         await clock.advance(3 * HOUR)
         assert await scheduled_times(engine) == ["15. 09:00", "15. 11:00"]
-        [schedule] = await engine.list_schedules()
+        [schedule] = await engine.schedules.list()
         assert "room again in 1800 s" in schedule.skip_reason
         assert [trouble.error.type for trouble in troubles] == ["RateLimited"]
 
@@ -456,11 +458,11 @@ async def test_the_flow_control_of_the_job_holds_for_scheduled_runs_too(running)
         await retrying.function(ctx, _)
 
     async with running(alone, clock=clock) as engine:
-        await engine.schedule("minutely", alone, every="1m", overlap="allow")
+        await engine.schedules.create("minutely", alone, every="1m", overlap="allow")
         await clock.advance(130)
-        runs = await engine.list_runs(order="oldest")
+        runs = await engine.runs.list(order="oldest")
         assert [run.status for run in runs] == [RunStatus.CANCELLED, RunStatus.WAITING]
-        await engine.delete_schedule("minutely")
+        await engine.schedules.delete("minutely")
         await clock.advance(200)
         assert (await finish(engine, runs[1])).status == RunStatus.COMPLETED
 
@@ -478,13 +480,13 @@ async def test_an_input_that_the_changed_job_no_longer_takes_is_reported_and_doe
 
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
-        await engine.schedule("hourly", tick, every="1h", input="text")
+        await engine.schedules.create("hourly", tick, every="1h", input="text")
     async with running(stricter, clock=clock) as engine:
         with pytest.raises(InvalidInput):
-            await engine.schedule("hourly", stricter, every="1h", input="text")
+            await engine.schedules.create("hourly", stricter, every="1h", input="text")
         await clock.advance(HOUR)
-        [schedule] = await engine.list_schedules()
+        [schedule] = await engine.schedules.list()
         assert "does not fit its declared type" in schedule.skip_reason
-        await engine.schedule("hourly", stricter, every="1h", input={"number": 7})
+        await engine.schedules.create("hourly", stricter, every="1h", input={"number": 7})
         await clock.advance(HOUR)
-        assert [run.output for run in await engine.list_runs()] == [7]
+        assert [run.output for run in await engine.runs.list()] == [7]

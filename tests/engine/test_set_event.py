@@ -49,20 +49,20 @@ async def test_a_value_is_read_live_and_the_last_one_after_the_end(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
         await settle()
-        assert await engine.get_event(run.id, "state") == "packed"
-        await engine.signal(run.id, "go")
+        assert await engine.runs.value(run.id, "state") == "packed"
+        await engine.runs.signal(run.id, "go")
         await finish(engine, run)
-        assert await engine.get_event(run.id, "state") == "done"
+        assert await engine.runs.value(run.id, "state") == "done"
 
 
 async def test_the_last_value_outlives_the_engine_and_the_steps(running):
     async with running(ship, preserve_steps=False) as engine:
         run = await engine.trigger(ship)
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         await finish(engine, run)
-        assert await engine.get_steps(run.id) == []
+        assert await engine.runs.steps(run.id) == []
     async with running() as engine:
-        assert await engine.get_event(run.id, "state") == "done"
+        assert await engine.runs.value(run.id, "state") == "done"
 
 
 async def test_what_was_never_published_reads_as_the_default_and_what_is_none_as_none(running):
@@ -72,29 +72,29 @@ async def test_what_was_never_published_reads_as_the_default_and_what_is_none_as
 
     async with running(quiet) as engine:
         run = await finish(engine, await engine.trigger(quiet))
-        assert await engine.get_event(run.id, "state") is None
-        assert await engine.get_event(run.id, "state", "unset") == "unset"
-        assert await engine.get_event(run.id, "answer", "unset") is None
+        assert await engine.runs.value(run.id, "state") is None
+        assert await engine.runs.value(run.id, "state", "unset") == "unset"
+        assert await engine.runs.value(run.id, "answer", "unset") is None
 
 
 async def test_only_a_run_that_is_there_can_be_asked(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         await finish(engine, run)
-        await engine.delete_run(run.id)
+        await engine.runs.delete(run.id)
         for gone in (run.id, "nobody"):
             with pytest.raises(RunNotFound):
-                await engine.get_event(gone, "state")
-        assert engine._store.database.rows("SELECT * FROM durable_values") == []
+                await engine.runs.value(gone, "state")
+        assert engine.internals.store.database.rows("SELECT * FROM durable_values") == []
 
 
 async def test_the_value_of_a_run_that_failed_or_was_cancelled_can_be_read(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
         await settle()
-        await engine.cancel(run.id)
-        assert await engine.get_event(run.id, "state") == "packed"
+        await engine.runs.cancel(run.id)
+        assert await engine.runs.value(run.id, "state") == "packed"
 
 
 @dataclasses.dataclass
@@ -122,7 +122,7 @@ async def test_a_value_is_read_as_it_was_and_told_as_plain_data(running, value, 
     async with running(says) as engine:
         run = await engine.trigger(says)
         assert await published(engine, run) == [("value", told)]
-        assert await engine.get_event(run.id, "value") == read
+        assert await engine.runs.value(run.id, "value") == read
 
 
 # --- the timeline ----------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ async def test_a_value_is_read_as_it_was_and_told_as_plain_data(running, value, 
 async def test_the_timeline_tells_every_change_where_it_happened(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         frames = await timeline(engine, run)
     told = [
         frame.value if frame.kind == "event" else frame.name for frame in frames if frame.kind[:4] in ("even", "step")
@@ -173,20 +173,20 @@ async def test_branches_publish_side_by_side_and_the_last_commit_counts(running,
         told = await published(engine, run)
         for name in "ab":
             assert [value for key, value in told if key == name] == [0, 1]
-        assert await engine.get_event(run.id, "both") == [value for key, value in told if key == "both"][-1]
+        assert await engine.runs.value(run.id, "both") == [value for key, value in told if key == "both"][-1]
 
 
 async def test_a_paused_run_publishes_nothing_until_it_is_resumed(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
         await settle()
-        await engine.pause(run.id)
-        await engine.signal(run.id, "go")
+        await engine.runs.pause(run.id)
+        await engine.runs.signal(run.id, "go")
         await settle()
-        assert await engine.get_event(run.id, "state") == "packed"
-        await engine.resume(run.id)
+        assert await engine.runs.value(run.id, "state") == "packed"
+        await engine.runs.resume(run.id)
         await finish(engine, run)
-        assert await engine.get_event(run.id, "state") == "done"
+        assert await engine.runs.value(run.id, "state") == "done"
 
 
 async def test_a_run_that_was_paused_in_a_step_publishes_what_comes_before_its_next_one(running):
@@ -201,12 +201,12 @@ async def test_a_run_that_was_paused_in_a_step_publishes_what_comes_before_its_n
     async with running(says_and_works) as engine:
         run = await engine.trigger(says_and_works)
         await settle()
-        await engine.pause(run.id)
+        await engine.runs.pause(run.id)
         gate.set()
         await settle()
-        assert await engine.get_event(run.id, "state") == "between"
-        assert [step.name for step in await engine.get_steps(run.id)] == ["first", "event state"]
-        await engine.resume(run.id)
+        assert await engine.runs.value(run.id, "state") == "between"
+        assert [step.name for step in await engine.runs.steps(run.id)] == ["first", "event state"]
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).status == RunStatus.COMPLETED
 
 
@@ -238,9 +238,9 @@ async def test_published_values_do_not_go_back_in_time_on_a_replay(running):
         await settle()
         await crash(engine)
     async with running(ship) as engine:
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         assert [value for _, value in await published(engine, run)] == ["preparing", "packed", "done"]
-        assert await engine.get_event(run.id, "state") == "done"
+        assert await engine.runs.value(run.id, "state") == "done"
 
 
 async def test_what_is_recorded_stays_though_a_replay_comes_to_another_value(running):
@@ -258,10 +258,10 @@ async def test_what_is_recorded_stays_though_a_replay_comes_to_another_value(run
         await crash(engine)
     async with running(tells_attempt) as engine:
         await settle()
-        assert await engine.get_event(run.id, "state") == "begun"
-        await engine.resume(run.id)
+        assert await engine.runs.value(run.id, "state") == "begun"
+        await engine.runs.resume(run.id)
         assert await published(engine, run) == [("state", "attempt 1"), ("state", "begun")]
-        assert await engine.get_event(run.id, "state") == "begun"
+        assert await engine.runs.value(run.id, "state") == "begun"
 
 
 @pytest.mark.parametrize("max_parked", [0, 1000])
@@ -269,13 +269,13 @@ async def test_every_value_is_told_once_whenever_the_engine_dies(running, max_pa
     async def play(engine: Engine, key: str) -> Run:
         run = await engine.trigger(ship, idempotency_key=key)
         with suppress(Exception):
-            await engine.signal(run.id, "go", signal_id="go")
+            await engine.runs.signal(run.id, "go", signal_id="go")
         return await finish(engine, run)
 
     async def check(engine: Engine, key: str, run: Run) -> None:
         assert run.output == "shipped"
         assert [value for _, value in await published(engine, run)] == ["preparing", "packed", "done"]
-        assert await engine.get_event(run.id, "state") == "done"
+        assert await engine.runs.value(run.id, "state") == "done"
 
     await survive_every_death(running, [ship], play, check, max_parked=max_parked)
 
@@ -297,7 +297,7 @@ async def test_branches_that_publish_survive_a_death_at_any_commit(running):
         told = await published(engine, run)
         for name in "ab":
             assert [value for key, value in told if key == name] == [0, 1, 2]
-            assert await engine.get_event(run.id, name) == 2
+            assert await engine.runs.value(run.id, name) == 2
 
     await survive_every_death(running, [branches], play, check)
 
@@ -320,7 +320,7 @@ async def test_a_name_that_comes_back_as_another_kind_fails_the_run(running, fir
         await settle()
         await crash(engine)
     async with running(either("step" if first == "event" else "event")) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         run = await finish(engine, run)
     assert (run.status, run.error.type) == (RunStatus.FAILED, "NonDeterminismError")
 
@@ -341,8 +341,8 @@ async def test_a_value_that_cannot_be_stored_is_the_bodys_error_and_the_one_befo
     async with running(says) as engine:
         run = await engine.trigger(says)
         assert await published(engine, run) == [("value", 1), ("other", 2)]
-        assert (await engine.get_run(run.id)).output == "went on"
-        assert await engine.get_event(run.id, "value") == 1
+        assert (await engine.runs.get(run.id)).output == "went on"
+        assert await engine.runs.value(run.id, "value") == 1
 
 
 @pytest.mark.parametrize("key", ["", None, 1, "state#2"])
@@ -371,10 +371,10 @@ async def test_nothing_of_a_cancelled_run_is_published_any_more(running):
     async with running(stubborn) as engine:
         run = await engine.trigger(stubborn)
         await settle()
-        await engine.cancel(run.id)
+        await engine.runs.cancel(run.id)
         await tried.wait()
         await settle()
-        assert await engine.get_event(run.id, "state") == "begun"
+        assert await engine.runs.value(run.id, "state") == "begun"
 
 
 # --- runs that go on -------------------------------------------------------------------------------------------------
@@ -396,8 +396,8 @@ async def test_a_retried_run_keeps_what_it_has_published_and_adds_to_it(running)
     async with running(flaky) as engine:
         run = await finish(engine, await engine.trigger(flaky))
         assert run.status == RunStatus.FAILED
-        assert await engine.get_event(run.id, "state") == "trying"
-        await engine.retry(run.id)
+        assert await engine.runs.value(run.id, "state") == "trying"
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
         assert run.status == RunStatus.COMPLETED
         assert [value for _, value in await published(engine, run)] == ["begun", "trying", "done"]
@@ -421,8 +421,8 @@ async def test_a_retried_run_publishes_again_what_came_of_a_step_that_is_called_
 
     async with running(flaky) as engine:
         run = await finish(engine, await engine.trigger(flaky))
-        assert await engine.get_event(run.id, "state") == "out of paper"
-        await engine.retry(run.id)
+        assert await engine.runs.value(run.id, "state") == "out of paper"
+        await engine.runs.retry(run.id)
         run = await finish(engine, run)
         assert [value for _, value in await published(engine, run)] == ["out of paper", "printed"]
 
@@ -430,29 +430,29 @@ async def test_a_retried_run_publishes_again_what_came_of_a_step_that_is_called_
 async def test_a_fork_has_the_values_that_were_published_before_the_step(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         await finish(engine, run)
-        early = await engine.fork(run.id, "prepare")
-        late = await engine.fork(run.id, "go")
+        early = await engine.runs.fork(run.id, "prepare")
+        late = await engine.runs.fork(run.id, "go")
         await settle()
         for fork, told in ((early, ["preparing", "packed"]), (late, ["preparing", "packed"])):
-            assert await engine.get_event(fork.id, "state") == "packed"
-            await engine.signal(fork.id, "go")
+            assert await engine.runs.value(fork.id, "state") == "packed"
+            await engine.runs.signal(fork.id, "go")
             assert [value for _, value in await published(engine, fork)] == [*told, "done"]
 
 
 async def test_a_fork_can_be_asked_for_a_value_before_it_goes_on(running):
     async with running(ship) as engine:
         run = await engine.trigger(ship)
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         await finish(engine, run)
         await crash(engine)
     async with running(max_concurrent_runs=0) as engine:
         engine.register(ship)
-        fork = await engine.fork(run.id, "go")
-        assert await engine.get_event(fork.id, "state") == "packed"
-        early = await engine.fork(run.id, "prepare")
-        assert await engine.get_event(early.id, "state") == "preparing"
+        fork = await engine.runs.fork(run.id, "go")
+        assert await engine.runs.value(fork.id, "state") == "packed"
+        early = await engine.runs.fork(run.id, "prepare")
+        assert await engine.runs.value(early.id, "state") == "preparing"
 
 
 async def test_a_run_that_goes_on_as_a_fresh_one_leaves_its_values_behind(running):
@@ -464,9 +464,9 @@ async def test_a_run_that_goes_on_as_a_fresh_one_leaves_its_values_behind(runnin
 
     async with running(count_down) as engine:
         run = await engine.trigger(count_down, 1)
-        last = await engine.wait_for_run(run.id)
-        assert await engine.get_event(run.id, "left") == 1
-        assert await engine.get_event(last.id, "left", "unset") == "unset"
+        last = await engine.runs.wait(run.id)
+        assert await engine.runs.value(run.id, "left") == 1
+        assert await engine.runs.value(last.id, "left", "unset") == "unset"
 
 
 async def test_what_a_run_publishes_while_its_steps_are_undone_is_what_it_had_published(running):
@@ -483,8 +483,8 @@ async def test_what_a_run_publishes_while_its_steps_are_undone_is_what_it_had_pu
     async with running(order, max_parked=0) as engine:
         run = await engine.trigger(order)
         await settle()
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         assert await published(engine, run) == [("state", "charging"), ("state", "charged")]
-        steps = {step.name: step.status for step in await engine.get_steps(run.id)}
+        steps = {step.name: step.status for step in await engine.runs.steps(run.id)}
         assert steps["compensate:charge"] == StepStatus.COMPLETED
-        assert await engine.get_event(run.id, "state") == "charged"
+        assert await engine.runs.value(run.id, "state") == "charged"

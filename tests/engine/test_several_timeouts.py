@@ -36,7 +36,7 @@ async def test_of_nested_timeouts_each_is_due_when_it_first_was(clock, life):
             await clock.advance(hours * HOUR)
             await stay(e, life)
             await parked(e, run)
-        steps = [step.name for step in await e.get_steps(run.id) if step.kind != OperationKind.TIMER]
+        steps = [step.name for step in await e.runs.steps(run.id) if step.kind != OperationKind.TIMER]
         assert steps == ["first", "inner", "second"]
         await clock.advance(HOUR - 1)
         await parked(e, run)
@@ -89,7 +89,7 @@ async def test_an_overdue_timeout_fires_only_when_the_body_is_where_it_was(clock
     async with an_engine(replayed, clock=clock) as e:
         run = await parked(e, await e.trigger(replayed))
         for stage in ("first", "second"):
-            await e.signal(run.id, stage, stage)
+            await e.runs.signal(run.id, stage, stage)
             await settle()
             await parked(e, run)
         await crash(e)
@@ -121,7 +121,7 @@ async def test_branches_have_timeouts_of_their_own(clock, life):
         await clock.advance(0.2 * HOUR)
         assert (await parked(e, run)).completed_steps == 1
         await stay(e, life)
-        await e.signal(run.id, "signal 2")
+        await e.runs.signal(run.id, "signal 2")
         await clock.advance(1.9 * HOUR - 1)
         await parked(e, run)
         await clock.advance(1)
@@ -149,13 +149,13 @@ async def test_of_several_plain_sleeps_beside_a_wait_each_is_over_when_it_first_
         for _ in range(3):
             await parked(e, run)
             await clock.advance(0.9 * HOUR)
-        steps = {step.name: step.output - begin for step in await e.get_steps(run.id) if step.kind == "step"}
+        steps = {step.name: step.output - begin for step in await e.runs.steps(run.id) if step.kind == "step"}
         assert {name: round(after / 1000 / HOUR, 2) for name, after in steps.items()} == {
             "after 1 h": 1,
             "after 2 h": 2,
             "after 3 h": 3,
         }
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         assert (await ended(e, run)).status == RunStatus.COMPLETED
 
 
@@ -200,7 +200,7 @@ async def test_a_step_after_a_wait_has_no_more_time_after_a_restart_and_is_not_c
 
     async with an_engine(both, clock=clock) as e:
         run = await parked(e, await e.trigger(both))
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         await settle()
         await crash(e)
         await clock.advance(2 * HOUR)
@@ -226,7 +226,7 @@ async def test_a_timeout_that_the_body_has_moved_is_due_when_it_was_moved_to(clo
         run = await parked(e, await e.trigger(extended))
         await clock.advance(0.5 * HOUR)
         await stay(e, life)
-        await e.signal(run.id, "more")
+        await e.runs.signal(run.id, "more")
         await parked(e, run)
         await clock.advance(2 * HOUR)
         await stay(e, life)
@@ -247,12 +247,12 @@ async def test_a_timeout_that_is_behind_the_body_no_longer_counts(clock, life):
 
     async with an_engine(passed, clock=clock, life=life) as e:
         run = await parked(e, await e.trigger(passed))
-        await e.signal(run.id, "first")
+        await e.runs.signal(run.id, "first")
         assert (await parked(e, run)).wake_at is None
         await stay(e, life)
         await clock.advance(2 * HOUR)
         await stay(e, life)
-        await e.signal(run.id, "second")
+        await e.runs.signal(run.id, "second")
         assert (await ended(e, run)).output == "in time"
 
 
@@ -276,7 +276,7 @@ async def test_a_timeout_that_has_fired_is_not_waited_for_again(clock, life):
             await clock.advance(HOUR)
             await stay(e, life)
         assert (await parked(e, run)).wake_at is None
-        await e.signal(run.id, "go", "gone")
+        await e.runs.signal(run.id, "go", "gone")
         assert (await ended(e, run)).output == ["too late", "too late", "too late", "gone"]
 
 

@@ -20,14 +20,14 @@ async def test_a_waiting_run_goes_on_with_the_payload():
     async with engine(one) as e:
         run = await e.trigger(one)
         await settle()
-        assert await e.signal(run.id, "go", {"by": "Ada"}) is True
+        assert await e.runs.signal(run.id, "go", {"by": "Ada"}) is True
         assert (await finish(e, run)).output == {"by": "Ada"}
 
 
 async def test_a_signal_without_a_payload_carries_none():
     async with engine(several) as e:
         run = await e.trigger(several, 1)
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         assert (await finish(e, run)).output == [None]
 
 
@@ -35,7 +35,7 @@ async def test_signals_that_come_before_the_wait_are_kept_first_in_first_out(clo
     async with engine(later, clock=clock) as e:
         run = await e.trigger(later)
         for number in (1, 2):
-            await e.signal(run.id, "go", number)
+            await e.runs.signal(run.id, "go", number)
         await restart(e)
         await clock.advance(100)
         assert (await finish(e, run)).output == [1, 2]
@@ -44,11 +44,11 @@ async def test_signals_that_come_before_the_wait_are_kept_first_in_first_out(clo
 async def test_a_signal_before_the_run_has_begun_is_kept():
     async with engine(several, max_concurrent_runs=0) as e:
         run = await e.trigger(several, 1)
-        await e.signal(run.id, "go", 1)
+        await e.runs.signal(run.id, "go", 1)
         assert await e.run_until_idle() == 0
     async with engine(several) as e:
         run = await e.trigger(several, 1)
-        await e.signal(run.id, "go", "early")  # nothing has executed yet
+        await e.runs.signal(run.id, "go", "early")  # nothing has executed yet
         assert (await finish(e, run)).output == ["early"]
 
 
@@ -56,7 +56,7 @@ async def test_two_signals_at_once_are_both_taken_in_order():
     async with engine(several) as e:
         run = await e.trigger(several, 2)
         await settle()
-        await asyncio.gather(e.signal(run.id, "go", "first"), e.signal(run.id, "go", "second"))
+        await asyncio.gather(e.runs.signal(run.id, "go", "first"), e.runs.signal(run.id, "go", "second"))
         assert (await finish(e, run)).output == ["first", "second"]
 
 
@@ -64,10 +64,10 @@ async def test_signals_of_other_names_are_left_alone():
     async with engine(one) as e:
         run = await e.trigger(one)
         await settle()
-        await e.signal(run.id, "stop", "no")
+        await e.runs.signal(run.id, "stop", "no")
         await settle()
-        assert not (await e.get_run(run.id)).is_terminal
-        await e.signal(run.id, "go", "yes")
+        assert not (await e.runs.get(run.id)).is_terminal
+        await e.runs.signal(run.id, "go", "yes")
         assert (await finish(e, run)).output == "yes"
 
 
@@ -79,10 +79,10 @@ async def test_two_branches_that_wait_for_one_name_get_one_each_in_the_order_of_
     async with engine(branches) as e:
         run = await e.trigger(branches)
         await settle()
-        await e.signal(run.id, "go", 1)
+        await e.runs.signal(run.id, "go", 1)
         await settle()
         await restart(e)
-        await e.signal(run.id, "go", 2)
+        await e.runs.signal(run.id, "go", 2)
         assert (await finish(e, run)).output == [1, 2]
 
 
@@ -90,28 +90,28 @@ async def test_two_branches_that_wait_for_one_name_get_one_each_in_the_order_of_
 async def test_a_second_signal_of_the_same_id_is_not_delivered(moment, clock):
     async with engine(later, clock=clock) as e:
         run = await e.trigger(later)
-        await e.signal(run.id, "go", 1, signal_id="a")
+        await e.runs.signal(run.id, "go", 1, signal_id="a")
         if moment == "before it waits":
-            assert await e.signal(run.id, "go", 1, signal_id="a") is False
+            assert await e.runs.signal(run.id, "go", 1, signal_id="a") is False
         await clock.advance(100)
         if moment == "while it waits":
-            assert await e.signal(run.id, "go", 1, signal_id="a") is False
+            assert await e.runs.signal(run.id, "go", 1, signal_id="a") is False
         await restart(e)
         if moment == "after it was taken":
-            assert await e.signal(run.id, "go", 1, signal_id="a") is False
+            assert await e.runs.signal(run.id, "go", 1, signal_id="a") is False
         await settle()
-        assert not (await e.get_run(run.id)).is_terminal
-        await e.signal(run.id, "go", 2, signal_id="b")
+        assert not (await e.runs.get(run.id)).is_terminal
+        await e.runs.signal(run.id, "go", 2, signal_id="b")
         assert (await finish(e, run)).output == [1, 2]
 
 
 async def test_the_same_id_under_another_name_or_to_another_run_is_another_signal():
     async with engine(one) as e:
         runs = [await e.trigger(one), await e.trigger(one)]
-        assert [await e.signal(run.id, "go", 1, signal_id="a") for run in runs] == [True, True]
+        assert [await e.runs.signal(run.id, "go", 1, signal_id="a") for run in runs] == [True, True]
         runs.append(await e.trigger(one))
-        assert await e.signal(runs[2].id, "stop", 1, signal_id="a") is True
-        assert await e.signal(runs[2].id, "go", 1, signal_id="a") is True
+        assert await e.runs.signal(runs[2].id, "stop", 1, signal_id="a") is True
+        assert await e.runs.signal(runs[2].id, "go", 1, signal_id="a") is True
 
 
 async def test_a_signal_between_the_look_and_the_parking_is_not_lost():
@@ -121,27 +121,27 @@ async def test_a_signal_between_the_look_and_the_parking_is_not_lost():
             run = await e.trigger(one)
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await e.signal(run.id, "go", turns)
+            await e.runs.signal(run.id, "go", turns)
             await settle()
-            assert (await e.get_run(run.id)).output == turns
+            assert (await e.runs.get(run.id)).output == turns
 
 
 async def test_a_signal_to_a_run_that_has_ended_is_an_error_and_to_none_as_well():
     async with engine(one) as e:
         run = await e.trigger(one)
-        await e.cancel(run.id)
+        await e.runs.cancel(run.id)
         with pytest.raises(RunNotActive, match="cannot be signalled: it has already ended as 'cancelled'"):
-            await e.signal(run.id, "go")
+            await e.runs.signal(run.id, "go")
         with pytest.raises(RunNotFound):
-            await e.signal("no-such-run", "go")
+            await e.runs.signal("no-such-run", "go")
 
 
 async def test_a_payload_that_cannot_be_stored_is_refused_and_delivers_nothing():
     async with engine(one) as e:
         run = await e.trigger(one)
         with pytest.raises(SerializationError, match="payload of signal 'go'"):
-            await e.signal(run.id, "go", object(), signal_id="a")
-        assert await e.signal(run.id, "go", "fine", signal_id="a") is True
+            await e.runs.signal(run.id, "go", object(), signal_id="a")
+        assert await e.runs.signal(run.id, "go", "fine", signal_id="a") is True
         assert (await finish(e, run)).output == "fine"
 
 
@@ -164,10 +164,10 @@ async def test_a_declared_type_is_checked_on_delivery_and_constructed_for_the_jo
     async with engine(typed) as e:
         run = await e.trigger(typed)
         with pytest.raises(InvalidInput, match="signal 'approve'"):
-            await e.signal(run.id, "approve", {"by": "Ada"}, signal_id="a")
+            await e.runs.signal(run.id, "approve", {"by": "Ada"}, signal_id="a")
         await settle()
-        assert not (await e.get_run(run.id)).is_terminal
-        await e.signal(run.id, "approve", {"by": "Ada", "amount": 3}, signal_id="a")
+        assert not (await e.runs.get(run.id)).is_terminal
+        await e.runs.signal(run.id, "approve", {"by": "Ada", "amount": 3}, signal_id="a")
         assert (await finish(e, run)).output == "Approval by Ada"
 
 
@@ -180,7 +180,7 @@ async def test_an_instance_may_be_sent_too_and_is_read_as_the_type_after_a_resta
 
     async with engine(patient, clock=clock) as e:
         run = await e.trigger(patient)
-        await e.signal(run.id, "approve", Approval("Ada", 3))
+        await e.runs.signal(run.id, "approve", Approval("Ada", 3))
         await settle()
         await restart(e)
         await clock.advance(60)
@@ -194,7 +194,7 @@ async def test_a_type_can_be_given_where_it_is_waited_for():
 
     async with engine(given) as e:
         run = await e.trigger(given)
-        await e.signal(run.id, "approve", {"by": "Ada", "amount": 3})
+        await e.runs.signal(run.id, "approve", {"by": "Ada", "amount": 3})
         assert (await finish(e, run)).output == 3
 
 
@@ -208,7 +208,7 @@ async def test_a_run_is_triggered_with_a_signal_in_one_transaction(clock):
             await e.trigger_with_signal(several, 1, "go", "with it")
         assert point.is_reached
         await restart(e)
-        (run,) = await e.list_runs()
+        (run,) = await e.runs.list()
         assert (await finish(e, run)).output == ["with it"]
 
 
@@ -224,7 +224,7 @@ async def test_when_the_signal_is_refused_nothing_is_triggered():
     async with engine(typed, one) as e:
         with pytest.raises(InvalidInput):
             await e.trigger_with_signal(typed, None, "approve", "not an approval")
-        assert await e.list_runs() == []
+        assert await e.runs.list() == []
         ended = await e.trigger_with_signal(one, None, "go", idempotency_key="once")
         await finish(e, ended)
         with pytest.raises(RunNotActive):
@@ -236,9 +236,9 @@ async def test_a_run_that_is_triggered_with_a_signal_for_later_begins_then(clock
         run_at = (await e.trigger(several, 0)).created_at + timedelta(hours=1)
         run = await e.trigger_with_signal(several, 1, "go", "with it", run_at=run_at)
         await clock.advance(3599)
-        assert (await e.get_run(run.id)).status == RunStatus.PENDING
+        assert (await e.runs.get(run.id)).status == RunStatus.PENDING
         await clock.advance(1)
-        assert (await e.get_run(run.id)).output == ["with it"]
+        assert (await e.runs.get(run.id)).output == ["with it"]
 
 
 # --- another engine on the same file ---------------------------------------------------------------------------------
@@ -253,9 +253,9 @@ async def test_a_signal_from_another_engine_wakes_the_run_within_a_second(databa
     ):
         run = await executing.trigger(one)
         await settle()
-        await other.signal(run.id, "go", "from elsewhere")
+        await other.runs.signal(run.id, "go", "from elsewhere")
         await clock.advance(1)
-        assert (await executing.get_run(run.id)).output == "from elsewhere"
+        assert (await executing.runs.get(run.id)).output == "from elsewhere"
 
 
 # --- being seen ------------------------------------------------------------------------------------------------------
@@ -265,14 +265,14 @@ async def test_steps_and_timeline_tell_what_is_waited_for_and_until_when(clock):
     async with engine(one, clock=clock) as e:
         run = await e.trigger(one, 60)
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.kind, step.waiting_for) == ("signal", "signal 'go'")
         assert step.wake_at.timestamp() * 1000 == clock.now() + 60_000
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for signal 'go'"
-        await e.signal(run.id, "go", "now")
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for signal 'go'"
+        await e.runs.signal(run.id, "go", "now")
         frames = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
         assert [(frame.type, frame.status) for frame in frames] == [("signal", "running"), ("signal", "completed")]
-        assert (await e.get_steps(run.id))[0].output == "now"
+        assert (await e.runs.steps(run.id))[0].output == "now"
         reasons = [frame.reason for frame in await timeline(e, run) if frame.kind == "run_status"]
         assert reasons == [None, None, "it waits for signal 'go'", "signal 'go' has come", None, None]
 
@@ -285,7 +285,7 @@ async def test_of_many_reasons_the_first_are_named():
     async with engine(many) as e:
         run = await e.trigger(many)
         await settle()
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert run.waiting_reason == "it waits for signal 'a', signal 'b', signal 'c' and 2 more"
 
 
@@ -298,5 +298,5 @@ async def test_a_signal_that_comes_back_as_another_kind_fails_the_run():
         run = await e.trigger(one)
         await settle()
         await restart(e, changed)
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         assert (await finish(e, run)).error.type == "NonDeterminismError"

@@ -29,7 +29,7 @@ async def until(ctx: Context, when: datetime) -> str:
 
 
 async def status(e, run) -> RunStatus:
-    return (await e.get_run(run.id)).status
+    return (await e.runs.get(run.id)).status
 
 
 async def test_a_sleep_ends_when_its_time_has_come_and_not_before(clock):
@@ -38,7 +38,7 @@ async def test_a_sleep_ends_when_its_time_has_come_and_not_before(clock):
         await clock.advance(59.999)
         assert await status(e, run) == RunStatus.WAITING
         await clock.advance(0.001)
-        assert (await e.get_run(run.id)).output == "awake"
+        assert (await e.runs.get(run.id)).output == "awake"
 
 
 async def test_a_duration_may_be_a_timedelta(clock):
@@ -49,7 +49,7 @@ async def test_a_duration_may_be_a_timedelta(clock):
     async with engine(days, clock=clock) as e:
         run = await e.trigger(days)
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert step.wake_at == from_milliseconds(clock.now()) + timedelta(days=2)
 
 
@@ -83,7 +83,7 @@ async def test_a_duration_that_is_none_fails_the_run_and_says_so(wrong):
         run = await e.trigger_and_wait(wrong_sleep)
         assert run.error.type == "ValueError"
         assert "finite number of seconds" in run.error.message
-        assert await e.get_steps(run.id) == []
+        assert await e.runs.steps(run.id) == []
 
 
 async def test_a_moment_without_a_time_zone_is_refused():
@@ -102,12 +102,12 @@ async def test_the_due_time_is_fixed_when_the_sleep_first_begins(clock):
     async with engine(nap, clock=clock) as e:
         run = await e.trigger(nap, 100)
         await settle()
-        due = (await e.get_steps(run.id))[0].wake_at
+        due = (await e.runs.steps(run.id))[0].wake_at
         for _ in range(3):
             await clock.advance(30)
             await restart(e)
             await settle()
-            assert (await e.get_steps(run.id))[0].wake_at == due
+            assert (await e.runs.steps(run.id))[0].wake_at == due
         await clock.advance(9.999)
         assert await status(e, run) == RunStatus.WAITING
         await clock.advance(0.001)
@@ -122,7 +122,7 @@ async def test_a_sleep_that_is_overdue_after_a_restart_ends_at_once(clock):
         await clock.advance(DAY)
         await restart(e)
         await settle()
-        assert (await e.get_run(run.id)).output == "awake"
+        assert (await e.runs.get(run.id)).output == "awake"
 
 
 async def test_years_are_fine(clock):
@@ -138,7 +138,7 @@ async def test_a_sleep_beyond_all_calendars_lasts_to_the_end_of_the_last_one():
     async with engine(nap) as e:
         run = await e.trigger(nap, 1e300)
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert step.wake_at.year == 9999
         assert to_wire(step)["wakeAt"] == step.wake_at.timestamp() * 1000
 
@@ -163,7 +163,7 @@ async def test_when_the_clock_goes_back_during_a_sleep_too_short_to_park_nothing
         await settle()
         clock.set_back(100)
         await clock.advance(100)
-        assert not (await e.get_run(run.id)).is_terminal
+        assert not (await e.runs.get(run.id)).is_terminal
         await clock.advance(1)
         assert await status(e, run) == RunStatus.COMPLETED
 
@@ -184,11 +184,11 @@ async def test_a_sleeping_run_holds_no_slot_and_no_lease(clock):
     async with engine(nap, clock=clock, max_concurrent_runs=1) as e:
         first = await e.trigger(nap, 100)
         await settle()
-        run = await e.get_run(first.id)
+        run = await e.runs.get(first.id)
         assert (run.status, run.lease_owner) == (RunStatus.WAITING, None)
         await e.trigger(nap, 0)
         await settle()
-        assert await e.count_runs() == {"waiting": 1, "completed": 1}
+        assert await e.runs.count() == {"waiting": 1, "completed": 1}
 
 
 async def test_a_sleep_too_short_to_be_worth_parking_keeps_the_slot(clock):
@@ -210,7 +210,7 @@ async def test_many_sleeps_need_one_timer_for_the_earliest(clock):
         assert len(alive) == heartbeat + due
         for completed in (1, 2, 3):
             await clock.advance(100)
-            assert (await e.count_runs())["completed"] == completed
+            assert (await e.runs.count())["completed"] == completed
 
 
 async def test_more_sleeps_than_one_transaction_ends_all_end(clock):
@@ -219,9 +219,9 @@ async def test_more_sleeps_than_one_transaction_ends_all_end(clock):
         for _ in range(runs):
             await e.trigger(nap, 100)
         await settle()
-        assert await e.count_runs() == {"waiting": runs}
+        assert await e.runs.count() == {"waiting": runs}
         await clock.advance(100)
-        assert await e.count_runs() == {"completed": runs}
+        assert await e.runs.count() == {"completed": runs}
 
 
 # --- with asyncio ----------------------------------------------------------------------------------------------------
@@ -249,8 +249,8 @@ async def test_the_first_of_two_sleeps_wakes_the_run(clock, kept):
         await clock.advance(0.999)
         assert await status(e, run) == RunStatus.WAITING
         await clock.advance(0.001)
-        assert (await e.get_run(run.id)).output == ["short"]
-        assert [step.status for step in await e.get_steps(run.id)] == ["cancelled", "completed"]
+        assert (await e.runs.get(run.id)).output == ["short"]
+        assert [step.status for step in await e.runs.steps(run.id)] == ["cancelled", "completed"]
 
 
 async def test_the_first_of_two_sleeps_wakes_the_run_also_after_a_restart(clock):
@@ -261,7 +261,7 @@ async def test_the_first_of_two_sleeps_wakes_the_run_also_after_a_restart(clock)
         await clock.advance(0.499)
         assert await status(e, run) == RunStatus.WAITING
         await clock.advance(0.001)
-        assert (await e.get_run(run.id)).output == ["short"]
+        assert (await e.runs.get(run.id)).output == ["short"]
 
 
 async def test_sleeps_side_by_side_in_gather_and_in_a_task_group(clock):
@@ -278,7 +278,7 @@ async def test_sleeps_side_by_side_in_gather_and_in_a_task_group(clock):
         assert await status(e, run) == RunStatus.WAITING
         await clock.advance(1)
         assert await status(e, run) == RunStatus.COMPLETED
-        assert [step.name for step in await e.get_steps(run.id)] == ["nap", "nap#2", "nap#3", "nap#4"]
+        assert [step.name for step in await e.runs.steps(run.id)] == ["nap", "nap#2", "nap#3", "nap#4"]
 
 
 async def test_a_sleep_inside_asyncio_timeout_is_called_off(clock):
@@ -295,7 +295,7 @@ async def test_a_sleep_inside_asyncio_timeout_is_called_off(clock):
         run = await e.trigger(impatient)
         await clock.advance(0.01)
         assert (await finish(e, run)).output == "gave up"
-        steps = {step.name: (step.kind, step.status) for step in await e.get_steps(run.id)}
+        steps = {step.name: (step.kind, step.status) for step in await e.runs.steps(run.id)}
     assert steps == {
         "timer:1": ("timer", "completed"),
         "too long": ("sleep", "cancelled"),
@@ -321,11 +321,11 @@ async def test_a_sleep_that_was_called_off_does_not_end_in_a_later_execution(clo
     async with engine(called_off, clock=clock) as e:
         run = await e.trigger(called_off)
         await clock.advance(0.01)
-        assert (await e.get_run(run.id)).current_step == "go on"
+        assert (await e.runs.get(run.id)).current_step == "go on"
         await crash(e)
         await clock.advance(DAY)
         await restart(e)
-        await e.signal(run.id, "go on")
+        await e.runs.signal(run.id, "go on")
         assert (await finish(e, run)).output == "gave up"
     assert set(ways) == {"gave up"}
 
@@ -364,7 +364,7 @@ async def test_a_body_that_ends_while_a_sleep_is_under_way_leaves_no_timer_behin
         frames = await timeline(e, run)
         await clock.advance(1000)
         assert await timeline(e, run) == frames
-        assert {step.name: step.status for step in await e.get_steps(run.id)} == {
+        assert {step.name: step.status for step in await e.runs.steps(run.id)} == {
             "forgotten": "cancelled",
             "work": "completed",
         }
@@ -388,12 +388,12 @@ async def test_a_retry_and_a_sleep_wait_side_by_side(clock):
     async with engine(both, clock=clock) as e:
         run = await e.trigger(both)
         await settle()
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert run.waiting_reason == "it waits for the next attempt at 'flaky', the end of sleep 'nap'"
         await clock.advance(50)
         assert attempts == [1, 2]
         await clock.advance(50)
-        assert (await e.get_run(run.id)).output == "done"
+        assert (await e.runs.get(run.id)).output == "done"
 
 
 # --- being seen ------------------------------------------------------------------------------------------------------
@@ -404,29 +404,29 @@ async def test_steps_and_timeline_tell_that_it_is_a_sleep_and_until_when(clock):
         run = await e.trigger(nap, 60)
         await settle()
         due = from_milliseconds(clock.now() + 60_000)
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.kind, step.status, step.wake_at) == ("sleep", "running", due)
         assert step.waiting_for == "the end of sleep 'nap'"
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for the end of sleep 'nap'"
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for the end of sleep 'nap'"
         await clock.advance(60)
         begun, ended = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
         assert (begun.type, begun.status, begun.wake_at) == ("sleep", "running", due)
         assert (ended.type, ended.status, ended.duration) == ("sleep", "completed", 60)
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.status, step.waiting_for) == ("completed", None)
-        assert (await e.get_run(run.id)).waiting_reason is None
+        assert (await e.runs.get(run.id)).waiting_reason is None
 
 
 async def test_a_cancelled_sleep_is_told_as_one(clock):
     async with engine(nap, clock=clock) as e:
         run = await e.trigger(nap, 60)
         await settle()
-        await e.cancel(run.id)
+        await e.runs.cancel(run.id)
         *_, cancelled = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
         assert (cancelled.type, cancelled.status) == ("sleep", "cancelled")
         await clock.advance(100)
         assert await status(e, run) == RunStatus.CANCELLED
-        assert (await e.get_steps(run.id))[0].status == "cancelled"
+        assert (await e.runs.steps(run.id))[0].status == "cancelled"
 
 
 async def test_a_recorded_sleep_that_comes_back_as_a_step_fails_the_run_and_keeps_its_history(clock):
@@ -440,10 +440,10 @@ async def test_a_recorded_sleep_that_comes_back_as_a_step_fails_the_run_and_keep
         await settle()
         await restart(e, changed)
         await clock.advance(60)
-        failed = await e.get_run(run.id)
+        failed = await e.runs.get(run.id)
         assert failed.error.type == NonDeterminismError.__name__
         assert "'nap' is recorded as a sleep, but the code now calls it as a step" in failed.error.message
-        assert [(step.kind, step.status) for step in await e.get_steps(run.id)] == [("sleep", "completed")]
+        assert [(step.kind, step.status) for step in await e.runs.steps(run.id)] == [("sleep", "completed")]
 
 
 async def test_a_run_that_dies_while_a_branch_sleeps_is_not_woken_again(clock):
@@ -459,4 +459,4 @@ async def test_a_run_that_dies_while_a_branch_sleeps_is_not_woken_again(clock):
         frames = await timeline(e, run)
         await clock.advance(1000)
         assert await timeline(e, run) == frames
-        assert {step.status for step in await e.get_steps(run.id)} == {"cancelled"}
+        assert {step.status for step in await e.runs.steps(run.id)} == {"cancelled"}

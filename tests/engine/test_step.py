@@ -153,7 +153,7 @@ async def test_a_failing_step_fails_the_run_with_its_error_and_traceback(running
 
     async with running(divide_job) as engine:
         run = await finish(engine, await engine.trigger("divide"))
-        (step,) = await engine.get_steps(run.id)
+        (step,) = await engine.runs.steps(run.id)
 
     assert run.status == RunStatus.FAILED
     assert run.error.type == "StepFailed"
@@ -201,7 +201,7 @@ async def test_the_second_step_of_one_name_is_recorded_with_its_ordinal(running)
 
     async with running(twins) as engine:
         run = await finish(engine, await engine.trigger("twins"))
-        assert [step.name for step in await engine.get_steps(run.id)] == ["fetch", "fetch#2", "fetch#3"]
+        assert [step.name for step in await engine.runs.steps(run.id)] == ["fetch", "fetch#2", "fetch#3"]
     assert run.output == [1, 2, 3]
 
 
@@ -240,7 +240,7 @@ async def test_a_recorded_name_that_comes_back_as_another_kind_fails_the_run_eve
         await crash(engine)
     async with running(after) as engine:
         run = await finish(engine, run)
-        steps = await engine.get_steps(run.id)
+        steps = await engine.runs.steps(run.id)
 
     assert run.status == RunStatus.FAILED
     assert run.error.type == "NonDeterminismError"
@@ -308,7 +308,7 @@ async def test_one_failing_branch_of_a_task_group_fails_the_run_and_calls_the_ot
 
     async with running(group_job) as engine:
         run = await finish(engine, await engine.trigger("group"))
-        statuses = {step.name: step.status for step in await engine.get_steps(run.id)}
+        statuses = {step.name: step.status for step in await engine.runs.steps(run.id)}
     assert run.status == RunStatus.FAILED
     assert run.error.type == "ExceptionGroup"
     assert statuses == {"waits": StepStatus.CANCELLED, "fails": StepStatus.FAILED}
@@ -357,13 +357,13 @@ async def test_a_step_that_a_timeout_called_off_is_not_called_again_on_replay(ru
 
     async with running(with_timeout) as engine:
         run = await engine.trigger("timeout")
-        while (await engine.get_run(run.id)).current_step != "go on":
+        while (await engine.runs.get(run.id)).current_step != "go on":
             await asyncio.sleep(0.001)
         await crash(engine)
     async with running(with_timeout) as engine:
-        await engine.signal(run.id, "go on", "done")
+        await engine.runs.signal(run.id, "go on", "done")
         run = await finish(engine, run)
-        steps = {step.name: (step.status, step.attempt) for step in await engine.get_steps(run.id)}
+        steps = {step.name: (step.status, step.attempt) for step in await engine.runs.steps(run.id)}
     assert run.output == "done"
     assert (calls, ways) == ([1], [(1, "gave up"), (2, "gave up")])
     assert steps["slow"] == (StepStatus.CANCELLED, 1)
@@ -422,7 +422,7 @@ async def test_a_step_that_vanished_from_the_code_is_kept_in_the_history_and_oth
         await crash(engine)
     async with running(after) as engine:
         run = await finish(engine, run)
-        assert [step.name for step in await engine.get_steps(run.id)] == ["vanishes", "stays"]
+        assert [step.name for step in await engine.runs.steps(run.id)] == ["vanishes", "stays"]
     assert run.output == 2
 
 
@@ -448,7 +448,7 @@ async def test_the_first_steps_of_a_run_have_waited_as_long_as_the_run_and_those
         await clock.advance(7)
         pause.set()
         run = await finish(engine, run)
-        steps = await engine.get_steps(run.id)
+        steps = await engine.runs.steps(run.id)
     assert run.queue_time == 40.0
     assert [(step.name, step.queue_time) for step in steps] == [("one", 40.0), ("two", 40.0), ("three", 0.0)]
 
@@ -472,5 +472,5 @@ async def test_a_step_that_its_engines_death_cut_off_has_waited_since_the_run_wa
     async with running(cut_off, clock=clock) as engine:
         gate.set()
         await finish(engine, run)
-        steps = await engine.get_steps(run.id)
+        steps = await engine.runs.steps(run.id)
     assert [(step.name, step.queue_time) for step in steps] == [("before", 0.0), ("wait", 25.0)]

@@ -40,7 +40,7 @@ async def steps(ctx: Context, count: int) -> int:
 def commits_of(engine: Engine) -> list[str]:
     """Collects the commits that the engine makes from here on."""
     commits: list[str] = []
-    engine._store.database.connection.set_trace_callback(
+    engine.internals.store.database.connection.set_trace_callback(
         lambda text: commits.append(text) if "COMMIT" in text else None
     )
     return commits
@@ -142,7 +142,7 @@ async def test_the_applications_own_tables_live_in_the_same_file_untouched(runni
 
     async with running(own) as engine:
         await finish(engine, await engine.trigger("own"))
-        tables = engine._store.database.connection.execute(
+        tables = engine.internals.store.database.connection.execute(
             "SELECT name FROM sqlite_schema WHERE type = 'table'"
         ).fetchall()
     names = {name for (name,) in tables}
@@ -160,23 +160,23 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
         return ctx.attempt
 
     async with running(grow, clock=clock, on_state=lambda state, message: states.append(state)) as engine:
-        connection = engine._store.database.connection
+        connection = engine.internals.store.database.connection
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 60}")
         run = await engine.trigger("grow")
         while not states:
             await asyncio.sleep(0)
         assert states == ["storage_full"]
-        committed = (await engine.get_run(run.id)).completed_steps
+        committed = (await engine.runs.get(run.id)).completed_steps
         assert 0 < committed < 50
 
         await clock.advance(1)
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
 
         connection.execute("PRAGMA max_page_count = 1000000")
         await clock.advance(60)
         frames = await timeline(engine, run)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert run.status == RunStatus.COMPLETED
     assert states[-1] == "running"
     completed = [frame.name for frame in frames if frame.kind == "step_status" and frame.status == "completed"]
@@ -185,12 +185,12 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
 
 async def test_a_trigger_that_finds_no_room_says_so_and_leaves_no_run(running):
     async with running(steps) as engine:
-        connection = engine._store.database.connection
+        connection = engine.internals.store.database.connection
         connection.execute("PRAGMA max_page_count = 1")
         with pytest.raises(StorageFullError, match="storage is full"):
             await engine.trigger("steps", "x" * 1_000_000)
         connection.execute("PRAGMA max_page_count = 1000000")
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
         assert (await finish(engine, await engine.trigger("steps", 1))).output == 1
 
 
@@ -198,7 +198,7 @@ class Damage:
     """Overwrites a database file beneath its engine, from the second page on, and mends it again."""
 
     def __init__(self, engine: Engine) -> None:
-        self._connection = engine._store.database.connection
+        self._connection = engine.internals.store.database.connection
         self._path = Path(engine.path)
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._healthy = self._path.read_bytes()
@@ -221,16 +221,16 @@ async def test_whatever_reads_a_damaged_file_raises_a_storage_error_and_a_mended
         run = await finish(engine, await engine.trigger("steps", 3))
         damage = Damage(engine)
         reads = {
-            "get_run": lambda: engine.get_run(run.id),
-            "list_runs": engine.list_runs,
-            "list_runs by search": lambda: engine.list_runs(search="step"),
-            "count_runs": engine.count_runs,
-            "get_steps": lambda: engine.get_steps(run.id),
-            "get_event": lambda: engine.get_event(run.id, "key"),
+            "get_run": lambda: engine.runs.get(run.id),
+            "list_runs": engine.runs.list,
+            "list_runs by search": lambda: engine.runs.list(search="step"),
+            "count_runs": engine.runs.count,
+            "get_steps": lambda: engine.runs.steps(run.id),
+            "get_event": lambda: engine.runs.value(run.id, "key"),
             "watch": lambda: timeline(engine, run),
-            "fork": lambda: engine.fork(run.id, "step 1"),
+            "fork": lambda: engine.runs.fork(run.id, "step 1"),
             "trigger": lambda: engine.trigger("steps", 1, idempotency_key="key"),
-            "purge_runs": lambda: engine.purge_runs(run.created_at),
+            "purge_runs": lambda: engine.runs.purge(run.created_at),
         }
         for name, read in reads.items():
             damage.do()
@@ -239,7 +239,7 @@ async def test_whatever_reads_a_damaged_file_raises_a_storage_error_and_a_mended
             assert caught.value.path == engine.path, name
             assert isinstance(caught.value.__cause__, sqlite3.Error)
         damage.mend()
-        assert await engine.get_run(run.id) == run
+        assert await engine.runs.get(run.id) == run
 
 
 @on_a_desk_only("writes to the file past the engine")
@@ -269,7 +269,7 @@ async def test_an_engine_that_cannot_read_reports_it_and_goes_on_when_it_can_aga
         assert "waking runs" in told
         damage.mend()
         await clock.advance(60)
-        assert (await engine.get_run(run.id)).output == 2
+        assert (await engine.runs.get(run.id)).output == 2
     assert states[-1] == "running"
 
 
@@ -294,16 +294,16 @@ async def test_a_run_whose_records_cannot_be_read_is_given_back_and_executed_lat
     states: list[str] = []
     options = {"clock": clock, "max_parked": 0, "on_state": lambda state, message: states.append(state)}
     async with running(pauses, **options) as engine:
-        load = engine._store.steps.load
+        load = engine.internals.store.steps.load
 
         def fail(run_id: str) -> None:
             raise StorageError(engine.path, "the disk is busy")
 
-        monkeypatch.setattr(engine._store.steps, "load", fail)
+        monkeypatch.setattr(engine.internals.store.steps, "load", fail)
         run = await engine.trigger("pauses", 2)
         await clock.advance(60)
         assert states == ["storage_error"]
-        monkeypatch.setattr(engine._store.steps, "load", load)
+        monkeypatch.setattr(engine.internals.store.steps, "load", load)
         await clock.advance(3)
-        assert (await engine.get_run(run.id)).output == 2
+        assert (await engine.runs.get(run.id)).output == 2
     assert states == ["storage_error", "running"]

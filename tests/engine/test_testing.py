@@ -94,13 +94,13 @@ async def test_an_engine_in_memory_is_a_new_one_each_time():
     async with engine(greet) as e:
         assert (await e.trigger_and_wait(greet, "Ada")).output == "Hello, Ada!"
     async with engine(greet) as e:
-        assert await e.list_runs() == []
+        assert await e.runs.list() == []
 
 
 async def test_two_engines_in_memory_have_nothing_in_common():
     async with engine(greet) as one, engine(greet) as other:
         await one.trigger_and_wait(greet, "Ada")
-        assert await other.list_runs() == []
+        assert await other.runs.list() == []
 
 
 async def test_an_engine_in_memory_has_files():
@@ -122,9 +122,9 @@ async def test_what_is_in_memory_outlives_a_crash():
         await settle()
         await crash(e)
         with pytest.raises(DurableWebError, match="not running"):
-            await e.get_run(run.id)
+            await e.runs.get(run.id)
         await restart(e)
-        await e.signal(run.id, "approval")
+        await e.runs.signal(run.id, "approval")
         assert (await finish(e, run)).output == "shipped"
     assert calls == ["charge", "ship"]
 
@@ -138,7 +138,7 @@ async def test_before_a_steps_commit_its_function_was_called_and_nobody_knows():
         await crash_at(e, before="charge")
         assert calls == ["charge"]
         await restart(e)
-        await e.signal(run.id, "approval")
+        await e.runs.signal(run.id, "approval")
         await finish(e, run)
     assert calls == ["charge", "charge", "ship"]
 
@@ -148,7 +148,7 @@ async def test_after_a_steps_commit_its_function_is_not_called_again():
         run = await e.trigger(order, "A-1")
         await crash_at(e, after="charge")
         await restart(e)
-        await e.signal(run.id, "approval")
+        await e.runs.signal(run.id, "approval")
         await finish(e, run)
     assert calls == ["charge", "ship"]
 
@@ -159,7 +159,7 @@ async def test_a_crash_at_a_runs_status_counts_its_commit_when_it_is_after_and_n
             run = await e.trigger(greet, "Ada")
             await crash_at(e, **{side: RunStatus.COMPLETED})
             await e.start(claim=False)
-            assert [(await e.get_run(run.id)).status] == statuses
+            assert [(await e.runs.get(run.id)).status] == statuses
 
 
 async def test_a_crash_at_a_waits_beginning_or_end():
@@ -167,14 +167,14 @@ async def test_a_crash_at_a_waits_beginning_or_end():
         run = await e.trigger(order, "A-1")
         await crash_at(e, after="approval", status="running")
         await restart(e)
-        assert [step.name for step in await e.get_steps(run.id)] == ["charge", "approval"]
+        assert [step.name for step in await e.runs.steps(run.id)] == ["charge", "approval"]
         await settle()
         point = crash_at(e, before="approval")
         with pytest.raises(SimulatedCrash, match="before 'approval' ended"):
-            await e.signal(run.id, "approval")
+            await e.runs.signal(run.id, "approval")
         assert point.is_reached
         await restart(e)
-        assert [step.status for step in await e.get_steps(run.id)] == ["completed", "running"]
+        assert [step.status for step in await e.runs.steps(run.id)] == ["completed", "running"]
 
 
 async def test_a_crash_by_number_counts_only_commits_that_change_something():
@@ -182,8 +182,8 @@ async def test_a_crash_by_number_counts_only_commits_that_change_something():
         run = await e.trigger(greet, "Ada")
         await crash_at(e, after=1)  # triggered and claimed it is; next comes its step
         await e.start(claim=False)
-        (step,) = await e.get_steps(run.id)
-        assert (step.status, (await e.get_run(run.id)).status) == ("completed", RunStatus.PENDING)
+        (step,) = await e.runs.steps(run.id)
+        assert (step.status, (await e.runs.get(run.id)).status) == ("completed", RunStatus.PENDING)
 
 
 async def test_an_engine_can_be_made_to_crash_while_it_starts():
@@ -195,7 +195,7 @@ async def test_an_engine_can_be_made_to_crash_while_it_starts():
             await restart(e)
         assert point.is_reached
         await restart(e)
-        await e.signal(run.id, "approval")
+        await e.runs.signal(run.id, "approval")
         assert (await finish(e, run)).recoveries == 0
     assert calls == ["charge", "ship"]
 
@@ -213,7 +213,7 @@ async def test_nothing_is_written_after_a_crash_and_whoever_watched_is_let_go():
             await watching
         await settle()
         await e.start(claim=False)
-        assert [step for step in await e.get_steps(run.id) if step.status == "completed"] == []
+        assert [step for step in await e.runs.steps(run.id) if step.status == "completed"] == []
 
 
 async def test_a_crash_point_names_one_commit():
@@ -245,7 +245,7 @@ async def test_a_stubbed_step_comes_to_its_result_without_being_called():
         stub_steps(e, {"charge": "a stub", "ship": lambda order_id: f"{order_id} on its way"})
         run = await e.trigger_with_signal(order, "A-1", "approval")
         assert (await finish(e, run)).output == "A-1 on its way"
-        assert (await e.get_steps(run.id))[0].output == "a stub"
+        assert (await e.runs.steps(run.id))[0].output == "a stub"
     assert calls == []
 
 
@@ -261,9 +261,9 @@ async def test_a_stubbed_exception_fails_the_step_is_retried_and_compensated():
         stub_steps(e, {"ship": ConnectionError("no carrier")})
         run = await e.trigger(retried)
         await clock.advance(10)
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.status, run.failed_step) == (RunStatus.FAILED, "ship")
-        assert [len(step.failed_attempts) for step in await e.get_steps(run.id)] == [0, 1, 0]
+        assert [len(step.failed_attempts) for step in await e.runs.steps(run.id)] == [0, 1, 0]
     assert calls == ["charge", "refund charge of A-1"]
 
 
@@ -272,7 +272,7 @@ async def test_a_compensation_can_be_stubbed():
         stub_steps(e, {"compensate:charge": "refunded", "ship": ValueError("sold out")})
         run = await e.trigger_with_signal(order, "A-1", "approval")
         await finish(e, run)
-        undone = (await e.get_steps(run.id))[-1]
+        undone = (await e.runs.steps(run.id))[-1]
     assert (undone.name, undone.status) == ("compensate:charge", StepStatus.COMPLETED)
     assert calls == ["charge"]  # and neither "ship" nor the refund
 
@@ -283,7 +283,7 @@ async def test_stubs_outlive_a_restart_and_can_be_taken_back():
         run = await e.trigger(order, "A-1")
         await settle()
         await restart(e)
-        await e.signal(run.id, "approval")
+        await e.runs.signal(run.id, "approval")
         assert (await finish(e, run)).output == "a stub"
         stub_steps(e, {})
         run = await e.trigger_with_signal(order, "A-2", "approval")
@@ -311,7 +311,7 @@ async def history_of_order(*, until_approval: bool = False) -> dict:
         run = await e.trigger(order, "A-1")
         await settle()
         if not until_approval:
-            await e.signal(run.id, "approval", "by Ada")
+            await e.runs.signal(run.id, "approval", "by Ada")
             await finish(e, run)
         history = record_history(e, run.id)
     calls.clear()

@@ -20,7 +20,7 @@ from durable_web.timeline import TAIL_CHARACTERS, TAIL_FRAMES
 def count_reads(engine: Engine) -> list[str]:
     """Collects the pages of frames that are read from here on."""
     reads: list[str] = []
-    engine._store.database.connection.set_trace_callback(
+    engine.internals.store.database.connection.set_trace_callback(
         lambda text: reads.append(text) if "body\n  FROM durable_frames" in text else None
     )
     return reads
@@ -57,7 +57,7 @@ async def test_a_watcher_that_is_slower_than_the_job_misses_nothing(running):
     async with running(talk) as engine:
         run = await engine.trigger("talk", 1500)
         seen = []
-        async for frame in engine.watch(run.id):
+        async for frame in engine.runs.watch(run.id):
             seen.append(frame.seq)
             if len(seen) % 100 == 0:
                 await asyncio.sleep(0.005)
@@ -75,7 +75,7 @@ async def test_a_watch_goes_on_from_its_last_frame_after_a_crash(running):
     seen = []
     async with running(interrupted) as engine:
         run = await engine.trigger("interrupted")
-        async for frame in engine.watch(run.id):
+        async for frame in engine.runs.watch(run.id):
             seen.append(frame)
             if getattr(frame, "name", "") == "step 4":
                 break
@@ -92,7 +92,7 @@ async def test_a_watch_goes_on_from_its_last_frame_after_a_crash(running):
 async def test_watching_a_run_that_is_not_there_is_an_error(running):
     async with running() as engine:
         with pytest.raises(RunNotFound, match="no run 'nobody'"):
-            async for _ in engine.watch("nobody"):
+            async for _ in engine.runs.watch("nobody"):
                 pass
 
 
@@ -104,7 +104,7 @@ async def test_a_watch_ends_when_the_engine_stops(running):
     async with running(forever) as engine:
         run = await engine.trigger("forever")
         watching = asyncio.get_running_loop().create_task(timeline(engine, run))
-        while (await engine.get_run(run.id)).status != RunStatus.LEASED:
+        while (await engine.runs.get(run.id)).status != RunStatus.LEASED:
             await asyncio.sleep(0)
         await engine.stop(drain=False)
         frames = await watching
@@ -116,7 +116,7 @@ async def test_many_watchers_of_one_run_see_the_same(running):
         run = await engine.trigger("talk", 30)
         stories = await asyncio.gather(*(timeline(engine, run) for _ in range(50)))
         assert all(story == stories[0] for story in stories)
-        assert not engine._timeline._tails
+        assert not engine.internals.timeline._tails
 
 
 async def test_a_frame_is_seen_only_after_its_commit(running):
@@ -124,11 +124,11 @@ async def test_a_frame_is_seen_only_after_its_commit(running):
     async with running(talk) as engine:
         run = await finish(engine, await engine.trigger("talk", 1))
         published = []
-        engine._store.on_commit = lambda frames, facts: published.extend(frames)
-        with pytest.raises(RuntimeError), engine._store.transaction():
-            engine._store.journal.append(run.id, 0, "log", {})
+        engine.internals.store.on_commit = lambda frames, facts: published.extend(frames)
+        with pytest.raises(RuntimeError), engine.internals.store.transaction():
+            engine.internals.store.journal.append(run.id, 0, "log", {})
             raise RuntimeError
-        with engine._store.transaction():
+        with engine.internals.store.transaction():
             pass
         assert published == []
 
@@ -145,12 +145,12 @@ async def test_a_watcher_that_takes_nothing_neither_holds_up_the_engine_nor_fill
 
     async with running(talk, shout) as engine:
         for name, lines, count in (("talk", 1000, 2003), ("shout", None, 63)):
-            all_runs = engine.watch_all(None)
+            all_runs = engine.runs.watch_all(None)
             run = await engine.trigger(name, lines)
-            watches = [engine.watch(run.id), all_runs]
+            watches = [engine.runs.watch(run.id), all_runs]
             seen = [[await anext(watch)] for watch in watches]
             await finish(engine, run)
-            for tail in engine._timeline._tails.values():
+            for tail in engine.internals.timeline._tails.values():
                 assert len(tail.frames) <= TAIL_FRAMES
                 assert sum(len(frame.body) for frame in tail.frames) == tail.characters
                 assert tail.characters <= TAIL_CHARACTERS
@@ -167,7 +167,7 @@ async def test_a_page_of_long_lines_is_short(running):
 
     async with running(shout) as engine:
         run = await finish(engine, await engine.trigger("shout"))
-        async with aclosing(engine.watch_batches(run.id)) as batches:
+        async with aclosing(engine.runs.watch_batches(run.id)) as batches:
             sizes = [sum(len(frame.body) for frame in batch) async for batch in batches]
     assert len(sizes) >= 3
     assert max(sizes) < 2_100_000
@@ -185,7 +185,10 @@ async def test_a_thousand_watchers_of_one_run_share_what_commits(running):
     async with running(gated) as engine:
         run = await engine.trigger("gated", 50)
         watchers = [asyncio.create_task(timeline(engine, run)) for _ in range(1000)]
-        while engine._timeline._tails.get(run.id) is None or engine._timeline._tails[run.id].watchers < 1000:
+        while (
+            engine.internals.timeline._tails.get(run.id) is None
+            or engine.internals.timeline._tails[run.id].watchers < 1000
+        ):
             await asyncio.sleep(0)
         await asyncio.sleep(0.1)  # they have read what there was
         reads = count_reads(engine)
@@ -194,17 +197,17 @@ async def test_a_thousand_watchers_of_one_run_share_what_commits(running):
         assert len(reads) < 100
         assert all(story == stories[0] for story in stories)
         assert len(stories[0]) >= 53
-        assert not engine._timeline._tails
+        assert not engine.internals.timeline._tails
 
 
 async def test_commits_read_no_frames_for_watchers_whether_there_are_any_or_not(running):
     async with running(talk) as engine:
         reads = count_reads(engine)
         run = await engine.trigger("talk", 50)
-        while not (await engine.get_run(run.id)).is_terminal:
+        while not (await engine.runs.get(run.id)).is_terminal:
             await asyncio.sleep(0)
         assert reads == []
-        following = asyncio.create_task(take(engine.watch_all(None), 103))
+        following = asyncio.create_task(take(engine.runs.watch_all(None), 103))
         await asyncio.sleep(0)
         await engine.trigger("talk", 50)
         await following
@@ -214,8 +217,8 @@ async def test_commits_read_no_frames_for_watchers_whether_there_are_any_or_not(
 async def store_lines(engine: Engine, count: int) -> str:
     """A run that has ended and has ``count`` frames, whose lines were written behind the engine's back."""
     run = await finish(engine, await engine.trigger("talk", 0))
-    with engine._store.transaction():
-        engine._store.database.connection.execute(
+    with engine.internals.store.transaction():
+        engine.internals.store.database.connection.execute(
             """
             WITH RECURSIVE numbers (number) AS (SELECT 4 UNION ALL SELECT number + 1 FROM numbers WHERE number < :count)
             INSERT INTO durable_frames (run_id, seq, ts, kind, body)
@@ -232,13 +235,13 @@ async def store_lines(engine: Engine, count: int) -> str:
 async def test_a_hundred_thousand_frames_are_replayed_each_once(running):
     async with running(talk) as engine:
         run_id = await store_lines(engine, 100_000)
-        seqs = [frame.seq async for batch in engine.watch_batches(run_id) for frame in batch]
+        seqs = [frame.seq async for batch in engine.runs.watch_batches(run_id) for frame in batch]
         assert seqs == list(range(1, 100_001))
         assert [frame.seq async for batch in first_batches(engine, 100_000) for frame in batch] == seqs
 
 
 async def first_batches(engine: Engine, count: int) -> AsyncIterator[list[Any]]:
-    async with aclosing(engine.watch_all_batches()) as batches:
+    async with aclosing(engine.runs.watch_all_batches()) as batches:
         async for batch in batches:
             yield batch
             count -= len(batch)
@@ -281,13 +284,13 @@ async def test_a_frame_is_taken_on_the_spot_or_comes_in_the_next_batch_and_never
 
     async with running(gated_talk) as engine:
         run = await engine.trigger("gated talk")
-        watch = engine.watch_all_batches if of_all_runs else partial(engine.watch_batches, run.id)
+        watch = engine.runs.watch_all_batches if of_all_runs else partial(engine.runs.watch_batches, run.id)
         following = asyncio.create_task(follow(watch(0, offer=offer)))
-        while not any(tail.waiting for tail in engine._timeline._tails.values()):
+        while not any(tail.waiting for tail in engine.internals.timeline._tails.values()):
             await asyncio.sleep(0)
         gate.set()
         await finish(engine, run)
-        expected = list(range(1, engine._store.newest_seq(run.id) + 1))
+        expected = list(range(1, engine.internals.store.newest_seq(run.id) + 1))
         while len(seen) < len(expected):
             await asyncio.sleep(0)
         following.cancel()
@@ -312,8 +315,8 @@ async def test_what_commits_is_offered_before_the_job_goes_on(running):
 
     async with running(looks) as engine:
         run = await engine.trigger("looks")
-        watching = asyncio.create_task(collect(engine.watch_batches(run.id, offer=offer)))
-        while not engine._timeline._tails or not engine._timeline._tails[run.id].waiting:
+        watching = asyncio.create_task(collect(engine.runs.watch_batches(run.id, offer=offer)))
+        while not engine.internals.timeline._tails or not engine.internals.timeline._tails[run.id].waiting:
             await asyncio.sleep(0)
         gate.set()
         batches = await watching
@@ -338,9 +341,9 @@ async def test_a_watcher_that_fails_when_it_is_offered_a_frame_harms_no_other(ru
 
     async with running(gated) as engine:
         run = await engine.trigger("gated")
-        watchers = [asyncio.create_task(collect(engine.watch_batches(run.id, offer=fail))) for _ in range(2)]
-        watchers.append(asyncio.create_task(collect(engine.watch_batches(run.id))))
-        while not engine._timeline._tails or engine._timeline._tails[run.id].watchers < 3:
+        watchers = [asyncio.create_task(collect(engine.runs.watch_batches(run.id, offer=fail))) for _ in range(2)]
+        watchers.append(asyncio.create_task(collect(engine.runs.watch_batches(run.id))))
+        while not engine.internals.timeline._tails or engine.internals.timeline._tails[run.id].watchers < 3:
             await asyncio.sleep(0)
         gate.set()
         stories = await asyncio.gather(*watchers)
@@ -359,11 +362,11 @@ async def test_a_watcher_that_reconnects_at_every_frame_sees_each_once_while_the
 
     async def one_life(engine: Engine, watches: int) -> None:
         for _ in range(watches):
-            (frame,) = await take(engine.watch_all(ids[-1] if ids else 0), 1)
+            (frame,) = await take(engine.runs.watch_all(ids[-1] if ids else 0), 1)
             ids.append(frame.id)
             run_id = chance.choice(run_ids)
             seen = seqs.setdefault(run_id, [])
-            async with aclosing(engine.watch(run_id, seen[-1] if seen else 0)) as frames:
+            async with aclosing(engine.runs.watch(run_id, seen[-1] if seen else 0)) as frames:
                 async for frame in frames:
                     seen.append(frame.seq)
                     break
@@ -373,12 +376,12 @@ async def test_a_watcher_that_reconnects_at_every_frame_sees_each_once_while_the
             while len(run_ids) < 3:
                 run_ids.append((await engine.trigger("talk", 40)).id)
             living = asyncio.create_task(one_life(engine, 1000))
-            runs = [await engine.get_run(run_id) for run_id in run_ids]
+            runs = [await engine.runs.get(run_id) for run_id in run_ids]
             if all(run.is_terminal for run in runs):
                 living.cancel()
-                newest = engine._store.newest_frame_id()
+                newest = engine.internals.store.newest_frame_id()
                 while ids[-1] < newest:
-                    ids.extend(frame.id for frame in await take(engine.watch_all(ids[-1]), 1))
+                    ids.extend(frame.id for frame in await take(engine.runs.watch_all(ids[-1]), 1))
                 stories = {run.id: await timeline(engine, run) for run in runs}
                 for run_id, seen in seqs.items():
                     seen += [frame.seq for frame in stories[run_id] if frame.seq > (seen[-1] if seen else 0)]
@@ -402,7 +405,7 @@ async def test_log_lines_are_read_in_pages_oldest_first(running):
         run = await finish(engine, await engine.trigger("talk", 250))
         pages = []
         last = 0
-        while page := await engine.logs(run.id, from_seq=last):
+        while page := await engine.runs.logs(run.id, from_seq=last):
             pages.append(page)
             last = page[-1].seq
     assert [len(page) for page in pages] == [100, 100, 50]
@@ -418,23 +421,29 @@ async def test_log_lines_are_chosen_by_severity_however_far_apart_they_are(runni
     async with running(levels, talk) as engine:
         run = await finish(engine, await engine.trigger("levels"))
         for least, expected in ((None, 4), ("debug", 4), ("info", 3), ("warning", 2), ("error", 1)):
-            assert len(await engine.logs(run.id, level=least)) == expected
+            assert len(await engine.runs.logs(run.id, level=least)) == expected
         many = await store_lines(engine, 20_000)
-        assert [line.seq for line in await engine.logs(many, level="error", limit=5)] == [1000, 2000, 3000, 4000, 5000]
-        assert [line.seq for line in await engine.logs(many, 18_000, level="warning")] == [19_000, 20_000]
+        assert [line.seq for line in await engine.runs.logs(many, level="error", limit=5)] == [
+            1000,
+            2000,
+            3000,
+            4000,
+            5000,
+        ]
+        assert [line.seq for line in await engine.runs.logs(many, 18_000, level="warning")] == [19_000, 20_000]
 
 
 async def test_log_lines_that_cannot_be_read_are_refused_in_words(running):
     async with running(talk) as engine:
         run = await finish(engine, await engine.trigger("talk", 1))
         with pytest.raises(ValueError, match="one of debug, info, warning, error"):
-            await engine.logs(run.id, level="fatal")
+            await engine.runs.logs(run.id, level="fatal")
         with pytest.raises(ValueError, match="from 1 to 1000"):
-            await engine.logs(run.id, limit=0)
-        await engine.delete_run(run.id)
+            await engine.runs.logs(run.id, limit=0)
+        await engine.runs.delete(run.id)
         for run_id in (run.id, "nobody"):
             with pytest.raises(RunNotFound):
-                await engine.logs(run_id)
+                await engine.runs.logs(run_id)
 
 
 # --- what frames tell ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ async def test_a_timeout_around_a_wait_is_due_when_it_first_was(clock, kind, lif
         await parked(e, run)
         await clock.advance(1)
         assert (await ended(e, run)).output == "too late"
-        assert {made.status for made in await e.list_runs(job="child")} <= {"cancelled"}
+        assert {made.status for made in await e.runs.list(job="child")} <= {"cancelled"}
 
 
 @pytest.mark.parametrize("kind", WAITS)
@@ -50,19 +50,19 @@ async def test_what_comes_in_time_comes_in_time(clock, life):
         run = await parked(e, await e.trigger(limited, "signal"))
         await clock.advance(0.9 * HOUR)
         await stay(e, life)
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         assert (await ended(e, run)).output == "in time"
 
 
 async def test_what_came_in_time_counts_though_the_run_goes_on_only_when_that_is_over(clock):
     async with an_engine(limited, clock=clock) as e:
         run = await parked(e, await e.trigger(limited, "signal"))
-        await e.pause(run.id)
-        await e.signal(run.id, "go")
+        await e.runs.pause(run.id)
+        await e.runs.signal(run.id, "go")
         await crash(e)
         await clock.advance(2 * HOUR)
         await restart(e)
-        await e.resume(run.id)
+        await e.runs.resume(run.id)
         assert (await ended(e, run)).output == "in time"
 
 
@@ -74,12 +74,12 @@ async def test_a_timeout_survives_death_at_any_moment(running, kind):
         run = await e.trigger(limited, kind, idempotency_key=key)
         while run.is_active:
             await clock.advance(600)
-            run = await e.get_run(run.id)
+            run = await e.runs.get(run.id)
         return run
 
     async def check(e: Engine, key: str, run: Run) -> None:
         assert run.output == "too late"
-        statuses = [frame async for frame in e.watch(run.id) if frame.kind == "run_status"]
+        statuses = [frame async for frame in e.runs.watch(run.id) if frame.kind == "run_status"]
         waiting = next(frame.ts for frame in statuses if frame.status == "waiting")
         assert abs(run.completed_at - waiting - timedelta(hours=1)) < timedelta(seconds=1)
 

@@ -17,7 +17,7 @@ from durable_web.testing import engine, restart, settle
 async def test_a_run_is_woken_when_a_timeout_is_due(clock):
     async with an_engine(limited, clock=clock) as e:
         run = await parked(e, await e.trigger(limited, "signal"))
-        timer = next(step for step in await e.get_steps(run.id) if step.kind == OperationKind.TIMER)
+        timer = next(step for step in await e.runs.steps(run.id) if step.kind == OperationKind.TIMER)
         assert timer.wake_at == run.created_at + timedelta(hours=1)
         await clock.advance(HOUR)
         assert (await ended(e, run)).completed_at == timer.wake_at
@@ -31,7 +31,7 @@ async def test_nothing_is_written_for_a_run_that_waits_without_a_timer(clock):
     async with an_engine(plain, limited, clock=clock) as e:
         run = await parked(e, await e.trigger(plain))
         assert run.wake_at is None
-        assert [(step.kind, step.wake_at) for step in await e.get_steps(run.id)] == [("signal", None)]
+        assert [(step.kind, step.wake_at) for step in await e.runs.steps(run.id)] == [("signal", None)]
 
 
 @pytest.mark.parametrize("seconds", [None, float("inf")])
@@ -45,7 +45,7 @@ async def test_a_timeout_that_is_never_due_wakes_nobody(clock, seconds):
         run = await parked(e, await e.trigger(unlimited))
         assert run.wake_at is None
         await restart(e)
-        await e.signal(run.id, "go", "gone")
+        await e.runs.signal(run.id, "go", "gone")
         assert (await ended(e, run)).output == "gone"
 
 
@@ -70,7 +70,7 @@ async def test_a_body_that_looks_again_and_again_beside_its_wait_keeps_no_slot(c
         later = await e.trigger(other)
         await clock.advance(1.1)
         assert (await ended(e, later)).output == "had a slot"
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         assert (await finish(e, run)).status == RunStatus.COMPLETED
 
 
@@ -83,13 +83,13 @@ async def test_a_retried_run_has_its_time_again(clock):
 
     async with an_engine(strict, clock=clock) as e:
         run = await parked(e, await e.trigger(strict))
-        await e.signal(run.id, "first")
+        await e.runs.signal(run.id, "first")
         await clock.advance(HOUR)
         assert (await ended(e, run)).status == "failed"
-        await e.retry(run.id)
+        await e.runs.retry(run.id)
         await clock.advance(0.9 * HOUR)
         await parked(e, run)
-        await e.signal(run.id, "second", "done")
+        await e.runs.signal(run.id, "second", "done")
         assert (await ended(e, run)).output == "done"
 
 
@@ -112,7 +112,7 @@ async def test_what_was_done_after_a_timeout_is_undone_as_well(clock, life):
         await clock.advance(2 * HOUR)
         await stay(e, life)
         await parked(e, run)
-        await e.cancel(run.id, compensate=True)
+        await e.runs.cancel(run.id, compensate=True)
         assert (await ended(e, run)).status == "cancelled"
         assert undone == ["after", "before"]
 
@@ -130,12 +130,12 @@ async def test_a_wait_that_has_ended_stays_ended_when_it_is_called_off_in_a_late
     async with an_engine(stopped, clock=clock) as e:
         run = await parked(e, await e.trigger(stopped))
         for name in ("go", "stop"):
-            await e.signal(run.id, name)
+            await e.runs.signal(run.id, name)
             await parked(e, run)
         await restart(e)
-        await e.signal(run.id, "end")
+        await e.runs.signal(run.id, "end")
         run = await ended(e, run)
-        assert [(step.name, step.status) for step in await e.get_steps(run.id)] == [
+        assert [(step.name, step.status) for step in await e.runs.steps(run.id)] == [
             ("go", "completed"),
             ("stop", "completed"),
             ("end", "completed"),
@@ -158,9 +158,9 @@ async def test_a_child_that_a_timeout_has_called_off_is_started_by_nobody_again(
         await clock.advance(HOUR)
         await restart(e)
         await parked(e, run)
-        (made,) = await e.list_runs(job="child")
+        (made,) = await e.runs.list(job="child")
         assert made.status == "cancelled"
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         assert (await ended(e, run)).output == "TimeoutError"
 
 
@@ -189,14 +189,14 @@ async def test_a_wait_that_the_code_no_longer_calls_off_fails_the_run_and_keeps_
         run = await parked(e, await e.trigger(impatient, kind))
         await clock.advance(HOUR)
         assert (await parked(e, run)).waiting_reason == "it waits for signal 'then'"
-        before = await e.get_steps(run.id)
+        before = await e.runs.steps(run.id)
         await restart(e, patient, child)
-        await e.signal(run.id, "then")
+        await e.runs.signal(run.id, "then")
         run = await ended(e, run)
         assert (run.status, run.error.type) == ("failed", "NonDeterminismError")
         assert "that was called off" in run.error.message
         (then,) = [step for step in before if step.name == "then"]
-        after = await e.get_steps(run.id)
+        after = await e.runs.steps(run.id)
         assert [step for step in after if step.name != "then"] == [step for step in before if step != then]
 
 
@@ -215,9 +215,9 @@ async def test_beside_a_wait_that_the_code_no_longer_calls_off_nothing_new_begin
         await clock.advance(HOUR)
         await parked(e, run)
         await restart(e, changed)
-        await e.signal(run.id, "then")
+        await e.runs.signal(run.id, "then")
         assert (await ended(e, run)).error.type == "NonDeterminismError"
-        assert "new" not in [step.name for step in await e.get_steps(run.id)]
+        assert "new" not in [step.name for step in await e.runs.steps(run.id)]
 
 
 async def test_a_webhook_that_the_code_no_longer_calls_off_is_waited_for_further(clock):
@@ -241,7 +241,7 @@ async def test_a_webhook_that_the_code_no_longer_calls_off_is_waited_for_further
         await clock.advance(HOUR)
         await parked(e, run)
         await restart(e, patient)
-        await e.signal(run.id, "then")
+        await e.runs.signal(run.id, "then")
         assert (await parked(e, run)).waiting_reason == "it waits for webhook 'hook'"
-        await e.deliver_webhook(await e.get_event(run.id, "token"), "patient")
+        await e.deliver_webhook(await e.runs.value(run.id, "token"), "patient")
         assert (await ended(e, run)).output == "patient"

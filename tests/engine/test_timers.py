@@ -129,12 +129,12 @@ async def test_a_timer_is_due_when_it_first_was(clock, timer, around, life):
             await live_on(e, life)
         await clock.advance(0.1 * HOUR - 1)
         await live_on(e, life)
-        assert (await e.get_run(run.id)).is_active
+        assert (await e.runs.get(run.id)).is_active
         await clock.advance(1)
         await settle()
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.status, run.output, run.error) == (RunStatus.COMPLETED, "too late", None)
-        (step,) = [step for step in await e.get_steps(run.id) if step.kind == OperationKind.TIMER]
+        (step,) = [step for step in await e.runs.steps(run.id) if step.kind == OperationKind.TIMER]
         assert step.status == StepStatus.COMPLETED
         assert (step.wake_at - run.started_at).total_seconds() == HOUR
         assert (await assert_replays(record_history(e, run.id), limited)).output == "too late"
@@ -149,15 +149,15 @@ async def test_what_comes_in_time_cancels_the_timer_and_leaves_nothing_of_it(clo
     async with an_engine(limited, clock=clock) as e:
         run = await e.trigger(limited)
         await settle()
-        (step,) = [step for step in await e.get_steps(run.id) if step.kind == OperationKind.TIMER]
+        (step,) = [step for step in await e.runs.steps(run.id) if step.kind == OperationKind.TIMER]
         assert (step.status, step.waiting_for) == (StepStatus.RUNNING, "a timer of asyncio")
         await clock.advance(0.9 * HOUR)
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         await settle()
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.status, run.output) == (RunStatus.COMPLETED, "in time")
         if timer is not by_call_later:  # the body has left its timer: nobody has cancelled it
-            assert [step.kind for step in await e.get_steps(run.id)] == [OperationKind.SIGNAL]
+            assert [step.kind for step in await e.runs.steps(run.id)] == [OperationKind.SIGNAL]
 
 
 # --- the time of a body's loop ---------------------------------------------------------------------------------------
@@ -190,9 +190,9 @@ async def test_the_time_of_the_loop_is_that_of_the_outcome_delivered_last_in_eve
         await restart(e)
         await settle()
         late = clock.now() / 1000
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         await settle()
-        output = (await e.get_run(run.id)).output
+        output = (await e.runs.get(run.id)).output
         assert output == [begun, begun, begun + HOUR, late, late]
         await restart(e)
         assert (await assert_replays(record_history(e, run.id), looks_at_the_time)).output == output
@@ -206,9 +206,9 @@ async def test_the_time_does_not_go_back_with_the_clock(clock):
         clock.set_back(600)
         await settle()
         await clock.advance(2 * HOUR + 1200)
-        await e.signal(run.id, "go")
+        await e.runs.signal(run.id, "go")
         await settle()
-        output = (await e.get_run(run.id)).output
+        output = (await e.runs.get(run.id)).output
         assert output == sorted(output)
         assert output[0] == begun - 600
 
@@ -234,7 +234,7 @@ async def test_two_timers_fire_in_the_order_in_which_they_are_due(clock):
             await clock.advance(10 * HOUR)  # all the others are overdue at once
             await restart(e)
             await settle()
-            assert (await e.get_run(run.id)).output == ["1", "2", "2", "2.5", "3"]
+            assert (await e.runs.get(run.id)).output == ["1", "2", "2", "2.5", "3"]
 
 
 async def test_a_timer_that_begins_after_an_outage_counts_from_then(clock):
@@ -252,7 +252,7 @@ async def test_a_timer_that_begins_after_an_outage_counts_from_then(clock):
         await clock.advance(HOUR)
         await restart(e)
         await settle()
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.output, run.error) == ("in time", None)
 
 
@@ -272,15 +272,15 @@ async def test_a_timer_that_was_not_recorded_when_its_engine_died_begins_anew(cl
         await settle()
         assert await timers_of(e, run) == 1
         await clock.advance(HOUR - 1)
-        assert (await e.get_run(run.id)).is_active
+        assert (await e.runs.get(run.id)).is_active
         await clock.advance(1)
-        assert (await e.get_run(run.id)).output == "slept"
+        assert (await e.runs.get(run.id)).output == "slept"
 
 
 async def timers_of(e: Engine, run: Run) -> int:
-    if e._store is None:
+    if not e.is_running:
         await e.start(claim=False)
-    return sum(step.kind == OperationKind.TIMER for step in await e.get_steps(run.id))
+    return sum(step.kind == OperationKind.TIMER for step in await e.runs.steps(run.id))
 
 
 async def test_a_timer_is_recorded_with_the_next_commit_though_the_run_does_not_rest(clock):
@@ -295,7 +295,7 @@ async def test_a_timer_is_recorded_with_the_next_commit_though_the_run_does_not_
         run = await e.trigger(works)
         await crash_at(e, after="first")
         await restart(e)
-        (timer,) = [step for step in await e.get_steps(run.id) if step.kind == OperationKind.TIMER]
+        (timer,) = [step for step in await e.runs.steps(run.id) if step.kind == OperationKind.TIMER]
         assert timer.status == StepStatus.RUNNING
 
 
@@ -315,12 +315,12 @@ async def test_after_ten_thousand_timers_in_a_row_a_log_line_suggests_something_
         run = await e.trigger(polls)
         await settle()
         await clock.advance(70 * 60)
-        assert await e.logs(run.id) == []
+        assert await e.runs.logs(run.id) == []
         await clock.advance(40 * 60)
-        (line,) = await e.logs(run.id)
+        (line,) = await e.runs.logs(run.id)
         assert (line.level, line.step) == ("warning", None)
         assert "has set 50 timers without another operation" in line.message
-        assert (await e.get_run(run.id)).status == RunStatus.COMPLETED
+        assert (await e.runs.get(run.id)).status == RunStatus.COMPLETED
 
 
 async def test_a_timer_of_a_body_that_is_undone_does_not_hold_up_its_compensation(clock):
@@ -334,7 +334,7 @@ async def test_a_timer_of_a_body_that_is_undone_does_not_hold_up_its_compensatio
     async with engine(fails, clock=clock, **SELDOM) as e:
         run = await e.trigger(fails)
         await settle()
-        assert (await e.get_run(run.id)).status == RunStatus.FAILED
+        assert (await e.runs.get(run.id)).status == RunStatus.FAILED
         await clock.advance(2 * HOUR)
         assert undone == ["1"]
 
@@ -352,7 +352,7 @@ async def test_a_run_that_sleeps_for_less_than_a_second_keeps_its_slot_and_the_s
     async with an_engine(sleeps, clock=clock, life=life) as e:
         run = await e.trigger(sleeps)
         await settle()
-        assert (await e.get_run(run.id)).status == RunStatus.LEASED
+        assert (await e.runs.get(run.id)).status == RunStatus.LEASED
         await live_on(e, life)
         await clock.advance(0.5)
-        assert (await e.get_run(run.id)).output == [0.5]
+        assert (await e.runs.get(run.id)).output == [0.5]

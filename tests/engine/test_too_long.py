@@ -23,7 +23,7 @@ async def echo(ctx: Context, value: Any) -> Any:
 
 def shorten(engine: Engine) -> None:
     """Make a gigabyte, as SQLite has it, a hundred kilobytes."""
-    engine._store.database.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    engine.internals.store.database.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
 
 
 async def test_an_input_is_refused_before_anything_is_written(running):
@@ -31,7 +31,7 @@ async def test_an_input_is_refused_before_anything_is_written(running):
         shorten(engine)
         with pytest.raises(SerializationError, match=f"input of job 'echo' {SAID}"):
             await engine.trigger_many([Trigger(echo, 1), Trigger(echo, LONG)])
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
 
 
 @pytest.mark.parametrize("beside", [0, 2])
@@ -61,7 +61,7 @@ async def test_a_step_fails_and_replays_as_failed(running, beside):
         await crash(engine)
     async with running(make_long) as engine:
         run = await finish(engine, run)
-        step = (await engine.get_steps(run.id))[0]
+        step = (await engine.runs.steps(run.id))[0]
     assert run.output == f"Step 'long' failed: SerializationError: {step.error.message}"
     assert step.error.message.startswith(f"output of step 'long' {SAID}")
     assert (step.status, calls) == ("failed", ["made", "stop"])
@@ -95,7 +95,7 @@ async def test_a_transaction_fails_and_leaves_no_row(running):
         shorten(engine)
         run = await finish(engine, await engine.trigger("table"))
         assert (run.status, run.output) == ("completed", 0)
-        assert [step.status.value for step in await engine.get_steps(run.id)] == ["completed", "failed", "completed"]
+        assert [step.status.value for step in await engine.runs.steps(run.id)] == ["completed", "failed", "completed"]
 
 
 async def test_a_job_fails_and_undoes_what_it_has_done(running):
@@ -141,4 +141,4 @@ async def test_whatever_else_is_too_long_leaves_no_run_behind(running):
 async def test_a_number_that_is_too_long_is_no_id(running):
     async with running(echo) as engine:
         with pytest.raises(TypeError, match=r"A number of that size is nothing .* Give a run, .* by its id"):
-            await engine.get_run(2**70)
+            await engine.runs.get(2**70)

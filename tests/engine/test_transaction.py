@@ -73,7 +73,7 @@ async def test_a_failing_function_leaves_no_row_but_its_failure(running):
 
     async with running(half) as engine:
         run = await finish(engine, await engine.trigger("half"))
-        steps = {step.name: step.status for step in await engine.get_steps(run.id)}
+        steps = {step.name: step.status for step in await engine.runs.steps(run.id)}
     assert run.output == 0
     assert steps["insert"] == "failed"
 
@@ -188,7 +188,7 @@ async def test_a_function_that_rolls_the_transaction_back_fails_and_leaves_no_ro
     async with running(save) as engine:
         run = await finish(engine, await engine.trigger("save"))
         assert run.output == [("TransactionError", True), 0]
-        assert [step.status.value for step in await engine.get_steps(run.id)] == ["completed", "failed", "completed"]
+        assert [step.status.value for step in await engine.runs.steps(run.id)] == ["completed", "failed", "completed"]
         assert [frame.seq for frame in await timeline(engine, run)] == list(range(1, run.last_seq + 1))
     assert calls == [1]
 
@@ -239,7 +239,7 @@ async def test_a_disk_that_is_full_in_a_transaction_function_never_reaches_the_j
 
     options = {"clock": clock, "on_state": lambda state, message: states.append(state)}
     async with running(job_that_fills, **options) as engine:
-        connection = engine._store.database.connection
+        connection = engine.internals.store.database.connection
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages + 10}")
         run = await engine.trigger("fill")
@@ -262,8 +262,8 @@ async def test_log_lines_and_progress_written_inside_are_kept(running):
 
     async with running(talk) as engine:
         run = await engine.trigger("talk")
-        frames = [frame async for frame in engine.watch(run.id)]
-        run = await engine.get_run(run.id)
+        frames = [frame async for frame in engine.runs.watch(run.id)]
+        run = await engine.runs.get(run.id)
     (line,) = [frame for frame in frames if frame.kind == "log"]
     assert (line.message, line.fields, line.step) == ("created", {"table": "item"}, "create")
     assert run.progress.current == 1

@@ -29,9 +29,9 @@ async def echo(ctx: Context, value: object) -> object:
 async def test_a_run_can_be_read_back_by_its_id(running):
     async with running(echo) as engine:
         run = await engine.trigger(echo, {"a": 1})
-        assert (await engine.get_run(run.id)).input == {"a": 1}
+        assert (await engine.runs.get(run.id)).input == {"a": 1}
         with pytest.raises(RunNotFound):
-            await engine.get_run("nobody")
+            await engine.runs.get("nobody")
 
 
 async def test_an_unknown_job_is_an_error_that_names_the_known_ones(running):
@@ -44,7 +44,7 @@ async def test_an_input_that_cannot_be_stored_is_an_error_that_names_the_path(ru
     async with running(echo) as engine:
         with pytest.raises(SerializationError, match=r"input of job 'echo'\['when'\]\[0\]"):
             await engine.trigger("echo", {"when": [float("nan")]})
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
 
 
 async def test_runs_begin_in_the_order_in_which_they_were_triggered(running):
@@ -88,18 +88,18 @@ async def test_lists_are_newest_first_filtered_and_in_pages(running):
         for run in runs:
             await finish(engine, run)
         ids = [run.id for run in reversed(runs)]
-        assert [run.id for run in await engine.list_runs()] == ids
-        assert [run.id for run in await engine.list_runs(job="fail")] == [ids[1], ids[3]]
-        assert [run.id for run in await engine.list_runs(status="completed")] == ids[::2]
-        assert [run.id for run in await engine.list_runs(status=["failed", "dead"], job=["echo"])] == []
-        first = await engine.list_runs(limit=2)
-        assert [run.id for run in await engine.list_runs(limit=2, cursor=first[-1].id)] == ids[2:4]
-        oldest = await engine.list_runs(order="oldest", limit=2)
-        next_page = await engine.list_runs(order="oldest", limit=2, cursor=oldest[-1].id)
+        assert [run.id for run in await engine.runs.list()] == ids
+        assert [run.id for run in await engine.runs.list(job="fail")] == [ids[1], ids[3]]
+        assert [run.id for run in await engine.runs.list(status="completed")] == ids[::2]
+        assert [run.id for run in await engine.runs.list(status=["failed", "dead"], job=["echo"])] == []
+        first = await engine.runs.list(limit=2)
+        assert [run.id for run in await engine.runs.list(limit=2, cursor=first[-1].id)] == ids[2:4]
+        oldest = await engine.runs.list(order="oldest", limit=2)
+        next_page = await engine.runs.list(order="oldest", limit=2, cursor=oldest[-1].id)
         assert [run.id for run in oldest + next_page] == ids[::-1][:4]
         for wrong in ({"status": "finished"}, {"limit": 0}):
             with pytest.raises(ValueError, match=r"finished|limit"):
-                await engine.list_runs(**wrong)
+                await engine.runs.list(**wrong)
 
 
 async def test_the_same_job_twice_is_fine_and_another_of_its_name_is_not(running):

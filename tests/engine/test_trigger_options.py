@@ -42,7 +42,7 @@ async def test_an_idempotency_key_gives_the_same_run_for_ever(running):
         again = await engine.trigger("echo", 2, idempotency_key="k")
         assert (again.id, again.disposition, again.input) == (first.id, "idempotent", 1)
         assert (await engine.trigger("other", None, idempotency_key="k")).disposition == "created"
-        assert len(await engine.list_runs()) == 2
+        assert len(await engine.runs.list()) == 2
 
 
 async def test_two_runs_with_one_concurrency_key_never_execute_at_the_same_time(running):
@@ -53,12 +53,12 @@ async def test_two_runs_with_one_concurrency_key_never_execute_at_the_same_time(
         second = await engine.trigger("gated too", 2, concurrency_key="k")
         keyless = await engine.trigger("gated", 3)
         await settle()
-        statuses = [(await engine.get_run(run.id)).status for run in (first, second, keyless)]
+        statuses = [(await engine.runs.get(run.id)).status for run in (first, second, keyless)]
         assert statuses == ["leased", "pending", "leased"]
         gates[1].set()
         await finish(engine, first)
         await settle()
-        assert (await engine.get_run(second.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(second.id)).status == RunStatus.LEASED
         gates_too[2].set()
         gates[3].set()
 
@@ -76,7 +76,7 @@ async def test_a_second_pending_run_with_a_concurrency_key_conflicts_or_coalesce
         skipped = await engine.trigger("gated", 4, concurrency_key="k", coalesce="skip", labels={"a": "b"})
         assert (skipped.id, skipped.disposition, skipped.input, skipped.labels) == (pending.id, "coalesced", 2, {})
         assert [(e.run_id, e.skipped_input, e.skipped_labels) for e in events] == [(pending.id, 4, {"a": "b"})]
-        await engine.cancel(pending.id)
+        await engine.runs.cancel(pending.id)
         active = await engine.trigger("gated", 5, concurrency_key="k", coalesce="active")
         assert (active.id, active.disposition) == (leased.id, "coalesced")
         assert (await engine.trigger("gated", 6, concurrency_key="k", coalesce="skip")).disposition == "created"
@@ -99,7 +99,7 @@ async def test_coalescing_with_what_is_active_takes_the_pending_run_else_the_lea
 
         async def coalesced() -> Run:
             run = await engine.trigger("flaky", "another", concurrency_key="k", coalesce="active")
-            return await engine.get_run(run.id)
+            return await engine.runs.get(run.id)
 
         waiting = await engine.trigger("flaky", "waits", concurrency_key="k")
         await settle()
@@ -120,7 +120,7 @@ async def test_a_run_without_a_key_passes_one_whose_key_is_taken(running):
         await engine.trigger("gated", 1, concurrency_key="k")
         blocked = await engine.trigger("gated", 2, concurrency_key="k", priority=9)
         assert (await finish(engine, await engine.trigger("echo", 3))).output == 3
-        assert (await engine.get_run(blocked.id)).status == RunStatus.PENDING
+        assert (await engine.runs.get(blocked.id)).status == RunStatus.PENDING
         await engine.stop(drain=False)
 
 
@@ -152,7 +152,7 @@ async def test_many_are_triggered_all_or_none_and_by_the_same_rules(running):
             await engine.trigger_many([Trigger("echo", 1), Trigger("ecco", 2)])
         with pytest.raises(ConflictError):
             await engine.trigger_many([Trigger("echo", n, concurrency_key="k") for n in (1, 2)])
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
         runs = await engine.trigger_many(
             [
                 Trigger("echo", 1, idempotency_key="i"),
@@ -187,14 +187,14 @@ async def test_a_scheduled_run_begins_when_its_time_has_come_also_after_a_restar
     async with running(echo, clock=clock) as engine:
         run = await engine.trigger("echo", 1, run_at=later)
         await clock.advance(3599)
-        assert (await engine.get_run(run.id)).status == RunStatus.PENDING
+        assert (await engine.runs.get(run.id)).status == RunStatus.PENDING
         await crash(engine)
     async with running(echo, clock=clock) as engine:
         clock.set_back(100)
         await clock.advance(3)
-        assert (await engine.get_run(run.id)).status == RunStatus.PENDING
+        assert (await engine.runs.get(run.id)).status == RunStatus.PENDING
         await clock.advance(100)
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
         assert run.status == RunStatus.COMPLETED
         assert 0 <= run.queue_time < 1.1
         with pytest.raises(ValueError, match="no time zone"):
@@ -219,7 +219,7 @@ async def test_a_run_that_has_not_ended_by_its_deadline_fails(running, state):
         run_at = moment + timedelta(hours=1) if state == "pending" else None
         run = await engine.trigger("slow", deadline=moment + timedelta(seconds=30), run_at=run_at)
         await clock.advance(29)
-        assert (await engine.get_run(run.id)).status == state
+        assert (await engine.runs.get(run.id)).status == state
         await clock.advance(2)
         run = await finish(engine, run)
     assert run.status == RunStatus.FAILED
@@ -239,9 +239,9 @@ async def test_the_timeout_of_a_job_counts_from_its_first_execution(running):
         await crash(engine)
     async with running(slow, clock=clock) as engine:
         await clock.advance(19)
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         await clock.advance(2)
-        assert (await engine.get_run(run.id)).error.type == "DeadlineExceeded"
+        assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
 
 
 async def test_runs_are_found_by_their_labels_all_of_them(running):
@@ -250,7 +250,7 @@ async def test_runs_are_found_by_their_labels_all_of_them(running):
             await finish(engine, await engine.trigger("echo", number, labels=labels))
 
         async def found(**filters):
-            return [run.input for run in await engine.list_runs(order="oldest", **filters)]
+            return [run.input for run in await engine.runs.list(order="oldest", **filters)]
 
         assert await found(labels={"a": "1"}) == [0, 1]
         assert await found(labels={"a": "1", "b/c": "2"}) == [1]
@@ -272,8 +272,8 @@ async def test_runs_are_found_by_a_text_in_any_case_and_with_any_characters(runn
         wanted = {"subject": subject + "\ud800" * lonely}
         run = await engine.trigger("echo", wanted, labels={"team": "Grün"})
         await finish(engine, await engine.trigger("echo", {"other": "subject"}))
-        assert [found.id for found in await engine.list_runs(search=search)] == [run.id]
-        assert await engine.list_runs(search=search + "?") == []
+        assert [found.id for found in await engine.runs.list(search=search)] == [run.id]
+        assert await engine.runs.list(search=search + "?") == []
 
 
 async def test_no_more_runs_of_a_job_execute_than_it_allows(running):
@@ -331,6 +331,6 @@ async def test_waiting_for_a_run_hears_its_progress_and_lines_and_may_time_out(r
         assert [line.message for line in lines] == ["hello"]
         run = await engine.trigger("gated", 1)
         with pytest.raises(TimeoutError):
-            await engine.wait_for_run(run.id, timeout=0.01)
+            await engine.runs.wait(run.id, timeout=0.01)
         gates[1].set()
-        assert (await engine.wait_for_run(run.id)).output == 1
+        assert (await engine.runs.wait(run.id)).output == 1

@@ -44,7 +44,7 @@ async def test_a_group_that_cannot_begin_wakes_everybody_and_the_runs_go_on_late
     async with running(group, **options) as engine:
         runs = [await engine.trigger("group") for _ in range(2)]
         await settle()
-        engine._store.database.connection.execute("PRAGMA busy_timeout = 1")
+        engine.internals.store.database.connection.execute("PRAGMA busy_timeout = 1")
         foreign = sqlite3.connect(database_path, isolation_level=None)
         foreign.execute("BEGIN IMMEDIATE")
         gate.set()
@@ -66,7 +66,7 @@ async def test_a_claim_that_failed_is_tried_again(running, monkeypatch):
         return value
 
     async with running(echo, clock=clock, on_state=lambda state, message: states.append(state)) as engine:
-        runs = engine._store.runs
+        runs = engine.internals.store.runs
         claim = runs.claim
 
         def fail(*arguments: object, **options: object) -> None:
@@ -78,7 +78,7 @@ async def test_a_claim_that_failed_is_tried_again(running, monkeypatch):
         assert states == ["storage_error"]
         monkeypatch.setattr(runs, "claim", claim)
         await clock.advance(3)
-        assert (await engine.get_run(run.id)).output == 7
+        assert (await engine.runs.get(run.id)).output == 7
     assert states == ["storage_error", "running"]
 
 
@@ -95,7 +95,7 @@ async def test_an_io_error_never_reaches_the_job_and_never_loses_the_checkpoint(
             return "went on without a checkpoint"
 
     async with running(careless, clock=clock) as engine:
-        steps = engine._store.steps
+        steps = engine.internals.store.steps
         record = steps.record
 
         def fail(*arguments: object) -> None:
@@ -108,8 +108,8 @@ async def test_an_io_error_never_reaches_the_job_and_never_loses_the_checkpoint(
         await settle()
         monkeypatch.setattr(steps, "record", record)
         await clock.advance(5)
-        run = await engine.get_run(run.id)
-        assert [step.status for step in await engine.get_steps(run.id)] == ["completed"]
+        run = await engine.runs.get(run.id)
+        assert [step.status for step in await engine.runs.steps(run.id)] == ["completed"]
     assert (run.output, caught) == ("result", [])
 
 
@@ -121,7 +121,7 @@ async def test_what_could_not_be_committed_is_never_told_of(running, monkeypatch
 
     async with running(echo, max_concurrent_runs=0) as engine:
         engine.on("run:trigger", lambda event: heard.append(event.run_id))
-        database = engine._store.database
+        database = engine.internals.store.database
 
         def fail() -> None:
             database.roll_back()
@@ -141,7 +141,7 @@ async def test_what_was_rolled_back_leaves_no_gap_in_a_timeline(running):
 
     async with running(echo) as engine:
         run = await finish(engine, await engine.trigger("echo"))
-        store = engine._store
+        store = engine.internals.store
 
         def fail() -> None:
             store.steps.set_value(run.id, "key", "1", 1, 0)
@@ -179,7 +179,7 @@ async def test_a_write_that_fails_fails_alone(running):
         await settle()
         gate.set()
         ended = [await finish(engine, run) for run in runs]
-        tables = engine._store.database.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'half'")
+        tables = engine.internals.store.database.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'half'")
         assert tables.fetchall() == []
     assert [run.status for run in ended] == ["completed", "failed", "completed"]
 
@@ -194,7 +194,7 @@ def outcomes_of(commits: GroupCommit, *writes: Write, simple: bool = False) -> a
 
 async def test_a_simple_write_that_loses_its_lease_leaves_the_rest_of_its_group_alone(running):
     async with running() as engine:
-        commits, store = engine._dispatcher.commits, engine._store
+        commits, store = engine.internals.dispatcher.commits, engine.internals.store
 
         def lose() -> None:
             raise LeaseLost("theirs")
@@ -209,7 +209,7 @@ async def test_a_simple_write_that_loses_its_lease_leaves_the_rest_of_its_group_
 
 async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(running):
     async with running() as engine:
-        commits, store = engine._dispatcher.commits, engine._store
+        commits, store = engine.internals.dispatcher.commits, engine.internals.store
 
         def note(key: str) -> None:
             store.steps.set_value("run", key, "1", 1, 0)
@@ -231,8 +231,8 @@ async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(ru
 
 async def test_whoever_waits_for_a_group_that_finds_its_database_closed_is_told(running):
     async with running() as engine:
-        commits = engine._dispatcher.commits
-        engine._store.close()
+        commits = engine.internals.dispatcher.commits
+        engine.internals.store.close()
         outcomes = await asyncio.wait_for(outcomes_of(commits, lambda: None, lambda: None), 5)
         await crash(engine)
     assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * 2
@@ -291,7 +291,7 @@ async def test_a_result_that_would_not_read_back_fails_its_step_and_nothing_else
 
     async with running(unreadable) as engine:
         run = await finish(engine, await engine.trigger("unreadable"))
-        assert [item.id for item in await engine.list_runs()] == [run.id]
+        assert [item.id for item in await engine.runs.list()] == [run.id]
     assert run.output == "went on"
 
 
@@ -350,7 +350,7 @@ async def test_a_transaction_function_cannot_harm_the_engines_side_of_the_databa
     async with running(harm_job) as engine:
         assert (await finish(engine, await engine.trigger("harm"))).output == "as before"
     async with running(harm_job) as engine:
-        assert len(await engine.list_runs()) == 1
+        assert len(await engine.runs.list()) == 1
 
 
 def back_up(connection: sqlite3.Connection) -> None:
@@ -397,10 +397,10 @@ async def test_a_run_parks_also_when_the_branch_that_kept_it_busy_ends_after_the
     async with running(branches, clock=clock) as engine:
         run = await engine.trigger("branches")
         await clock.advance(1)
-        assert (await engine.get_run(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
         gate.set()
         await settle()
-        assert (await engine.get_run(run.id)).status == RunStatus.WAITING
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
 
 
 async def test_every_step_under_way_is_told_to_stop_when_the_run_is_cancelled_or_fails(running):
@@ -427,11 +427,11 @@ async def test_every_step_under_way_is_told_to_stop_when_the_run_is_cancelled_or
     async with running(tasks, clock=clock) as engine:
         cancelled, failed = [await engine.trigger("tasks", mode) for mode in ("cancel", "fail")]
         await clock.advance(1)
-        await engine.cancel(cancelled.id)
+        await engine.runs.cancel(cancelled.id)
         await settle()
         assert sorted(stopped) == ["cancel", "fail"]
         for run in (cancelled, failed):
-            assert [s.name for s in await engine.get_steps(run.id) if s.status == "running"] == []
+            assert [s.name for s in await engine.runs.steps(run.id) if s.status == "running"] == []
 
 
 async def test_an_exclusive_engine_that_slept_beyond_its_leases_still_owns_its_runs(running):
@@ -465,11 +465,11 @@ async def test_runs_are_found_by_when_they_were_created(running):
             await finish(engine, await engine.trigger("echo", number))
             await clock.advance(60)
         middle = start + timedelta(seconds=30)
-        assert [run.input for run in await engine.list_runs(created_before=middle)] == [0]
-        assert [run.input for run in await engine.list_runs(created_after=middle, order="oldest")] == [1, 2]
-        assert len(await engine.delete_runs(created_before=middle)) == 1
+        assert [run.input for run in await engine.runs.list(created_before=middle)] == [0]
+        assert [run.input for run in await engine.runs.list(created_after=middle, order="oldest")] == [1, 2]
+        assert len(await engine.runs.delete_many(created_before=middle)) == 1
         with pytest.raises(ValueError, match="no time zone"):
-            await engine.list_runs(created_after=datetime(2030, 1, 1))  # noqa: DTZ001
+            await engine.runs.list(created_after=datetime(2030, 1, 1))  # noqa: DTZ001
 
 
 async def test_an_event_that_was_not_published_before_the_crash_is_published_by_the_replay(running):
@@ -498,4 +498,4 @@ async def test_an_event_that_was_not_published_before_the_crash_is_published_by_
         await crash(engine)
     async with running(publish) as engine:
         await finish(engine, run)
-        assert await engine.get_event(run.id, "stage") == "published"
+        assert await engine.runs.value(run.id, "stage") == "published"

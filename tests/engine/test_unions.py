@@ -271,13 +271,13 @@ async def test_inputs_outputs_and_signals_are_held_to_the_same(running):
     async with running(pets) as engine:
         with pytest.raises(SerializationError, match="input of job 'pets' cannot be stored: under"):
             await engine.trigger("pets", REX)
-        assert await engine.list_runs() == []
+        assert await engine.runs.list() == []
         run = await finish(engine, await engine.trigger("pets", {"name": "rex"}))
         assert run.error.message.startswith("output of job 'pets' cannot be stored: under")
         run = await engine.trigger("pets", {"name": "rex", "words": ["hello"]})
         with pytest.raises(SerializationError, match="payload of signal 'pet' cannot be stored: under"):
-            await engine.signal(run.id, "pet", REX)
-        await engine.signal(run.id, "pet", Cat("tom"))
+            await engine.runs.signal(run.id, "pet", REX)
+        await engine.runs.signal(run.id, "pet", Cat("tom"))
         run = await finish(engine, run)
         assert (run.error, run.output) == (None, {"name": "tom"})
     assert bodies[:2] == [Cat("rex"), Parrot("rex", ["hello"])]

@@ -55,15 +55,15 @@ async def silent(ctx: Context, ending: str) -> None:
 async def test_the_caller_gets_the_runs_answer():
     async with engine(account) as e:
         run = await e.trigger(account, 2)
-        assert await e.update(run.id, "deposit", 5) == 5
-        assert await e.update(run.id, "deposit", 7) == 12
+        assert await e.runs.update(run.id, "deposit", 5) == 5
+        assert await e.runs.update(run.id, "deposit", 7) == 12
         assert (await finish(e, run)).output == [5, 7]
 
 
 async def test_an_update_that_comes_before_the_run_asks_for_it_is_kept_first_in_first_out():
     async with engine(account) as e:
         run = await e.trigger(account, 3)
-        answers = await asyncio.gather(*(e.update(run.id, "deposit", amount) for amount in (1, 2, 3)))
+        answers = await asyncio.gather(*(e.runs.update(run.id, "deposit", amount) for amount in (1, 2, 3)))
         assert answers == [1, 3, 6]
         assert (await finish(e, run)).output == [1, 2, 3]
 
@@ -75,7 +75,7 @@ async def test_an_answer_of_nothing_is_one_too():
 
     async with engine(thankless) as e:
         run = await e.trigger(thankless)
-        assert await e.update(run.id, "deposit") is None
+        assert await e.runs.update(run.id, "deposit") is None
 
 
 async def test_the_first_answer_counts():
@@ -87,9 +87,9 @@ async def test_the_first_answer_counts():
 
     async with engine(twice) as e:
         run = await e.trigger(twice)
-        assert await e.update(run.id, "deposit", update_id="a") == "first"
+        assert await e.runs.update(run.id, "deposit", update_id="a") == "first"
         await finish(e, run)
-        assert await e.update(run.id, "deposit", update_id="a") == "first"
+        assert await e.runs.update(run.id, "deposit", update_id="a") == "first"
 
 
 async def test_an_answer_may_take_steps_and_a_long_wait(clock):
@@ -102,7 +102,7 @@ async def test_an_answer_may_take_steps_and_a_long_wait(clock):
 
     async with engine(slow, clock=clock, max_parked=0) as e:
         run = await e.trigger(slow)
-        asking = asyncio.ensure_future(e.update(run.id, "deposit", 5))
+        asking = asyncio.ensure_future(e.runs.update(run.id, "deposit", 5))
         await clock.advance(3599)
         assert not asking.done()
         await clock.advance(1)
@@ -116,17 +116,17 @@ async def test_what_the_validator_rejects_never_reaches_the_run_and_the_caller_i
     async with engine(account) as e:
         run = await e.trigger(account, 1)
         with pytest.raises(UpdateRejected, match="-5 is not positive") as caught:
-            await e.update(run.id, "deposit", -5)
+            await e.runs.update(run.id, "deposit", -5)
         assert (caught.value.run_id, caught.value.name, caught.value.reason) == (
             run.id,
             "deposit",
             "-5 is not positive",
         )
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.status, step.output) == ("running", None)
-        assert (await e.get_run(run.id)).status == RunStatus.WAITING
-        assert await e.update(run.id, "deposit", 5) == 5
+        assert (await e.runs.get(run.id)).status == RunStatus.WAITING
+        assert await e.runs.update(run.id, "deposit", 5) == 5
         assert (await finish(e, run)).output == [5]
 
 
@@ -140,15 +140,15 @@ async def test_a_validator_may_also_return_false():
     async with engine(picky) as e:
         run = await e.trigger(picky)
         with pytest.raises(UpdateRejected, match="the validator did not accept it"):
-            await e.update(run.id, "deposit", 5)
-        assert await e.update(run.id, "deposit", 11) == "taken"
+            await e.runs.update(run.id, "deposit", 5)
+        assert await e.runs.update(run.id, "deposit", 11) == "taken"
 
 
 async def test_of_several_that_came_before_the_run_asked_the_wrong_ones_are_passed_over():
     async with engine(account) as e:
         run = await e.trigger(account, 1)
         outcomes = await asyncio.gather(
-            *(e.update(run.id, "deposit", amount) for amount in (-1, -2, 3)), return_exceptions=True
+            *(e.runs.update(run.id, "deposit", amount) for amount in (-1, -2, 3)), return_exceptions=True
         )
         assert [str(outcome)[-18:] for outcome in outcomes[:2]] == ["-1 is not positive", "-2 is not positive"]
         assert outcomes[2] == 3
@@ -173,10 +173,10 @@ async def test_when_the_run_ends_without_answering_the_caller_is_told(ending, cl
     async with engine(silent, clock=clock) as e:
         deadline = from_milliseconds(clock.now() + 60_000) if ending == "passes its deadline" else None
         run = await e.trigger(silent, ending if ending in ("completes", "fails") else "waits", deadline=deadline)
-        asking = asyncio.ensure_future(e.update(run.id, "deposit", 5))
+        asking = asyncio.ensure_future(e.runs.update(run.id, "deposit", 5))
         await settle()
         if ending == "is cancelled":
-            await e.cancel(run.id)
+            await e.runs.cancel(run.id)
         await clock.advance(60)
         with pytest.raises(UpdateRejected, match="the run ended without answering it"):
             await asking
@@ -187,40 +187,40 @@ async def test_an_update_to_a_run_that_has_ended_is_an_error_and_to_none_as_well
         run = await e.trigger(account, 0)
         await finish(e, run)
         with pytest.raises(RunNotActive, match="cannot be updated"):
-            await e.update(run.id, "deposit", 5)
+            await e.runs.update(run.id, "deposit", 5)
         with pytest.raises(RunNotFound):
-            await e.update("no-such-run", "deposit", 5)
+            await e.runs.update("no-such-run", "deposit", 5)
 
 
 async def test_an_argument_that_cannot_be_stored_is_refused():
     async with engine(account) as e:
         run = await e.trigger(account, 1)
         with pytest.raises(SerializationError, match="argument of update 'deposit'"):
-            await e.update(run.id, "deposit", object())
+            await e.runs.update(run.id, "deposit", object())
 
 
 async def test_waiting_for_the_answer_has_a_time_limit_and_the_update_stays_sent():
     async with engine(account) as e:
         run = await e.trigger(account, 1)
-        await e.pause(run.id)
+        await e.runs.pause(run.id)
         with pytest.raises(TimeoutError):
-            await e.update(run.id, "deposit", 5, update_id="a", timeout=0.01)
-        await e.resume(run.id)
-        assert await e.update(run.id, "deposit", 5, update_id="a") == 5
+            await e.runs.update(run.id, "deposit", 5, update_id="a", timeout=0.01)
+        await e.runs.resume(run.id)
+        assert await e.runs.update(run.id, "deposit", 5, update_id="a") == 5
 
 
 async def test_a_caller_whose_engine_stops_is_told_so_and_may_ask_again():
     async with engine(silent, account) as e:
         run = await e.trigger(account, 1)
-        await e.pause(run.id)
-        asking = asyncio.ensure_future(e.update(run.id, "deposit", 5, update_id="a"))
+        await e.runs.pause(run.id)
+        asking = asyncio.ensure_future(e.runs.update(run.id, "deposit", 5, update_id="a"))
         await settle()
         await crash(e)
         with pytest.raises(DurableWebError, match="give the next engine the same update_id"):
             await asking
         await restart(e)
-        await e.resume(run.id)
-        assert await e.update(run.id, "deposit", 5, update_id="a") == 5
+        await e.runs.resume(run.id)
+        assert await e.runs.update(run.id, "deposit", 5, update_id="a") == 5
 
 
 # --- once ------------------------------------------------------------------------------------------------------------
@@ -229,19 +229,19 @@ async def test_a_caller_whose_engine_stops_is_told_so_and_may_ask_again():
 async def test_an_update_of_the_same_id_is_not_sent_again_and_has_the_same_answer():
     async with engine(account) as e:
         run = await e.trigger(account, 2)
-        assert await e.update(run.id, "deposit", 5, update_id="a") == 5
-        assert await e.update(run.id, "deposit", 5, update_id="a") == 5
+        assert await e.runs.update(run.id, "deposit", 5, update_id="a") == 5
+        assert await e.runs.update(run.id, "deposit", 5, update_id="a") == 5
         await restart(e)
-        assert await e.update(run.id, "deposit", 5, update_id="a") == 5
-        assert await e.update(run.id, "deposit", 7, update_id="b") == 12
+        assert await e.runs.update(run.id, "deposit", 5, update_id="a") == 5
+        assert await e.runs.update(run.id, "deposit", 7, update_id="b") == 12
         assert (await finish(e, run)).output == [5, 7]
-        assert await e.update(run.id, "deposit", 7, update_id="b") == 12  # also when the run has ended
+        assert await e.runs.update(run.id, "deposit", 7, update_id="b") == 12  # also when the run has ended
 
 
 async def test_two_callers_with_the_same_id_both_get_the_answer():
     async with engine(account) as e:
         run = await e.trigger(account, 1)
-        same = [e.update(run.id, "deposit", 5, update_id="a") for _ in range(3)]
+        same = [e.runs.update(run.id, "deposit", 5, update_id="a") for _ in range(3)]
         assert await asyncio.gather(*same) == [5, 5, 5]
 
 
@@ -250,7 +250,7 @@ async def test_a_rejected_update_of_the_same_id_stays_rejected():
         run = await e.trigger(account, 1)
         for _ in range(2):
             with pytest.raises(UpdateRejected, match="-5 is not positive"):
-                await e.update(run.id, "deposit", -5, update_id="a")
+                await e.runs.update(run.id, "deposit", -5, update_id="a")
             await restart(e)
 
 
@@ -265,12 +265,12 @@ async def test_an_answer_that_was_given_and_not_told_is_told_after_a_restart(clo
     async with engine(naps, clock=clock) as e:
         run = await e.trigger(naps)
         point = crash_at(e, before="after")
-        asking = asyncio.ensure_future(e.update(run.id, "deposit", 5, update_id="a"))
+        asking = asyncio.ensure_future(e.runs.update(run.id, "deposit", 5, update_id="a"))
         await point
         await asyncio.wait([asking])
         asking.exception()
         await restart(e)
-        assert await e.update(run.id, "deposit", 5, update_id="a") == 10
+        assert await e.runs.update(run.id, "deposit", 5, update_id="a") == 10
 
 
 # --- time limits -----------------------------------------------------------------------------------------------------
@@ -290,15 +290,15 @@ async def test_of_an_update_and_a_timeout_the_first_one_counts(clock, order):
     async with engine(patient, clock=clock) as e:
         run = await e.trigger(patient)
         with pytest.raises(UpdateRejected, match="not positive"):
-            await e.update(run.id, "deposit", -1)  # which does not prolong it
+            await e.runs.update(run.id, "deposit", -1)  # which does not prolong it
         for what in order:
             if what == "timeout":
                 await clock.advance(60)
             elif order[0] == "update":
-                assert await e.update(run.id, "deposit", 1) == "taken"
+                assert await e.runs.update(run.id, "deposit", 1) == "taken"
             else:
                 with pytest.raises(RunNotActive):
-                    await e.update(run.id, "deposit", 1)
+                    await e.runs.update(run.id, "deposit", 1)
         assert (await finish(e, run)).output == ("in time" if order[0] == "update" else "UpdateTimeout of deposit")
 
 
@@ -318,10 +318,10 @@ async def test_updates_of_two_names_side_by_side():
     async with engine(two) as e:
         run = await e.trigger(two)
         await settle()
-        assert await e.update(run.id, "city", "Ulm") == "city"
+        assert await e.runs.update(run.id, "city", "Ulm") == "city"
         await restart(e)
-        assert await e.update(run.id, "street", "Main") == "street"
-        assert await e.update(run.id, "city", "Bonn") == "city"
+        assert await e.runs.update(run.id, "street", "Main") == "street"
+        assert await e.runs.update(run.id, "city", "Bonn") == "city"
         assert (await finish(e, run)).output == ["Main", "Ulm", "Bonn"]
 
 
@@ -334,11 +334,11 @@ async def test_a_caller_of_another_engine_is_answered_within_a_second(database_p
     ):
         run = await executing.trigger(account, 1)
         await settle()
-        rejected = asyncio.ensure_future(other.update(run.id, "deposit", -5))
+        rejected = asyncio.ensure_future(other.runs.update(run.id, "deposit", -5))
         await clock.advance(1)
         with pytest.raises(UpdateRejected, match="-5 is not positive"):
             await rejected
-        asking = asyncio.ensure_future(other.update(run.id, "deposit", 5))
+        asking = asyncio.ensure_future(other.runs.update(run.id, "deposit", 5))
         await clock.advance(1)
         assert await asking == 5
 
@@ -350,7 +350,7 @@ async def test_a_caller_of_another_engine_is_told_when_the_run_ends_without_answ
         Engine(database_path, [silent], clock=clock, max_concurrent_runs=0) as other,
     ):
         run = await executing.trigger(silent, "completes")
-        asking = asyncio.ensure_future(other.update(run.id, "deposit", 5))
+        asking = asyncio.ensure_future(other.runs.update(run.id, "deposit", 5))
         await clock.advance(1)
         with pytest.raises(UpdateRejected, match="ended without answering"):
             await asking
@@ -363,9 +363,9 @@ async def test_steps_and_timeline_tell_what_is_waited_for():
     async with engine(account) as e:
         run = await e.trigger(account, 1)
         await settle()
-        (step,) = await e.get_steps(run.id)
+        (step,) = await e.runs.steps(run.id)
         assert (step.kind, step.name, step.waiting_for) == ("update", "deposit", "update 'deposit'")
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for update 'deposit'"
-        await e.update(run.id, "deposit", 5)
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for update 'deposit'"
+        await e.runs.update(run.id, "deposit", 5)
         frames = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
         assert [(frame.type, frame.status) for frame in frames] == [("update", "running"), ("update", "completed")]

@@ -49,7 +49,7 @@ async def hang(ctx: Context) -> None:
 async def test_a_new_run_goes_the_new_way_and_records_that_it_does(running):
     async with running(changed := mail(changed=True)) as engine:
         run = await finish(engine, await engine.trigger(changed))
-        steps = await engine.get_steps(run.id)
+        steps = await engine.runs.steps(run.id)
     assert run.output == ["written", "new"]
     assert [(step.name, step.kind, step.output) for step in steps][1] == ("patch:new provider", "patch", True)
 
@@ -59,7 +59,7 @@ async def test_a_run_that_was_past_the_change_goes_on_in_the_old_way(running):
         run = await engine.trigger(old)
         await reach(engine, run.id, RunStatus.WAITING)
     async with running(mail(changed=True, stop=stay)) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).output == ["written", "old"]
 
 
@@ -68,7 +68,7 @@ async def test_a_run_that_had_not_come_there_goes_the_new_way(running):
         run = await engine.trigger(old)
         await reach(engine, run.id, RunStatus.WAITING)
     async with running(mail(changed=True, stop=stay, before=True)) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).output == ["written", "new"]
 
 
@@ -88,7 +88,7 @@ async def test_a_run_that_only_waits_for_something_behind_the_change_was_past_it
         run = await engine.trigger(old)
         await reach(engine, run.id, RunStatus.WAITING)
     async with running(new) as engine:
-        await engine.signal(run.id, "go")
+        await engine.runs.signal(run.id, "go")
         assert (await finish(engine, run)).output == "old"
 
 
@@ -155,11 +155,11 @@ async def test_a_loop_that_was_under_way_goes_on_in_the_old_way_to_its_end(runni
         run = await engine.trigger(old)
         await reach(engine, run.id, RunStatus.WAITING)
     async with running(new := loop(changed=True)) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).output == ["old"] * 4
         fresh = await engine.trigger(new)
         await reach(engine, fresh.id, RunStatus.WAITING)
-        await engine.resume(fresh.id)
+        await engine.runs.resume(fresh.id)
         assert (await finish(engine, fresh)).output == ["new"] * 4
 
 
@@ -176,7 +176,7 @@ async def test_branches_that_ask_at_the_same_time_get_one_answer_and_one_record(
     async with running(branches) as engine:
         run = await engine.trigger(branches)
         frames = await timeline(engine, run)
-        assert (await engine.get_run(run.id)).output == [True] * 20
+        assert (await engine.runs.get(run.id)).output == [True] * 20
     assert [frame.status for frame in frames if frame.kind == "step_status" and frame.type == "patch"] == ["completed"]
 
 
@@ -220,7 +220,7 @@ async def test_what_was_done_before_the_change_is_undone_in_the_old_way(running)
         await reach(engine, run.id, RunStatus.WAITING)
         await engine.stop()
     async with running(order(changed=True), max_concurrent_runs=0) as engine:
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
     async with running(order(changed=True)) as engine:
         run = await finish(engine, run)
     assert (run.status, undone) == (RunStatus.CANCELLED, ["old"])
@@ -270,7 +270,7 @@ async def test_one_version_of_a_job_has_one_definition(running):
 async def test_a_run_goes_on_under_the_version_with_which_it_began(running):
     run = await stopped_at_the_breakpoint(running, ONE)
     async with running(ONE, TWO) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         run = await finish(engine, run)
     assert (run.version, run.output) == ("1", "1")
 
@@ -279,10 +279,10 @@ async def test_a_run_goes_on_under_the_version_with_which_it_began(running):
 async def test_without_its_version_a_run_waits_and_says_so_and_never_goes_on_under_another(running, began):
     run = await stopped_at_the_breakpoint(running, versioned(began))
     async with running(TWO) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         await settle()
-        blocked = await engine.get_run(run.id)
-        frames = [frame.to_frame() for frame in engine._store.read_frames(run.id, 0, 1000)]
+        blocked = await engine.runs.get(run.id)
+        frames = [frame.to_frame() for frame in engine.internals.store.read_frames(run.id, 0, 1000)]
         assert (blocked.status, blocked.attempt) == (RunStatus.WAITING, 1)
         assert blocked.waiting_reason.startswith("blocked: the job 'report' is not registered ")
         assert frames[-1].reason == blocked.waiting_reason
@@ -293,7 +293,7 @@ async def test_without_its_version_a_run_waits_and_says_so_and_never_goes_on_und
 async def test_a_blocked_run_goes_on_with_the_next_engine_that_has_its_version(running):
     run = await stopped_at_the_breakpoint(running, ONE)
     async with running(TWO) as engine:
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         await settle()
     async with running(TWO, ONE) as engine:
         assert (await finish(engine, run)).output == "1"
@@ -304,7 +304,7 @@ async def test_a_run_that_never_began_is_blocked_without_having_begun(running):
         run = await engine.trigger(ONE)
     async with running(TWO) as engine:
         await settle()
-        run = await engine.get_run(run.id)
+        run = await engine.runs.get(run.id)
     assert (run.status, run.attempt, run.started_at) == (RunStatus.WAITING, 0, None)
 
 
@@ -315,16 +315,16 @@ async def test_a_blocked_run_can_be_cancelled_paused_and_run_out_of_time(running
         late = await engine.trigger(ONE, deadline=_moment(clock, 60))
     async with running(TWO, clock=clock) as engine:
         await settle()
-        assert (await engine.cancel(cancelled.id)).status == RunStatus.CANCELLED
-        await engine.pause(paused.id)
+        assert (await engine.runs.cancel(cancelled.id)).status == RunStatus.CANCELLED
+        await engine.runs.pause(paused.id)
         await clock.advance(61)
-        assert (await engine.get_run(late.id)).error.type == "DeadlineExceeded"
+        assert (await engine.runs.get(late.id)).error.type == "DeadlineExceeded"
         engine.register(ONE)
         await settle()
-        assert (await engine.get_run(paused.id)).attempt == 0
-        await engine.resume(paused.id)
+        assert (await engine.runs.get(paused.id)).attempt == 0
+        await engine.runs.resume(paused.id)
         await settle()
-        assert (await engine.get_run(paused.id)).current_step == "stay"
+        assert (await engine.runs.get(paused.id)).current_step == "stay"
 
 
 def _moment(clock: MockClock, seconds: float) -> datetime:
@@ -334,29 +334,29 @@ def _moment(clock: MockClock, seconds: float) -> datetime:
 async def test_a_run_that_is_retried_keeps_its_version_and_a_new_one_from_it_has_the_latest(running):
     run = await stopped_at_the_breakpoint(running, ONE)
     async with running(ONE, TWO) as engine:
-        assert (await engine.fork(run.id, "stay")).version == "2"
-        assert (await engine.retrigger(run.id)).version == "2"
-        await engine.cancel(run.id)
-        assert (await engine.retry(run.id)).version == "1"
+        assert (await engine.runs.fork(run.id, "stay")).version == "2"
+        assert (await engine.runs.retrigger(run.id)).version == "2"
+        await engine.runs.cancel(run.id)
+        assert (await engine.runs.retry(run.id)).version == "1"
         await engine.stop(drain=False)
 
 
 async def test_a_retried_run_whose_version_is_gone_is_blocked(running):
     run = await stopped_at_the_breakpoint(running, ONE)
     async with running(TWO) as engine:
-        await engine.cancel(run.id)
-        await engine.retry(run.id)
+        await engine.runs.cancel(run.id)
+        await engine.runs.retry(run.id)
         await settle()
-        assert (await engine.get_run(run.id)).waiting_reason.startswith("blocked")
+        assert (await engine.runs.get(run.id)).waiting_reason.startswith("blocked")
 
 
 async def test_a_compensation_waits_for_its_version_too(running):
     undone: list[str] = []
     run = await stopped_at_the_breakpoint(running, one := versioned("1", undone))
     async with running(TWO) as engine:
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         await settle()
-        held = await engine.get_run(run.id)
+        held = await engine.runs.get(run.id)
         assert (held.status, held.waiting_reason[:8], undone) == (RunStatus.CANCELLING, "blocked:", [])
         engine.register(one)
         assert (await finish(engine, run)).status == RunStatus.CANCELLED
@@ -367,9 +367,9 @@ async def test_a_compensation_waits_for_a_job_that_is_not_registered_at_all(runn
     undone: list[str] = []
     run = await stopped_at_the_breakpoint(running, one := versioned("1", undone))
     async with running() as engine:
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
         await settle()
-        assert (await engine.get_run(run.id)).waiting_reason == "blocked: the job 'report' is not registered"
+        assert (await engine.runs.get(run.id)).waiting_reason == "blocked: the job 'report' is not registered"
     async with running(one) as engine:
         assert (await finish(engine, run)).status == RunStatus.CANCELLED
     assert undone == ["1"]
@@ -393,7 +393,7 @@ async def test_engines_with_different_versions_on_one_file_each_execute_their_ow
     ):
         runs = [await engine.trigger("quick") for _ in range(5) for engine in (second, first)]
         await clock.advance(10)
-        ended = [await first.get_run(run.id) for run in runs]
+        ended = [await first.runs.get(run.id) for run in runs]
         assert [(run.status, run.version, run.output) for run in ended] == [
             ("completed", version, version) for _ in range(5) for version in ("2", "1")
         ]
@@ -417,9 +417,9 @@ async def test_a_run_that_cannot_begin_is_not_thrown_to_and_fro_between_engines(
         await first.trigger(busy)
         waiting = await first.trigger(busy)
         await clock.advance(5)
-        before = len(first._store.read_frames(waiting.id, 0, 1000))
+        before = len(first.internals.store.read_frames(waiting.id, 0, 1000))
         await clock.advance(60)
-        assert len(first._store.read_frames(waiting.id, 0, 1000)) == before
+        assert len(first.internals.store.read_frames(waiting.id, 0, 1000)) == before
         for engine in (first, second):
             await engine.stop(drain=False)
 
@@ -434,9 +434,9 @@ async def test_blocking_and_going_on_survive_a_death_at_any_commit(running):
         return await ctx.step("sign", lambda: "2")
 
     async def play(engine: Engine, key: str) -> Run:
-        if not (runs := await engine.list_runs(labels={"key": key.replace(" ", "-")})):
+        if not (runs := await engine.runs.list(labels={"key": key.replace(" ", "-")})):
             engine.register(old)
-            registry = engine._registry
+            registry = engine.registry
             registry._jobs["signs"] = old
             run = await engine.trigger("signs", labels={"key": key.replace(" ", "-")})
             registry._jobs["signs"] = new
@@ -469,9 +469,9 @@ async def test_a_wait_that_was_called_off_is_no_sign_of_having_been_further(runn
     async with running(race, clock=clock, max_parked=0) as engine:
         run = await engine.trigger("race")
         await settle()
-        await (engine.signal(run.id, "go") if order == "signal" else clock.advance(10))
+        await (engine.runs.signal(run.id, "go") if order == "signal" else clock.advance(10))
         await settle()
-        await engine.signal(run.id, "now")
+        await engine.runs.signal(run.id, "now")
         assert (await finish(engine, run)).output is True
 
 
@@ -496,5 +496,5 @@ async def test_a_timer_that_fired_before_the_change_fires_again_when_the_changed
         await crash(engine)
     async with running(naps(changed=True), clock=clock) as engine:
         await settle()
-        await engine.resume(run.id)
+        await engine.runs.resume(run.id)
         assert (await finish(engine, run)).output == "awake"

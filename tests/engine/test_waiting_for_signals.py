@@ -19,9 +19,9 @@ async def test_without_a_signal_the_wait_times_out(clock):
     async with engine(one, clock=clock) as e:
         run = await e.trigger(one, 60)
         await clock.advance(59.9)
-        assert not (await e.get_run(run.id)).is_terminal
+        assert not (await e.runs.get(run.id)).is_terminal
         await clock.advance(0.1)
-        assert (await e.get_run(run.id)).output == "SignalTimeout of go"
+        assert (await e.runs.get(run.id)).output == "SignalTimeout of go"
 
 
 async def test_a_signal_timeout_is_a_timeout_error_and_fails_the_run_that_does_not_catch_it(clock):
@@ -32,7 +32,7 @@ async def test_a_signal_timeout_is_a_timeout_error_and_fails_the_run_that_does_n
     async with engine(strict, clock=clock) as e:
         run = await e.trigger(strict)
         await clock.advance(60)
-        run = await e.get_run(run.id)
+        run = await e.runs.get(run.id)
         assert (run.status, run.error.type) == (RunStatus.FAILED, "SignalTimeout")
         assert run.error.message == "What 'go' waited for did not come in time."
     assert issubclass(SignalTimeout, TimeoutError)
@@ -42,9 +42,9 @@ async def test_a_signal_in_time_calls_the_timeout_off(clock):
     async with engine(one, clock=clock) as e:
         run = await e.trigger(one, 60)
         await clock.advance(59.9)
-        await e.signal(run.id, "go", "in time")
+        await e.runs.signal(run.id, "go", "in time")
         await clock.advance(1)
-        assert (await e.get_run(run.id)).output == "in time"
+        assert (await e.runs.get(run.id)).output == "in time"
 
 
 async def test_a_signal_after_the_timeout_is_kept_for_the_next_wait(clock):
@@ -60,7 +60,7 @@ async def test_a_signal_after_the_timeout_is_kept_for_the_next_wait(clock):
     async with engine(twice, clock=clock) as e:
         run = await e.trigger(twice)
         await clock.advance(60)
-        await e.signal(run.id, "go", "for the next")
+        await e.runs.signal(run.id, "go", "for the next")
         await restart(e)
         await clock.advance(60)
         assert (await finish(e, run)).output == ["too late", "for the next"]
@@ -79,7 +79,7 @@ async def test_of_a_signal_and_a_timeout_at_the_same_moment_the_first_one_counts
         await clock.advance(60)
         await restart(e)
         if first == "timeout":
-            await e.signal(run.id, "go", "too late")
+            await e.runs.signal(run.id, "go", "too late")
         assert (await finish(e, run)).output == output
 
 
@@ -87,7 +87,7 @@ async def crash_at_signal(e: Engine, run) -> None:
     """The signal is delivered, and the engine dies before the run has noticed."""
     point = crash_at(e, after="go")
     with pytest.raises(Exception, match="made to crash"):
-        await e.signal(run.id, "go", "in time")
+        await e.runs.signal(run.id, "go", "in time")
     assert point.is_reached
 
 
@@ -95,11 +95,11 @@ async def test_a_timeout_of_nothing_takes_what_is_there_and_waits_for_nothing(cl
     async with engine(one, clock=clock) as e:
         empty = await e.trigger(one, 0)
         await settle()
-        assert (await e.get_run(empty.id)).output == "SignalTimeout of go"
+        assert (await e.runs.get(empty.id)).output == "SignalTimeout of go"
         run = await e.trigger(one, 0)
-        await e.signal(run.id, "go", "there")
+        await e.runs.signal(run.id, "go", "there")
         await settle()
-        assert (await e.get_run(run.id)).output == "there"
+        assert (await e.runs.get(run.id)).output == "there"
 
 
 async def test_the_time_limit_is_counted_from_the_first_beginning_across_restarts(clock):
@@ -109,7 +109,7 @@ async def test_the_time_limit_is_counted_from_the_first_beginning_across_restart
             await clock.advance(29)
             await restart(e)
         await clock.advance(2)
-        assert (await e.get_run(run.id)).output == "SignalTimeout of go"
+        assert (await e.runs.get(run.id)).output == "SignalTimeout of go"
 
 
 # --- waits that are called off ---------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ async def test_a_wait_that_was_called_off_takes_no_signal(clock, kept):
     async with engine(called_off, clock=clock, max_parked=kept) as e:
         run = await e.trigger(called_off)
         await clock.advance(60)
-        await e.signal(run.id, "go", "for the second wait")
+        await e.runs.signal(run.id, "go", "for the second wait")
         assert (await finish(e, run)).output == ["nap", "for the second wait"]
 
 
@@ -142,7 +142,7 @@ async def test_a_wait_that_was_called_off_takes_no_signal_in_a_later_execution_e
         await clock.advance(60)
         await crash(e)
         await e.start(claim=False)
-        await e.signal(run.id, "go", "for the second wait")
+        await e.runs.signal(run.id, "go", "for the second wait")
         await restart(e)
         assert (await finish(e, run)).output == ["nap", "for the second wait"]
 
@@ -167,15 +167,15 @@ async def test_a_signal_in_the_moment_in_which_the_wait_is_called_off_is_for_the
             given_up.set()
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await e.signal(run.id, "go", "kept")
+            await e.runs.signal(run.id, "go", "kept")
             await settle()
             await crash(e)
             await restart(e)
-            run = await e.get_run(run.id)
+            run = await e.runs.get(run.id)
             if not run.is_terminal:  # the first wait has taken it
-                await e.signal(run.id, "go", "another")
+                await e.runs.signal(run.id, "go", "another")
                 await settle()
-                run = await e.get_run(run.id)
+                run = await e.runs.get(run.id)
             assert run.output in (["given up", "kept"], ["kept", "another"])
 
 
@@ -192,13 +192,13 @@ async def test_a_signal_that_comes_back_goes_before_a_newer_one(is_committed):
     async with engine(gives_back) as e:
         run = await e.trigger(gives_back)
         await settle()
-        await e.signal(run.id, "go", "older")
+        await e.runs.signal(run.id, "go", "older")
         branches[0].cancel()  # it has the signal, and does not know yet
         await asyncio.wait(branches[:1])
         if is_committed:
-            e._dispatcher.commits.flush()
-        await e.signal(run.id, "go", "newer")
-        await e.signal(run.id, "go", "newest")
+            e.internals.dispatcher.commits.flush()
+        await e.runs.signal(run.id, "go", "newer")
+        await e.runs.signal(run.id, "go", "newest")
         assert branches[0].cancelled()
         assert (await finish(e, run)).output == ["older", "newer"]
 
@@ -215,11 +215,11 @@ async def test_a_wait_that_times_out_has_missed_no_signal_that_came_back(clock):
     async with engine(gives_back, clock=clock) as e:
         run = await e.trigger(gives_back)
         await settle()
-        await e.signal(run.id, "go", "older")
+        await e.runs.signal(run.id, "go", "older")
         branches[0].cancel()
         await asyncio.wait(branches[:1])
         clock.set_forward(60)
-        e._dispatcher.look_at_the_time()
+        e.internals.dispatcher.look_at_the_time()
         assert (await finish(e, run)).output == "older"
 
 
@@ -242,7 +242,7 @@ async def test_a_signal_inside_asyncio_timeout_and_wait_for(clock):
     async with engine(limits, clock=clock) as e:
         run = await e.trigger(limits)
         for number in (1, 2):
-            await e.signal(run.id, "go", number)
+            await e.runs.signal(run.id, "go", number)
         await clock.advance(0.01)
         assert (await finish(e, run)).output == [1, 2, "never"]
 
@@ -266,9 +266,9 @@ async def test_a_failing_branch_of_a_task_group_calls_the_waits_of_the_others_of
         run = await e.trigger(group_job)
         await settle()
         await restart(e)
-        await e.signal(run.id, "fail")
+        await e.runs.signal(run.id, "fail")
         assert (await finish(e, run)).output == "failed"
-        assert {step.name: step.status for step in await e.get_steps(run.id)} == {
+        assert {step.name: step.status for step in await e.runs.steps(run.id)} == {
             "go": "cancelled",
             "fail": "completed",
         }

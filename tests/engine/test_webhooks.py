@@ -33,7 +33,7 @@ async def payment(ctx: Context, timeout: float | None) -> object:
 
 async def token_of(e: Engine, run) -> str:
     await settle()
-    return await e.get_event(run.id, "token")
+    return await e.runs.value(run.id, "token")
 
 
 async def test_what_is_delivered_is_what_the_run_gets():
@@ -59,21 +59,21 @@ async def test_a_token_stays_the_same_across_restarts():
         await settle()
         await e.deliver_webhook(token, 1)
         assert (await finish(e, run)).output == 1
-        assert await e.get_event(run.id, "token") == token
+        assert await e.runs.value(run.id, "token") == token
 
 
 async def test_the_address_is_what_the_engine_makes_of_the_token():
     async with engine(payment, webhook_url=lambda token: f"https://example.org/hooks/{token}") as e:
         run = await e.trigger(payment)
         token = await token_of(e, run)
-        assert await e.get_event(run.id, "url") == f"https://example.org/hooks/{token}"
+        assert await e.runs.value(run.id, "url") == f"https://example.org/hooks/{token}"
 
 
 async def test_without_a_builder_there_is_no_address():
     async with engine(payment) as e:
         run = await e.trigger(payment)
         await settle()
-        assert await e.get_event(run.id, "url", "unset") is None
+        assert await e.runs.value(run.id, "url", "unset") is None
 
 
 async def test_what_is_delivered_before_the_wait_is_kept(clock):
@@ -115,10 +115,10 @@ async def test_a_token_of_a_run_that_has_ended_without_it_is_refused():
     async with engine(payment) as e:
         run = await e.trigger(payment)
         token = await token_of(e, run)
-        await e.cancel(run.id)
+        await e.runs.cancel(run.id)
         with pytest.raises(WebhookNotFound, match="its run has ended"):
             await e.deliver_webhook(token, 1)
-        assert (await e.get_run(run.id)).status == RunStatus.CANCELLED
+        assert (await e.runs.get(run.id)).status == RunStatus.CANCELLED
 
 
 async def test_a_body_that_cannot_be_stored_is_refused_and_the_run_goes_on_waiting():
@@ -148,10 +148,10 @@ async def test_a_retried_run_that_had_not_been_called_gets_another_token():
     async with engine(payment) as e:
         run = await e.trigger(payment)
         token = await token_of(e, run)
-        await e.cancel(run.id)
-        await e.retry(run.id)
+        await e.runs.cancel(run.id)
+        await e.runs.retry(run.id)
         await settle()
-        fresh = await e.get_event(run.id, "token")
+        fresh = await e.runs.value(run.id, "token")
         assert fresh != token
         await e.deliver_webhook(fresh, 1)
         assert (await finish(e, run)).output == 1
@@ -166,9 +166,9 @@ async def test_the_time_limit_counts_from_the_first_waiting(clock):
         await clock.advance(30)
         await restart(e)
         await clock.advance(29)
-        assert not (await e.get_run(run.id)).is_terminal
+        assert not (await e.runs.get(run.id)).is_terminal
         await clock.advance(1)
-        assert (await e.get_run(run.id)).output == "WebhookTimeout of payment"
+        assert (await e.runs.get(run.id)).output == "WebhookTimeout of payment"
 
 
 async def test_what_comes_after_the_time_limit_is_refused_and_what_comes_before_counts(clock):
@@ -179,8 +179,8 @@ async def test_what_comes_after_the_time_limit_is_refused_and_what_comes_before_
         await clock.advance(60)
         with pytest.raises(WebhookNotFound):
             await e.deliver_webhook(tokens[0], "late")
-        assert (await e.get_run(late.id)).output == "WebhookTimeout of payment"
-        assert (await e.get_run(early.id)).output == "in time"
+        assert (await e.runs.get(late.id)).output == "WebhookTimeout of payment"
+        assert (await e.runs.get(early.id)).output == "in time"
 
 
 async def test_a_wait_that_was_called_off_can_be_begun_again():
@@ -197,7 +197,7 @@ async def test_a_wait_that_was_called_off_can_be_begun_again():
 
     async with engine(patient) as e:
         run = await e.trigger(patient)
-        while (await e.get_run(run.id)).completed_steps < 1:
+        while (await e.runs.get(run.id)).completed_steps < 1:
             await asyncio.sleep(0.003)
         await e.deliver_webhook(await token_of(e, run), "at last")
         assert (await finish(e, run)).output == "at last"
@@ -223,7 +223,7 @@ async def test_webhooks_side_by_side():
         await restart(e)
         await e.deliver_webhook(tokens[0], 1)
         assert (await finish(e, run)).output == [1, 2]
-        steps = await e.get_steps(run.id)
+        steps = await e.runs.steps(run.id)
         assert [step.name for step in steps if step.kind == "webhook"] == ["payment", "payment#2"]
 
 
@@ -236,7 +236,7 @@ async def test_a_delivery_to_another_engine_wakes_the_run_within_a_second(databa
         run = await executing.trigger(payment)
         await other.deliver_webhook(await token_of(executing, run), "from elsewhere")
         await clock.advance(1)
-        assert (await executing.get_run(run.id)).output == "from elsewhere"
+        assert (await executing.runs.get(run.id)).output == "from elsewhere"
 
 
 async def test_a_delivery_whose_sender_is_not_told_may_be_repeated():
@@ -258,15 +258,15 @@ async def test_steps_and_timeline_tell_that_it_is_a_webhook_and_never_its_token(
     async with engine(payment, clock=clock) as e:
         run = await e.trigger(payment, 60)
         await settle()
-        (step,) = [step for step in await e.get_steps(run.id) if step.kind == "webhook"]
+        (step,) = [step for step in await e.runs.steps(run.id) if step.kind == "webhook"]
         assert (step.kind, step.waiting_for) == ("webhook", "webhook 'payment'")
         assert step.wake_at.timestamp() * 1000 == clock.now() + 60_000
-        assert (await e.get_run(run.id)).waiting_reason == "it waits for webhook 'payment'"
+        assert (await e.runs.get(run.id)).waiting_reason == "it waits for webhook 'payment'"
         await clock.advance(60)
         frames = [frame for frame in await timeline(e, run) if frame.kind == "step_status"]
         assert [(frame.type, frame.status) for frame in frames][::2] == [("webhook", "running"), ("webhook", "failed")]
         assert frames[1].wake_at == step.wake_at
         assert frames[-1].error.type == "WebhookTimeout"
-        token = await e.get_event(run.id, "token")
+        token = await e.runs.value(run.id, "token")
         assert token not in str(frames)
-        assert token not in str((await e.get_steps(run.id))[0])
+        assert token not in str((await e.runs.steps(run.id))[0])

@@ -29,7 +29,7 @@ def an_engine(*jobs: Job, clock: MockClock, life: str = "goes on") -> Any:
 async def parked(e: Engine, run: Run) -> Run:
     """The run, once it is at rest, and waits."""
     await settle()
-    run = await e.get_run(run.id)
+    run = await e.runs.get(run.id)
     assert run.status == RunStatus.WAITING, (run.status, run.error)
     return run
 
@@ -37,7 +37,7 @@ async def parked(e: Engine, run: Run) -> Run:
 async def ended(e: Engine, run: Run) -> Run:
     """The run, once it is at its end."""
     await settle()
-    run = await e.get_run(run.id)
+    run = await e.runs.get(run.id)
     assert run.status.is_terminal, run.waiting_reason
     return run
 

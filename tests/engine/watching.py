@@ -21,22 +21,22 @@ def on_a_desk_only(why: str) -> pytest.MarkDecorator:
 
 async def finish(engine: Engine, run: Run) -> Run:
     """Wait until a run has ended, and return it as it then stands."""
-    async for _ in engine.watch(run.id):
+    async for _ in engine.runs.watch(run.id):
         pass
-    return await engine.get_run(run.id)
+    return await engine.runs.get(run.id)
 
 
 async def timeline(engine: Engine, run: Run, from_seq: int = 0) -> list[Any]:
     """All frames of a run, to its end."""
-    return [frame async for frame in engine.watch(run.id, from_seq)]
+    return [frame async for frame in engine.runs.watch(run.id, from_seq)]
 
 
 async def reach(engine: Engine, run_id: str, status: str) -> Run:
     """Wait until a run stands at a status, and return it."""
-    async for frame in engine.watch(run_id):
+    async for frame in engine.runs.watch(run_id):
         if frame.kind == "run_status" and frame.status == status:
             break
-    return await engine.get_run(run_id)
+    return await engine.runs.get(run_id)
 
 
 @job("talk")

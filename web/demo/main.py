@@ -8,6 +8,7 @@ elements of `durable-elements.js` alone.
 
 import sys
 
+import durable_page
 import js
 import notices
 from choose_view import ChooseView
@@ -53,7 +54,7 @@ class Demo:
         opened = js.Date.now()
         if not await self._connection.open(DATABASE, JOBS, "What was imported before is unharmed."):
             return
-        self._imports = self._durable.runs({"job": "import-csv"}, page_size=RECENT, payloads=True)
+        self._imports = durable_page.runs(self._durable, job="import-csv", page_size=RECENT, payloads=True)
         await self._imports.hydrated()
         under_way = [run.id for run in self._imports.items if run.status in ACTIVE or (run.completed_at or 0) > opened]
         if under_way and not _run_in_address():
@@ -88,17 +89,17 @@ class Demo:
         if self._durable.role == "follower":
             return
         for run in await self._read_runs({"job": "export-csv", "status": ACTIVE}):
-            await self._durable.actions.cancel(run.id)
+            await durable_page.actions(self._durable).cancel(run.id)
         for run in await self._read_runs({"job": "forget-import", "status": "completed"}):
             await self._delete_forgotten(run)
         imported = [run.input["path"] for run in self._imports.items if run.status == "completed"]
-        for file in await self._durable.list_files():
+        for file in await self._durable.files.list():
             if file.name.startswith(TEMPORARY) or file.path in imported:
-                await self._durable.delete_file(file.name)
+                await self._durable.files.delete(file.name)
 
     async def _read_runs(self, filters):
         """The latest runs that pass the filters, as they are now."""
-        found = self._durable.runs(filters, page_size=MOST_RUNS, realtime=False, payloads=True)
+        found = durable_page.runs(self._durable, **filters, page_size=MOST_RUNS, realtime=False, payloads=True)
         await found.hydrated()
         found.close()
         if found.problem is not None:
@@ -129,7 +130,7 @@ class Demo:
 
     async def _find_run(self, run_id):
         try:
-            return await self._durable.actions.get(run_id)
+            return await durable_page.actions(self._durable).get(run_id)
         except DurableError as error:
             if error.code != "RunNotFound":
                 raise
@@ -157,7 +158,7 @@ class Demo:
         runs = self._imports.items
         in_use = [run.input["path"] for run in runs if run.status in ACTIVE]
         names = {run.input["path"]: run.input.get("name") for run in runs}
-        files = await self._durable.list_files()
+        files = await self._durable.files.list()
         saved = [file for file in files if file.path not in in_use and not file.name.startswith(TEMPORARY)]
         self._choose.show_saved([(file, names.get(file.path) or file.name.partition("-")[2]) for file in saved])
 
@@ -175,7 +176,7 @@ class Demo:
         if run.status in TERMINAL:
             await self._show_end(run, visit)
             return
-        self._shown = self._durable.run(run.id)
+        self._shown = durable_page.run(self._durable, run.id)
         self._shown.changed.add_listener(self._follow)
 
     def _follow(self, shown):
@@ -192,7 +193,7 @@ class Demo:
         """Show what a run that has ended came to."""
         file = await self._saved_file(run)
         if file is not None and run.status == "completed":
-            await self._durable.delete_file(file.name)
+            await self._durable.files.delete(file.name)
         if visit != self._visit:
             return
         document.title = run.input.get("name") or TITLE
@@ -210,7 +211,7 @@ class Demo:
         self._choose.show_saving(name)
         start(_ask_for_storage())  # now, because browsers answer a person's wish rather than a page's
         try:
-            file = await self._durable.put_file(blob, name)
+            file = await self._durable.files.put(blob, name)
         except DurableError:
             self._choose.enable(True, "")
             raise
@@ -218,7 +219,7 @@ class Demo:
 
     async def _begin_saved(self, file, name, encoding):
         notices.clear()
-        starting = self._durable.job("import-csv", auto_resume=False, follow_latest=False)
+        starting = durable_page.job(self._durable, "import-csv", auto_resume=False, follow_latest=False)
         try:
             request = {"path": file.path, "name": name, "encoding": encoding}
             run = await starting.trigger(request)
@@ -229,7 +230,7 @@ class Demo:
 
     async def _forget_file(self, file):
         notices.clear()
-        await self._durable.delete_file(file.name)
+        await self._durable.files.delete(file.name)
         await self._show_saved()
 
     def _on_action(self, event):
@@ -241,12 +242,12 @@ class Demo:
     async def _forget_import(self, run_id):
         """Delete the tables and the file of an import, then its run; if the tab dies, `_clear_away` does the rest."""
         notices.clear()
-        run = await self._durable.actions.get(run_id)
+        run = await durable_page.actions(self._durable).get(run_id)
         file = await self._saved_file(run)
         used = await self._read_runs({"job": "import-csv", "status": ACTIVE})
         is_free = file is not None and file.path not in [other.input["path"] for other in used]
         request = {"run_id": run_id, "file": file.name if is_free else None}
-        forgetting = self._durable.job("forget-import", auto_resume=False, follow_latest=False)
+        forgetting = durable_page.job(self._durable, "forget-import", auto_resume=False, follow_latest=False)
         try:
             done = await forgetting.trigger_and_wait(request)
         finally:
@@ -261,14 +262,14 @@ class Demo:
         """Delete the run of an import whose tables are gone, and that of the job which saw to it."""
         for run_id in (done.input["run_id"], done.id):
             try:
-                await self._durable.actions.delete(run_id)
+                await durable_page.actions(self._durable).delete(run_id)
             except DurableError as error:
                 if error.code != "RunNotFound":
                     raise
 
     async def _saved_file(self, run):
         """The durable copy of the file of an import, as long as it is there."""
-        for file in await self._durable.list_files():
+        for file in await self._durable.files.list():
             if file.path == run.input["path"]:
                 return file
         return None

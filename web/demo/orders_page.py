@@ -4,6 +4,7 @@ The address `#order=<id>` says which order is shown; without one it is the lates
 database, most of it by the elements of `durable-elements.js` alone; so it is the same after a reload, and in every tab.
 """
 
+import durable_page
 import notices
 from connection import Connection
 from durable_page import TERMINAL, DurableError
@@ -52,7 +53,7 @@ class OrdersPage:
         """Connect, and show the order that the address names, or the latest."""
         if not await self._connection.open(DATABASE, JOBS, "No order is lost."):
             return
-        self._orders = self._durable.runs({"job": "order"}, page_size=1)
+        self._orders = durable_page.runs(self._durable, job="order", page_size=1)
         await self._route()
 
     @property
@@ -82,7 +83,7 @@ class OrdersPage:
             return
         for id in ELEMENTS:
             find(id).setAttribute("run-id", run_id)
-        self._shown = self._durable.run(run_id)
+        self._shown = durable_page.run(self._durable, run_id)
         self._shown.changed.add_listener(self._hear_of_run)
 
     def _hear_of_run(self, shown):
@@ -125,7 +126,7 @@ class OrdersPage:
             "grace_seconds": float(find("grace-seconds").value),
         }
         title = ", ".join([item["name"] for item in order["items"]])
-        placing = self._durable.job("order", auto_resume=False, follow_latest=False)
+        placing = durable_page.job(self._durable, "order", auto_resume=False, follow_latest=False)
         try:
             run = await placing.trigger(order, labels={"title": title})
         finally:
@@ -137,16 +138,16 @@ class OrdersPage:
         """Send the decision; that of a second tab, which comes too late, is the same signal and not delivered."""
         notices.clear()
         decision = {"approved": is_approved, "by": "you"}
-        await self._durable.actions.signal(self._shown.run_id, "approval", decision, signal_id="decision")
+        await durable_page.actions(self._durable).signal(self._shown.run_id, "approval", decision, signal_id="decision")
 
     async def _pause_or_resume(self):
         notices.clear()
-        act = self._durable.actions
+        act = durable_page.actions(self._durable)
         await (act.resume if self._shown.run.paused else act.pause)(self._shown.run_id)
 
     async def _cancel(self):
         notices.clear()
-        await self._durable.actions.cancel(self._shown.run_id, compensate=True)
+        await durable_page.actions(self._durable).cancel(self._shown.run_id, compensate=True)
 
 
 def _item(box):

@@ -58,7 +58,7 @@ def runs(name: str, count: int, steps: int, function: str = "synchronous") -> fl
     async def execute() -> None:
         made = await _engines[name].trigger_many([trigger] * count)
         for run in made:
-            await _engines[name].wait_for_run(run.id)
+            await _engines[name].runs.wait(run.id)
 
     return _timed(execute())
 
@@ -84,7 +84,7 @@ def replay(name: str, run_id: str) -> float:
 
     async def execute() -> None:
         await _engines[name].retry(run_id)
-        await _engines[name].wait_for_run(run_id)
+        await _engines[name].runs.wait(run_id)
 
     return _timed(execute())
 
@@ -94,8 +94,8 @@ def lists(name: str, count: int) -> float:
 
     async def execute() -> None:
         for _ in range(count):
-            await _engines[name].list_runs(limit=20)
-            await _engines[name].list_runs(limit=20, status="completed")
+            await _engines[name].runs.list(limit=20)
+            await _engines[name].runs.list(limit=20, status="completed")
 
     return _timed(execute())
 
@@ -105,7 +105,7 @@ def counts(name: str, count: int) -> float:
 
     async def execute() -> None:
         for _ in range(count):
-            await _engines[name].count_runs()
+            await _engines[name].runs.count()
 
     return _timed(execute())
 

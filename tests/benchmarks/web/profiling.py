@@ -30,7 +30,7 @@ async def profile(engine: Engine, execute: Callable[[int], Awaitable[Any]], coun
         ``turns`` of the event loop for each; ``parts``: shares of the profiled time; ``functions``: share of the
         profiled time in the function itself, calls for each, and name, by share.
     """
-    connection = engine._store.database.connection
+    connection = engine.internals.store.database.connection
     await execute(count // 4)
     began = time.perf_counter()
     await execute(count)

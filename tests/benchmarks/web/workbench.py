@@ -78,7 +78,7 @@ async def runs(folder: str, count: int, steps: int) -> float:
     began = time.perf_counter()
     made = [await engine.trigger("steps", {"count": steps}) for _ in range(count)]
     for run in made:
-        await engine.wait_for_run(run.id)
+        await engine.runs.wait(run.id)
     return (time.perf_counter() - began) * 1000
 
 
@@ -97,7 +97,7 @@ async def sizes(folder: str) -> dict[str, int]:
     """Bytes of the WebAssembly memory, and of the database's pages."""
     from pyodide_js import _module
 
-    connection = _engines["engine"]._store.database.connection
+    connection = _engines["engine"].internals.store.database.connection
     pages, page_size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     return {"memory": _module.HEAPU8.length, "database": pages * page_size}
 

@@ -35,12 +35,12 @@ def scenario(record: Record) -> Record:
 
 
 async def wait(engine: Engine, run: Run, status: str) -> None:
-    while (await engine.get_run(run.id)).status != status:
+    while (await engine.runs.get(run.id)).status != status:
         await asyncio.sleep(0.005)
 
 
 async def stands_at(engine: Engine, run: Run, step: str) -> None:
-    while step not in {step.name for step in await engine.get_steps(run.id) if step.status == "running"}:
+    while step not in {step.name for step in await engine.runs.steps(run.id) if step.status == "running"}:
         await asyncio.sleep(0.005)
     await wait(engine, run, "waiting")
 
@@ -80,7 +80,7 @@ async def retrying(engine: Engine) -> None:
 @scenario
 async def called_back(engine: Engine) -> None:
     run = await parked(engine, jobs.called_back, "news")
-    (first, _) = await engine.get_event(run.id, "tokens")
+    (first, _) = await engine.runs.value(run.id, "tokens")
     await asyncio.sleep(0.01)
     await engine.deliver_webhook(first, "called back")
     await wait(engine, run, "waiting")
@@ -90,7 +90,7 @@ async def called_back(engine: Engine) -> None:
 @scenario
 async def parent(engine: Engine) -> None:
     run = await parked(engine, jobs.parent, "only")
-    (child,) = [other for other in await engine.list_runs() if other.id != run.id]
+    (child,) = [other for other in await engine.runs.list() if other.id != run.id]
     await stands_at(engine, child, "go")
 
 
@@ -105,7 +105,7 @@ async def patched(engine: Engine) -> None:
     engine.register(jobs.before_the_patch)
     run = await parked(engine, jobs.before_the_patch, "go")
     await restart(engine, *jobs.JOBS)
-    await engine.signal(run.id, "go")
+    await engine.runs.signal(run.id, "go")
     await stands_at(engine, run, "nap")
 
 
@@ -116,7 +116,7 @@ async def cancelled(engine: Engine) -> None:
     await stands_at(engine, run, "nap")
     point = crash_at(engine, after=RunStatus.CANCELLING)
     with suppress(SimulatedCrash):
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
     await point
 
 
@@ -127,7 +127,7 @@ async def undone_after_cancel(engine: Engine) -> None:
     await stands_at(engine, run, "nap")
     point = crash_at(engine, after="compensate:c")
     with suppress(SimulatedCrash):
-        await engine.cancel(run.id, compensate=True)
+        await engine.runs.cancel(run.id, compensate=True)
     await point
 
 
@@ -184,7 +184,7 @@ async def called_off(engine: Engine) -> None:
 @scenario
 async def mapped(engine: Engine) -> None:
     await parked(engine, jobs.mapped, "each[2]")
-    while (await engine.count_runs())["waiting"] < 4:
+    while (await engine.runs.count())["waiting"] < 4:
         await asyncio.sleep(0.01)
 
 

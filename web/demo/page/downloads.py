@@ -1,5 +1,6 @@
 """Taking the result away: as CSV, which a job of its own writes, and as JSON, which is the output of the import."""
 
+import durable_page
 import js
 from durable_page import DurableError
 from elements import find, listen, write
@@ -36,14 +37,14 @@ class Downloads:
         _enable(False)
         write("download-status", f"Preparing {saved_as}.")
         try:
-            exporting = durable.job("export-csv", auto_resume=False, follow_latest=False)
+            exporting = durable_page.job(durable, "export-csv", auto_resume=False, follow_latest=False)
             run = await exporting.trigger_and_wait({"table": table, "name": file_name})
             exporting.close()
             if run.status != "completed":
                 message = run.error.message if run.error else "The export was cancelled. Try again."
                 raise DurableError("ExportError", message)
-            bridge.download(await durable.get_file(file_name), saved_as)
-            await durable.delete_file(file_name)
+            bridge.download(await durable.files.get(file_name), saved_as)
+            await durable.files.delete(file_name)
             write("download-status", f"{saved_as} was handed to the browser.")
         except DurableError:
             write("download-status", "")

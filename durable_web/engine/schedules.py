@@ -1,25 +1,28 @@
-"""Schedules: making, listing, pausing and deleting them."""
+"""``engine.schedules``: making, listing, pausing and deleting schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import builtins
+from collections.abc import Callable
 from typing import Any
 
 from ..durations import Duration
 from ..job import Job
 from ..model import Schedule
-from .parts import EngineParts
+from .running import RunningEngine
 from .scheduler import checked_schedule, with_next_due
 
-Install = Callable[[list[str]], Awaitable[None]]
 
+class Schedules:
+    """The schedules of an engine: how jobs are triggered again and again.
 
-class Scheduling(EngineParts):
-    """How jobs are triggered again and again."""
+    :param running: gives what there is of the engine while it runs, or raises.
+    """
 
-    _install: Install
+    def __init__(self, running: Callable[[], RunningEngine]) -> None:
+        self._running = running
 
-    async def schedule(
+    async def create(
         self,
         name: str,
         job: Job | str,
@@ -54,42 +57,39 @@ class Scheduling(EngineParts):
         """
         options = {"overlap": overlap, "catch_up": catch_up, "jitter": jitter, "labels": labels, "input": input}
         timing = {"cron": cron, "every": every, "timezone": timezone}
-        self._running_store()
-        now = self._clock.now()
-        checked = checked_schedule(self._registry, now, name, job, **timing, **options)  # type: ignore[arg-type]
+        running = self._running()
+        now = running.clock.now()
+        checked = checked_schedule(running.registry, now, name, job, **timing, **options)  # type: ignore[arg-type]
         if checked.recurrence.libraries:
-            await self._install(checked.recurrence.libraries)
-        made = self._scheduler.put(with_next_due(checked, now))
-        self._dispatcher.look_at_the_time()
+            await running.settings.install(checked.recurrence.libraries)
+        made = running.scheduler.put(with_next_due(checked, now))
+        running.dispatcher.look_at_the_time()
         return made
 
-    async def list_schedules(self) -> list[Schedule]:
+    async def list(self) -> builtins.list[Schedule]:
         """All schedules, by name."""
-        self._running_store()
-        return self._scheduler.list()
+        return self._running().scheduler.list()
 
-    async def pause_schedule(self, name: str) -> Schedule:
+    async def pause(self, name: str) -> Schedule:
         """Let a schedule trigger nothing until it is resumed.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
-        self._running_store()
-        return self._scheduler.pause(name)
+        return self._running().scheduler.pause(name)
 
-    async def resume_schedule(self, name: str) -> Schedule:
+    async def resume(self, name: str) -> Schedule:
         """Let a schedule go on with its next due time; those in between are passed over, whatever ``catch_up`` says.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
-        self._running_store()
-        resumed = self._scheduler.resume(name)
-        self._dispatcher.look_at_the_time()
+        running = self._running()
+        resumed = running.scheduler.resume(name)
+        running.dispatcher.look_at_the_time()
         return resumed
 
-    async def delete_schedule(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         """Delete a schedule; the runs that it has made stay.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
-        self._running_store()
-        self._scheduler.delete(name)
+        self._running().scheduler.delete(name)
