@@ -83,6 +83,8 @@ class History:
         self._counts: dict[str, int] = {}
         self._timers = 0
         self._open: dict[str, Operation] = {}
+        self.has_dropped = False
+        """``True`` when operations were open at the end of the body."""
         self._queued: deque[Operation] = deque()  # to start when the run is live and not paused
 
     # --- what is recorded --------------------------------------------------------------------------------------------
@@ -262,6 +264,11 @@ class History:
     def open_count(self) -> int:
         """How many operations the body awaits."""
         return len(self._open)
+
+    def drop_open(self) -> None:
+        """Deliver nothing to what is open: the body has ended, and with it what awaits these operations."""
+        self.has_dropped = self.has_dropped or bool(self._open)
+        self._open.clear()
 
     def next_outcome(self) -> StepRecord | None:
         """The outcome whose turn it is; it counts as delivered. ``None`` when all are."""

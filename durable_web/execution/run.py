@@ -170,6 +170,7 @@ class Execution:
         try:
             await self.loop.close_left_overs()
             await self._outcomes.all_ended()
+            self.history.drop_open()
             with Outside():
                 self._refresh_claim()
             if self.claim.ending is not None:
@@ -471,7 +472,8 @@ class Execution:
     ) -> None:
         """Inside a transaction: end the run."""
         now, run_id, store = self._clock.now(), self.tenure.run_id, self._store
-        if self.history.open_count or any(each.status == StepStatus.RUNNING for each in self.history.records()):
+        is_running = any(each.status == StepStatus.RUNNING for each in self.history.records())
+        if is_running or self.history.has_dropped or self.history.open_count:
             self.tenure.fence()
             store.steps.cancel_running(run_id, now)
         continued_as = None if successor is None else successor.id

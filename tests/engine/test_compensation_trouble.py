@@ -7,6 +7,7 @@ import functools
 from collections import Counter, defaultdict
 from typing import Any
 
+import pytest
 from crashing import survive_every_death
 from sagas import fail, saga, statuses, wait_at_breakpoint
 from watching import finish, on_a_desk_only, reach
@@ -471,3 +472,36 @@ async def test_another_engine_undoes_what_a_dead_one_has_begun_to(running):
             run = await second.runs.get(run.id)
     assert (run.status, run.error.message) == (RunStatus.FAILED, "the original error")
     assert undone == ["interrupted", "first"]
+
+
+@pytest.mark.parametrize("ending", ["fails", "is cancelled"])
+async def test_a_timer_that_the_body_has_left_is_not_in_the_way_of_undoing_after_a_death(running, ending):
+    """Its end cancels the timer, which the body itself has not called off: a replay sets it again, and never waits."""
+    undone: list[str] = []
+
+    def do(name: str) -> str:
+        return name
+
+    async def undo(name: str) -> None:
+        await asyncio.sleep(0)
+        undone.append(name)
+
+    @job("left")
+    async def left(ctx: Context, _: None) -> None:
+        asyncio.get_running_loop().call_later(3600, undone.append, "never called")
+        for name in ("one", "two", "three"):
+            await ctx.step(name, do, name, compensate=undo)
+        if ending == "fails":
+            raise LookupError
+        await ctx.wait_for_signal("never")
+
+    async with running(left) as engine:
+        point = crash_at(engine, after="compensate:three")
+        run = await engine.trigger(left)
+        if ending == "is cancelled":
+            await reach(engine, run.id, RunStatus.WAITING)
+            await engine.runs.cancel(run.id, compensate=True)
+        await point
+    async with running(left) as engine:
+        run = await finish(engine, run)
+    assert (run.status, undone) == (RunStatus("failed" if ending == "fails" else "cancelled"), ["three", "two", "one"])
