@@ -22,7 +22,7 @@ class RunStatus(StrEnum):
     """Where a run stands."""
 
     PENDING = "pending"
-    LEASED = "leased"
+    RUNNING = "running"
     WAITING = "waiting"
     CANCELLING = "cancelling"
     COMPLETED = "completed"
@@ -37,7 +37,7 @@ class RunStatus(StrEnum):
 
     @property
     def is_active(self) -> bool:
-        """Whether the run has not ended: pending, leased, waiting or cancelling."""
+        """Whether the run has not ended: pending, running, waiting or cancelling."""
         return self not in TERMINAL
 
 
@@ -174,7 +174,7 @@ class Run:
 
     @property
     def is_active(self) -> bool:
-        """Whether the run has not ended: pending, leased, waiting or cancelling."""
+        """Whether the run has not ended: pending, running, waiting or cancelling."""
         return self.status.is_active
 
     @property

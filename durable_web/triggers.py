@@ -29,7 +29,7 @@ class Trigger:
         across jobs and engines. One that is cancelled or overdue lets go of what it holds, for 5 seconds at the most,
         before the next one of its engine begins; an engine in another process does not wait for that.
     :param coalesce: what to do when a run of the job with the concurrency key is there already: ``"skip"`` gives back
-        a pending one, ``"active"`` a pending, else a leased, else a waiting one.
+        a pending one, ``"active"`` a pending, else a running, else a waiting one.
     :param labels: texts by which runs can be found; keys of letters, digits and ``._/-``.
     :param priority: higher ones first; then the oldest.
     :param run_at: not before this time.

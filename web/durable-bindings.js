@@ -84,7 +84,7 @@ class FollowedRun extends Binding {
     this.whenClosed(follow(durable, null, (frames) => this.#hear(frames)));
   }
 
-  /** "pending", "leased", "waiting", "cancelling", "completed", "failed", "cancelled", "dead"; null when there is no run. */
+  /** "pending", "running", "waiting", "cancelling", "completed", "failed", "cancelled", "dead"; null when there is no run. */
   get status() {
     return this.run?.status ?? null;
   }
@@ -120,8 +120,8 @@ class FollowedRun extends Binding {
   get isPending() {
     return this.status === "pending";
   }
-  get isLeased() {
-    return this.status === "leased";
+  get isRunning() {
+    return this.status === "running";
   }
   get isWaiting() {
     return this.status === "waiting";
@@ -275,7 +275,7 @@ class FollowedRun extends Binding {
       this.#attempt = attempt;
       if (INTERRUPTIONS.test(frame.reason ?? "")) this.interruptions += 1;
     }
-    if (kind === "run_status" && (status !== "leased" || frame.reason)) this.#readBeyond(seq);
+    if (kind === "run_status" && (status !== "running" || frame.reason)) this.#readBeyond(seq);
     if (!this.run || !isNews(this.run, frame) || isTerminal(status)) return;
     const state = kind === "progress" ? { progress: { current, total, message } } : { status, attempt };
     this.run = { ...this.run, ...state, updatedAt: ts, lastSeq: seq };

@@ -48,8 +48,8 @@ ol { list-style: none; }
 
 .status { flex: none; display: inline-flex; align-items: center; gap: 0.5em; padding: 0.0625rem 0.75rem; border: 1px solid currentcolor; border-radius: 99px; color: var(--_muted); font-size: 0.875em; font-weight: 600; white-space: nowrap; vertical-align: middle; }
 .status::before { content: ""; width: 0.5em; height: 0.5em; border-radius: 50%; background: currentcolor; }
-.status[data-status="leased"] { color: var(--_running); }
-.status[data-status="leased"]::before { animation: breathe 1.8s ease-in-out infinite; }
+.status[data-status="running"] { color: var(--_running); }
+.status[data-status="running"]::before { animation: breathe 1.8s ease-in-out infinite; }
 .status[data-status="completed"] { color: var(--_accent); }
 .status:is([data-status="failed"], [data-status="dead"]) { color: var(--_error); }
 

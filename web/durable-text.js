@@ -6,7 +6,7 @@
 /** @type {Record<string, string>} */
 export const STATUS_WORDS = {
   pending: "Waiting",
-  leased: "Running",
+  running: "Running",
   waiting: "Waiting",
   cancelling: "Undoing",
   completed: "Done",
@@ -16,7 +16,7 @@ export const STATUS_WORDS = {
 };
 
 export const TERMINAL = ["completed", "failed", "cancelled", "dead"];
-export const ACTIVE = ["pending", "leased", "waiting", "cancelling"];
+export const ACTIVE = ["pending", "running", "waiting", "cancelling"];
 
 /** @param {string | null | undefined} status */
 export const isTerminal = (status) => TERMINAL.includes(status ?? "");

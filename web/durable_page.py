@@ -435,8 +435,8 @@ class RunBinding(_Binding):
 
     @property
     def status(self):
-        """``"pending"``, ``"leased"``, ``"waiting"``, ``"cancelling"``, ``"completed"``, ``"failed"``, ``"cancelled"``,
-        ``"dead"``; None when there is no run."""
+        """``"pending"``, ``"running"``, ``"waiting"``, ``"cancelling"``, ``"completed"``, ``"failed"``,
+        ``"cancelled"``, ``"dead"``; None when there is no run."""
         return (self._get("run") or {}).get("status")
 
     @property
@@ -505,8 +505,8 @@ class RunBinding(_Binding):
         return self.status == "pending"
 
     @property
-    def is_leased(self):
-        return self.status == "leased"
+    def is_running(self):
+        return self.status == "running"
 
     @property
     def is_waiting(self):

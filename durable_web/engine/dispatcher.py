@@ -44,7 +44,7 @@ LONGEST_TIMER_SECONDS = 24 * 60 * 60.0  # browsers cannot count beyond 24.8 days
 NEIGHBOUR_SECONDS = 0.5
 CLOCK_JUMP_SECONDS = 1.0
 
-_EXECUTING = frozenset({RunStatus.LEASED, RunStatus.CANCELLING})
+_EXECUTING = frozenset({RunStatus.RUNNING, RunStatus.CANCELLING})
 _CANCELLED = frozenset({RunStatus.CANCELLED, RunStatus.CANCELLING})
 _PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING, RunStatus.CANCELLING})
 

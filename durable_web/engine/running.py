@@ -225,7 +225,7 @@ class RunningEngine:
             if found is not None:
                 return Admitted(found, "idempotent")
         if trigger.concurrency_key is not None:
-            wanted = ("pending", "leased", "waiting") if trigger.coalesce == "active" else ("pending",)
+            wanted = ("pending", "running", "waiting") if trigger.coalesce == "active" else ("pending",)
             found = store.runs.find_by_concurrency_key(job.name, trigger.concurrency_key, wanted)
             if found is not None and trigger.coalesce is None:
                 raise ConflictError(job.name, trigger.concurrency_key, found)

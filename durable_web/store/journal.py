@@ -115,7 +115,7 @@ class Journal:
 
     def _current_step(self, run_id: str, status: RunStatus, attempt: int) -> str | None:
         """The step that is recorded as running; where there can be none, the database is not asked."""
-        begins = attempt == 0 or (attempt == 1 and status == RunStatus.LEASED)
+        begins = attempt == 0 or (attempt == 1 and status == RunStatus.RUNNING)
         if begins or status == RunStatus.COMPLETED:
             return None
         row = self.database.row(queries.CURRENT_STEP, {"run_id": run_id})

@@ -47,7 +47,7 @@ def row_of(run: NewRun, now: int, lease: Lease | None) -> tuple[Any, ...]:
     """The parameters of ``INSERT_RUN``."""
     standing = (RunStatus.PENDING, 0, 0, None, None, None)
     if lease is not None:
-        standing = (RunStatus.LEASED, 1, 1, lease.owner, lease.expires_at, now)
+        standing = (RunStatus.RUNNING, 1, 1, lease.owner, lease.expires_at, now)
     is_due = run.is_due(now)
     return (
         run.id,

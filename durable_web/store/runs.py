@@ -176,7 +176,7 @@ class Runs(RunReading):
         return claim
 
     def _note_claim(self, claim: Claim, owner: str, now: int) -> None:
-        status, reason = RunStatus.LEASED, None
+        status, reason = RunStatus.RUNNING, None
         if claim.ending is not None:
             status, reason = RunStatus.CANCELLING, "it is compensated"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason)
@@ -272,7 +272,7 @@ class Runs(RunReading):
             "failed_step": failed_step,
             "continued_as": continued_as,
             "now": now,
-            "expected": RunStatus.LEASED if claim.ending is None else RunStatus.CANCELLING,
+            "expected": RunStatus.RUNNING if claim.ending is None else RunStatus.CANCELLING,
             "followed_as": following(claim.run_id),
         }
         row = self._database.row(queries.SETTLE, values)

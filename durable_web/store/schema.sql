@@ -1,8 +1,8 @@
 -- The tables of durable-web.
 --
 -- durable_runs     A row is one run: one execution of a job for one input. Triggering inserts it as 'pending'; a claim
---                  makes it 'leased' and raises its generation; settling makes it 'completed' or 'failed'; anybody may
---                  cancel it. Whoever executes it writes only while the row is 'leased' under the same generation.
+--                  makes it 'running' and raises its generation; settling makes it 'completed' or 'failed'; anybody may
+--                  cancel it. Whoever executes it writes only while the row is 'running' under the same generation.
 --                  A run all of whose branches wait is 'waiting', without a lease, and 'pending' again when one of
 --                  them may go on. A pending run may be claimed once it is `due`; a paused one is not. A run that has
 --                  failed, or was cancelled, and has steps to compensate is 'cancelling' until that is done, and ends
@@ -47,7 +47,7 @@ CREATE TABLE durable_runs (
     id               TEXT    PRIMARY KEY,            -- ULID: sorting by id sorts by creation
     job              TEXT    NOT NULL,
     version          TEXT,
-    status           TEXT    NOT NULL CHECK (status IN ('pending', 'leased', 'waiting', 'cancelling',
+    status           TEXT    NOT NULL CHECK (status IN ('pending', 'running', 'waiting', 'cancelling',
                                                         'completed', 'failed', 'cancelled', 'dead')),
     input            TEXT    NOT NULL,
     output           TEXT,
@@ -96,9 +96,9 @@ CREATE INDEX durable_runs_by_parent ON durable_runs (parent_run_id) WHERE parent
 CREATE INDEX durable_runs_undoing   ON durable_runs (job) WHERE status = 'cancelling' AND lease_owner IS NOT NULL;
 CREATE INDEX durable_runs_waiting   ON durable_runs (wake_at) WHERE status = 'waiting' AND wake_at IS NOT NULL;
 CREATE INDEX durable_runs_deadlines ON durable_runs (deadline)
-    WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting');
+    WHERE deadline IS NOT NULL AND status IN ('pending', 'running', 'waiting');
 CREATE INDEX durable_runs_by_concurrency_key ON durable_runs (concurrency_key, status, job, id)
-    WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'leased', 'waiting', 'cancelling');
+    WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'running', 'waiting', 'cancelling');
 CREATE UNIQUE INDEX durable_runs_by_idempotency_key ON durable_runs (job, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 CREATE INDEX durable_runs_completed ON durable_runs (completed_at) WHERE completed_at IS NOT NULL;
@@ -266,14 +266,14 @@ BEGIN
     INSERT INTO durable_uses (gate, expires_at)
     SELECT gate, NEW.updated_at + period
       FROM durable_gates
-     WHERE run_id = NEW.id AND kind = 'start' AND passed = 1 AND NEW.status = 'leased';
+     WHERE run_id = NEW.id AND kind = 'start' AND passed = 1 AND NEW.status = 'running';
     UPDATE durable_gates
        SET passed = CASE
            WHEN NEW.status IN ('completed', 'failed', 'cancelled', 'dead') THEN 0
            WHEN kind = 'presence' THEN 1
            WHEN kind = 'debounce' THEN 0
            WHEN kind = 'slot' AND NEW.status IN ('pending', 'waiting') THEN 0
-           WHEN kind = 'start' AND NEW.status = 'leased' THEN 2
+           WHEN kind = 'start' AND NEW.status = 'running' THEN 2
            ELSE passed END
      WHERE run_id = NEW.id;
     DELETE FROM durable_held
@@ -292,7 +292,7 @@ BEGIN
                                ORDER BY held.priority DESC, held.run_id
                                LIMIT 1)
                         FROM durable_gates AS own
-                       WHERE own.run_id = NEW.id AND (own.kind = 'start' OR NEW.status <> 'leased'));
+                       WHERE own.run_id = NEW.id AND (own.kind = 'start' OR NEW.status <> 'running'));
 END;
 
 CREATE TRIGGER durable_gates_of_due_run AFTER UPDATE OF due ON durable_runs

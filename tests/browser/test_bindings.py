@@ -105,7 +105,7 @@ def test_auto_resume_finds_the_unfinished_run_when_the_page_loads(tab, auto_resu
         """async (autoResume) => {
             const held = job(durable, "hold", { autoResume });
             await held.resumed;
-            if (autoResume) await until(held, ({ logs, isLeased }) => logs.length && isLeased);
+            if (autoResume) await until(held, ({ logs, isRunning }) => logs.length && isRunning);
             return state(held);
         }""",
         auto_resume,
@@ -185,7 +185,7 @@ def test_reset_shows_nothing_until_there_is_a_new_run_and_the_old_one_goes_on(ta
     told = tab().evaluate("""async () => {
         const held = job(durable, "hold");
         const { id } = await held.trigger("on");
-        await until(held, ({ isLeased }) => isLeased);
+        await until(held, ({ isRunning }) => isRunning);
         held.reset();
         const after = state(held);
         const { id: next } = await durable.trigger("hold", "again");
@@ -193,7 +193,7 @@ def test_reset_shows_nothing_until_there_is_a_new_run_and_the_old_one_goes_on(ta
         return { after, status: (await durable.runs.get(id)).status };
     }""")
     assert (told["after"]["runId"], told["after"]["logs"]) == (None, [])
-    assert told["status"] == "leased"
+    assert told["status"] == "running"
 
 
 def test_the_kept_lines_are_the_latest_and_the_others_are_counted(tab):
@@ -258,8 +258,8 @@ def test_pages_are_turned_while_new_runs_arrive_and_no_run_is_passed_over(tab):
 
 def test_a_list_follows_status_progress_and_deletion_and_without_realtime_only_refresh(tab):
     told = tab().evaluate("""async () => {
-        const live = runs(durable, { status: ["leased"] });
-        const still = runs(durable, { status: ["leased"], realtime: false });
+        const live = runs(durable, { status: ["running"] });
+        const still = runs(durable, { status: ["running"], realtime: false });
         await until(still, ({ isHydrated }) => isHydrated);
         const { id } = await durable.trigger("hold", "on");
         await until(live, ({ items }) => items[0]?.progress?.current === 1);
@@ -330,7 +330,7 @@ async def climb(ctx, _):
     assert told["seen"] == sorted(told["seen"])
     assert told["listedSeen"] == sorted(told["listedSeen"])
     assert set(told["seen"]) >= {1, 2, 3, 4, 5}
-    assert told["status"] == "leased"
+    assert told["status"] == "running"
     assert told["reads"] <= 2  # all that came later was taken from the frames
 
 

@@ -253,7 +253,7 @@ def test_runs_are_listed_live_and_paged(show):
     expect(titles).to_have_text(["number 5", "number 4", "number 3"])
 
 
-@pytest.mark.parametrize("attributes", ["", 'status="" job=""', 'status="completed leased" job="count"'])
+@pytest.mark.parametrize("attributes", ["", 'status="" job=""', 'status="completed running" job="count"'])
 def test_an_empty_attribute_of_a_list_is_one_that_is_not_there(show, attributes):
     page = show(f"<durable-runs {attributes}></durable-runs>")
     page.evaluate(ENDED, ["count", {"to": 1}])
@@ -298,7 +298,7 @@ def test_a_page_is_told_what_is_chosen_and_may_do_what_a_button_says_itself(show
     page.get_by_role("button", name="hold", exact=True).click()
     page.get_by_role("button", name="Cancel hold").click()
     assert page.evaluate("() => told") == [["select", run_id], ["cancel", run_id]]
-    assert page.evaluate("async (id) => (await durable.runs.get(id)).status", run_id) == "leased"
+    assert page.evaluate("async (id) => (await durable.runs.get(id)).status", run_id) == "running"
 
 
 def test_with_href_the_name_of_a_run_is_a_link(show):

@@ -84,7 +84,7 @@ def reload_often(chromium: Chromium, url: str, times: int) -> None:
         page.reload()
         connect(page, "{ maxRecoveries: 0 }")
     run = run_of(page, run_id)
-    assert (run["status"], run["recoveries"]) == ("leased", 0)
+    assert (run["status"], run["recoveries"]) == ("running", 0)
     assert run["attempt"] == times + 1
     assert warnings(page, run_id) == []
 

@@ -99,7 +99,7 @@ await listed.go_to_page(1)
 
 held = job(durable, "hold", follow_latest=False)
 run = await held.trigger("on")
-await until(held, lambda held: held.is_leased)
+await until(held, lambda held: held.is_running)
 cancelled = await actions(durable).cancel(run.id)
 await until(held, lambda held: held.is_cancelled)
 acts = actions(durable)
@@ -199,7 +199,7 @@ tell(seen=seen, lines=[line.message for line in lines + rest], counts=await dura
      steps=[step.name for step in await durable.runs.steps(fork.id)], event=await durable.runs.value(run.id, "none"),
      again=[again.id == other.id, (await durable.runs.get(other.id)).output])
 """)
-    assert [status for _, _, status in told["seen"]] == ["pending", "leased", "completed"]
+    assert [status for _, _, status in told["seen"]] == ["pending", "running", "completed"]
     assert all(of_run and kind == "run_status" for of_run, kind, _ in told["seen"])
     assert told["lines"] == ["line 0", "line 1", "line 2"]
     assert (told["counts"], told["event"]) == ({"completed": 3}, None)

@@ -100,7 +100,7 @@ def test_a_watch_goes_beyond_an_end_that_a_retry_has_undone(page):
         const later = (await finished(id)).frames;
         return later.map(({ kind, status }) => kind === "run_status" && status).filter(Boolean);
     }""")
-    assert statuses == ["pending", "leased", "failed", "pending", "leased", "completed"]
+    assert statuses == ["pending", "running", "failed", "pending", "running", "completed"]
 
 
 def test_log_lines_are_read_in_pages_and_by_severity(page):

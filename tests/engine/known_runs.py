@@ -15,8 +15,8 @@ ENGINE_STOPPED = "its engine stopped"
 COUNTED_DEATH = f"{ENGINE_STOPPED} in the step "
 LEGAL = {
     None: {"pending"},
-    "pending": {"pending", "leased", "cancelled", "failed", "cancelling"},
-    "leased": {"leased", "completed", "failed", "cancelled", "waiting", "pending", "dead", "cancelling"},
+    "pending": {"pending", "running", "cancelled", "failed", "cancelling"},
+    "running": {"running", "completed", "failed", "cancelled", "waiting", "pending", "dead", "cancelling"},
     "waiting": {"waiting", "pending", "cancelled", "failed", "cancelling"},
     "cancelling": {"cancelling", "cancelled", "failed", "dead"},
     "completed": set(),
@@ -24,7 +24,7 @@ LEGAL = {
     "cancelled": {"pending"},
     "dead": {"pending"},
 }
-PAUSABLE = ("pending", "leased", "waiting")
+PAUSABLE = ("pending", "running", "waiting")
 ACTIVE = (*PAUSABLE, "cancelling")
 RETRIABLE = ("failed", "cancelled", "dead")
 TERMINAL = ("completed", *RETRIABLE)
@@ -52,7 +52,7 @@ class KnownRun:
     status: str | None = None
     claims: int = 0
     recoveries: int = 0
-    is_leased: bool = False
+    is_running: bool = False
     frames: list[StoredFrame] = field(default_factory=list)
     committed: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)  # failed steps whose failure the body does not catch
@@ -80,7 +80,7 @@ class KnownRun:
 
     @property
     def is_executing(self) -> bool:
-        return self.status == "leased" or (self.status == "cancelling" and self.is_leased)
+        return self.status == "running" or (self.status == "cancelling" and self.is_running)
 
     def word(self, step: str) -> str:
         """What the script says of a step; ``parallel`` ones end in a, b and c, a ``race``'s sleep in n."""
@@ -175,7 +175,7 @@ class KnownRuns(dict[str, KnownRun]):
     def _check_step(self, run: KnownRun, frame: Any) -> None:
         if frame.type == "compensation":
             assert run.status == "cancelling"
-            assert run.is_leased or frame.status == "cancelled"
+            assert run.is_running or frame.status == "cancelled"
             run.is_undoing = True
         else:
             assert run.status in ACTIVE
@@ -229,21 +229,21 @@ class KnownRuns(dict[str, KnownRun]):
             self._check_undoing(run, frame)
         elif status == run.status:
             assert frame.reason in ("it is paused", "it is resumed")
-        elif status == "leased":
+        elif status == "running":
             self._check_turn(run)
             run.claims += 1
         elif status == "dead":
             assert run.recoveries >= MAX_RECOVERIES  # more, where an outcome without a frame came between
         elif status == "failed":
             assert not run.to_undo
-            assert run.status in ("leased", "cancelling") or frame.error.type == "DeadlineExceeded"
+            assert run.status in ("running", "cancelling") or frame.error.type == "DeadlineExceeded"
         elif status == "cancelled" and run.status == "cancelling":
             assert not run.to_undo or run.was_cut_short
         elif status == "pending":
             others = [other for other in self.alive() if other.status == "pending" and other.key == run.key]
             assert run.continues or run.key is None or not run.is_new or not any(other.is_new for other in others)
         run.was_retried_by_hand &= status not in TERMINAL
-        run.is_leased = status == "leased" or (status == "cancelling" and run.is_leased)
+        run.is_running = status == "running" or (status == "cancelling" and run.is_running)
         run.is_undoing &= status == "cancelling"
 
     def _check_undoing(self, run: KnownRun, frame: Any) -> None:
@@ -251,12 +251,12 @@ class KnownRuns(dict[str, KnownRun]):
             assert run.to_undo or run.undoable
             run.was_undone = True
         elif (frame.reason or "").startswith((ENGINE_STOPPED, "the engine is stopping")):
-            run.is_leased = False
+            run.is_running = False
         else:
-            assert not run.is_leased
+            assert not run.is_running
             self._check_turn(run)
             run.claims += 1
-            run.is_leased = True
+            run.is_running = True
 
     def _put_back_what_was_undone(self, run: KnownRun) -> None:
         """What was undone is called again; what was not can still be undone, or can be again."""
@@ -280,7 +280,7 @@ class KnownRuns(dict[str, KnownRun]):
 
     def _is_claimable(self, run: KnownRun, held: set[str | None]) -> bool:
         if run.status == "cancelling":
-            return not run.is_leased and run.key not in held
+            return not run.is_running and run.key not in held
         undone = {other.key for other in self.alive() if other.status == "cancelling"} - {None}
         is_free = run.status == "pending" and not run.paused and run.job != SHARED
         return is_free and run.key not in held | undone

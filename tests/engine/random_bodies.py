@@ -82,7 +82,7 @@ RECORDED = """
 SELECT outcome_order, name, kind, status, inline FROM durable_steps WHERE run_id = :run_id ORDER BY outcome_order
 """
 ACTIVE = """
-SELECT id FROM durable_runs WHERE status IN ('pending', 'leased', 'waiting', 'cancelling') ORDER BY id
+SELECT id FROM durable_runs WHERE status IN ('pending', 'running', 'waiting', 'cancelling') ORDER BY id
 """
 # As a run stands whose engine has died right before the commit of its end.
 REOPEN = """

@@ -58,7 +58,7 @@ async def test_it_does_not_count_as_one_that_executes(running):
     run = await cancel_and_release(running, releases)
     async with running(releases.release("2")) as engine:
         assert await is_blocked(engine, run)
-        await reach(engine, (await engine.trigger("order")).id, RunStatus.LEASED)
+        await reach(engine, (await engine.trigger("order")).id, RunStatus.RUNNING)
         await crash(engine)
 
 
@@ -68,7 +68,7 @@ async def test_it_leaves_its_slot_to_others(running):
     async with running(releases.release("2")) as engine:
         waiting = await engine.trigger("order")
         assert await is_blocked(engine, run)
-        await reach(engine, waiting.id, RunStatus.LEASED)
+        await reach(engine, waiting.id, RunStatus.RUNNING)
         assert (await engine.runs.get((await engine.trigger("order")).id)).status == RunStatus.PENDING
         await crash(engine)
 
@@ -78,7 +78,7 @@ async def test_it_leaves_its_concurrency_key_to_others(running):
     run = await cancel_and_release(running, releases, concurrency_key="account")
     async with running(releases.release("2")) as engine:
         assert await is_blocked(engine, run)
-        await reach(engine, (await engine.trigger("order", concurrency_key="account")).id, RunStatus.LEASED)
+        await reach(engine, (await engine.trigger("order", concurrency_key="account")).id, RunStatus.RUNNING)
         await crash(engine)
 
 
@@ -87,11 +87,11 @@ async def test_when_its_version_is_registered_it_is_undone_beside_whoever_had_it
     run = await cancel_and_release(running, releases)
     async with running(releases.release("2")) as engine:
         other = await engine.trigger("order")
-        await reach(engine, other.id, RunStatus.LEASED)
+        await reach(engine, other.id, RunStatus.RUNNING)
         engine.register(releases.release("1"))
         releases.may_undo.set()
         assert (await finish(engine, run)).status == RunStatus.CANCELLED
-        assert (await engine.runs.get(other.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(other.id)).status == RunStatus.RUNNING
         await crash(engine)
     assert releases.undone == ["1"]
 
@@ -107,5 +107,5 @@ async def test_while_it_is_undone_it_counts_as_one_that_executes(running):
         assert (await engine.runs.get(other.id)).status == RunStatus.PENDING
         releases.may_undo.set()
         await finish(engine, run)
-        await reach(engine, other.id, RunStatus.LEASED)
+        await reach(engine, other.id, RunStatus.RUNNING)
         await crash(engine)

@@ -491,7 +491,7 @@ async def test_the_timeline_tells_of_pausing_and_resuming():
             gate.set()
         frames = [frame for frame in await timeline(e, run) if frame.kind == "run_status"]
         told = [(frame.status, frame.reason) for frame in frames if frame.reason]
-        assert told == [("leased", "it is paused"), ("leased", "it is resumed")]
+        assert told == [("running", "it is paused"), ("running", "it is resumed")]
 
 
 @on_a_desk_only("OPFS has one engine per file")

@@ -107,7 +107,7 @@ async def test_a_family_is_cancelled_whole_or_not_at_all_whenever_the_engine_die
         ids = [run.id, child_id := derive(run.id, "wait"), derive(child_id, "wait")]
         if run.is_active:
             for id in ids:
-                while (await engine.runs.list(search=id) or [run])[0].status in (RunStatus.PENDING, RunStatus.LEASED):
+                while (await engine.runs.list(search=id) or [run])[0].status in (RunStatus.PENDING, RunStatus.RUNNING):
                     await asyncio.sleep(0.003)
             await engine.runs.cancel(run.id)
         return [await engine.runs.get(id) for id in ids]
@@ -200,8 +200,8 @@ async def test_a_child_that_ends_in_another_engine_just_before_its_parent_is_par
         second.internals.dispatcher.claim(1)
         await settle()
         assert (await first.runs.get(derive(run.id, "doubled"))).status == RunStatus.COMPLETED
-        assert (await first.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await first.runs.get(run.id)).status == RunStatus.RUNNING
         gate.set()
         await settle()
         frames = [frame.to_frame() for frame in first.internals.store.read_frames(run.id, 0, 100)]
-    assert [frame.status for frame in frames if frame.kind == "run_status"] == ["pending", "leased", "completed"]
+    assert [frame.status for frame in frames if frame.kind == "run_status"] == ["pending", "running", "completed"]

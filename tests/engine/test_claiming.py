@@ -308,7 +308,7 @@ async def test_a_run_that_is_taken_away_while_its_branches_let_go_is_left_as_it_
     async with running(branches) as e:
         run = await e.trigger(branches)
         await settle()
-        assert (await e.runs.get(run.id)).status == "leased"
+        assert (await e.runs.get(run.id)).status == "running"
         if what == "cancel":
             await e.runs.cancel(run.id)
         asyncio.get_running_loop().call_later(0.01, gate.set)
@@ -469,7 +469,7 @@ async def test_a_trigger_tells_of_the_run_as_it_stands_when_it_is_made(running, 
             assert (told.input, told.labels, told.ready_at) == (stands.input, stands.labels, stands.ready_at)
 
 
-async def test_a_run_that_is_leased_as_it_is_made_is_as_any_other_that_is_leased(running):
+async def test_a_run_that_is_running_as_it_is_made_is_as_any_other_that_is_running(running):
     opened = asyncio.Event()
 
     @job("both")
@@ -483,7 +483,7 @@ async def test_a_run_that_is_leased_as_it_is_made_is_as_any_other_that_is_leased
 
     async with running(both, clock=MockClock(), max_concurrent_runs=2) as e:
         at_once = await e.trigger(both)
-        assert (await e.runs.get(at_once.id)).status == RunStatus.LEASED
+        assert (await e.runs.get(at_once.id)).status == RunStatus.RUNNING
         later, _ = await e.trigger_many([Trigger(both), Trigger(both)])
         assert row(e, at_once.id) == row(e, later.id)
         opened.set()
@@ -494,7 +494,9 @@ async def test_a_run_that_is_leased_as_it_is_made_is_as_any_other_that_is_leased
 
 
 @on_a_desk_only("two engines share the file")
-async def test_no_run_is_leased_as_it_is_made_before_another_whose_turn_it_is_and_that_another_engine_has_made(running):
+async def test_no_run_is_running_as_it_is_made_before_another_whose_turn_it_is_and_that_another_engine_has_made(
+    running,
+):
     order: list[str] = []
 
     @job("in order")

@@ -56,7 +56,7 @@ async def test_a_short_wait_that_the_clock_made_long_gives_its_slot_away(running
     async with running(flaky, clock=clock) as engine:
         run = await engine.trigger("flaky", 0.5)
         await settle()
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         clock.set_back(HOUR)
         await clock.advance(1)
         assert (len(calls), (await engine.runs.get(run.id)).status) == (1, RunStatus.WAITING)
@@ -87,7 +87,7 @@ async def test_a_scheduled_run_and_a_deadline_follow_the_wall_clock(running, fla
         clock.set_back(HOUR)
         await clock.advance(HOUR + HOUR - 1)
         assert (await engine.runs.get(scheduled.id)).status == RunStatus.PENDING
-        assert (await engine.runs.get(limited.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(limited.id)).status == RunStatus.RUNNING
         await clock.advance(2)
         assert (await engine.runs.get(scheduled.id)).status == RunStatus.COMPLETED
         assert (await engine.runs.get(limited.id)).error.type == "DeadlineExceeded"
@@ -230,7 +230,7 @@ async def test_a_run_whose_lease_a_jump_of_the_clock_ended_is_executed_once_more
         assert begun == [1, 2]
         gates[1].set()
         await settle()
-        assert (await one.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await one.runs.get(run.id)).status == RunStatus.RUNNING
         gates[2].set()
         run = await finish(one, run)
     assert (run.output, run.generation) == (2, 2)

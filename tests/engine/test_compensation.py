@@ -31,7 +31,7 @@ async def test_a_run_that_fails_undoes_its_steps_the_latest_first_and_ends_with_
     assert {step.status for step in compensations} == {StepStatus.COMPLETED}
     assert [frame.status for frame in frames if frame.kind == "run_status"] == [
         RunStatus.PENDING,
-        RunStatus.LEASED,
+        RunStatus.RUNNING,
         RunStatus.CANCELLING,
         RunStatus.FAILED,
     ]

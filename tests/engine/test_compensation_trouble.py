@@ -378,7 +378,7 @@ async def test_a_cancellation_with_compensation_that_dies_at_any_commit_still_un
 
     async def play(engine: Engine, key: str) -> Run:
         run = await engine.trigger(order, key, idempotency_key=key)
-        if run.status in (RunStatus.PENDING, RunStatus.LEASED, RunStatus.WAITING):
+        if run.status in (RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING):
             await reach(engine, run.id, RunStatus.WAITING)
             await engine.runs.cancel(run.id, compensate=True)
         return await finish(engine, run)

@@ -25,9 +25,9 @@ async def test_no_more_runs_of_a_group_execute_than_its_limit_and_groups_do_not_
     async with running(wait) as engine:
         inputs = [{"n": n, "user": {"id": user}} for n, user in enumerate("aaabbb")]
         runs = await engine.trigger_many([Trigger(wait, value) for value in inputs])
-        assert await statuses(engine) == ["leased", "leased", "pending"] * 2
+        assert await statuses(engine) == ["running", "running", "pending"] * 2
         gates[4].set()
-        assert await statuses(engine) == ["leased", "leased", "pending", "leased", "completed", "leased"]
+        assert await statuses(engine) == ["running", "running", "pending", "running", "completed", "running"]
         for n in range(6):
             gates.setdefault(n, asyncio.Event()).set()
         assert [(await finish(engine, run)).output for run in runs] == list(range(6))
@@ -59,9 +59,9 @@ async def test_a_run_that_wakes_waits_until_a_slot_is_free(running):
 
     async with running(mixed, clock=clock) as engine:
         await engine.trigger_many([Trigger(mixed, "park"), Trigger(mixed, "hold")])
-        assert await statuses(engine) == ["waiting", "leased"]
+        assert await statuses(engine) == ["waiting", "running"]
         await clock.advance(101)
-        assert await statuses(engine) == ["pending", "leased"]
+        assert await statuses(engine) == ["pending", "running"]
         gate.set()
         assert await statuses(engine) == ["completed", "completed"]
 
@@ -86,15 +86,15 @@ async def test_a_slot_is_free_again_when_its_run_fails_is_cancelled_or_its_engin
     wait, gates = gated(concurrency=Concurrency(limit=1))
     async with running(wait) as engine:
         runs = await engine.trigger_many([Trigger(wait, {"n": n}) for n in range(3)])
-        assert await statuses(engine) == ["leased", "pending", "pending"]
+        assert await statuses(engine) == ["running", "pending", "pending"]
         await engine.runs.cancel(runs[0].id)
-        assert await statuses(engine) == ["cancelled", "leased", "pending"]
+        assert await statuses(engine) == ["cancelled", "running", "pending"]
         await crash(engine)
     gates.clear()
     async with running(wait) as engine:
-        assert await statuses(engine) == ["cancelled", "leased", "pending"]
+        assert await statuses(engine) == ["cancelled", "running", "pending"]
         await engine.runs.retry(runs[0].id)
-        assert (await statuses(engine)).count("leased") == 1
+        assert (await statuses(engine)).count("running") == 1
         for n in range(3):
             gates.setdefault(n, asyncio.Event()).set()
         assert await statuses(engine) == ["completed"] * 3
@@ -166,7 +166,7 @@ async def test_a_run_that_is_retried_by_hand_starts_anew_and_counts_even_in_the_
             await engine.runs.retry(run.id)
         assert await statuses(engine) == ["pending"]
         await clock.advance(10)
-        assert await statuses(engine) == ["leased"]
+        assert await statuses(engine) == ["running"]
         gates[1].set()
         await settle()
 
@@ -186,7 +186,7 @@ async def test_a_throttle_counts_starts_however_long_the_runs_take(running):
     async with running(wait, clock=clock) as engine:
         await engine.trigger_many([Trigger(wait, {"n": n}) for n in range(3)])
         await clock.advance(15)
-        assert await statuses(engine) == ["leased", "leased", "pending"]
+        assert await statuses(engine) == ["running", "running", "pending"]
         await clock.advance(5)
         assert await starts(engine) == [0, 10, 20]
         for n in range(3):
@@ -239,16 +239,16 @@ async def test_a_throttle_and_a_concurrency_hold_together_whatever_closes_first(
     wait, gates = gated(throttle=Throttle(2, 10), concurrency=Concurrency(limit=1))
     async with running(wait, clock=clock) as engine:
         await engine.trigger_many([Trigger(wait, {"n": n}) for n in range(4)])
-        assert (await statuses(engine)).count("leased") == 1
+        assert (await statuses(engine)).count("running") == 1
         gates[0].set()
-        assert await statuses(engine) == ["completed", "leased", "pending", "pending"]
+        assert await statuses(engine) == ["completed", "running", "pending", "pending"]
         gates[1].set()
         assert await statuses(engine) == ["completed", "completed", "pending", "pending"]
         await clock.advance(10)
-        assert await statuses(engine) == ["completed", "completed", "leased", "pending"]
+        assert await statuses(engine) == ["completed", "completed", "running", "pending"]
         await clock.advance(30)
         gates[2].set()
-        assert await statuses(engine) == ["completed", "completed", "completed", "leased"]
+        assert await statuses(engine) == ["completed", "completed", "completed", "running"]
         gates[3].set()
         await settle()
 

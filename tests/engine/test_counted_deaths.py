@@ -169,7 +169,7 @@ async def test_20_discards_late_in_a_step_count_nothing_and_from_the_sixth_on_th
         async with running(jobs, clock=clock, max_recoveries=0) as engine:
             run = run or await engine.trigger("held", "one")
             beside = await engine.trigger("held", f"beside {life}")
-            assert await status(engine, beside) == (RunStatus.LEASED if life <= 6 else RunStatus.PENDING)
+            assert await status(engine, beside) == (RunStatus.RUNNING if life <= 6 else RunStatus.PENDING)
             assert len(await warnings(engine, run)) == max(life - 6, 0)
             await engine.runs.cancel(beside.id)
             await clock.advance(MINUTE + 15)
@@ -329,12 +329,12 @@ async def test_a_counted_run_waits_until_nothing_else_executes_and_holds_up_what
     gates.clear()
     async with running(held_job(gates)) as engine:
         behind = await engine.trigger("held", "behind")
-        assert [await status(engine, run) for run in (before, suspect, behind)] == ["leased", "pending", "pending"]
+        assert [await status(engine, run) for run in (before, suspect, behind)] == ["running", "pending", "pending"]
         for name in ("before", "before ends"):
             gates.setdefault(name, asyncio.Event()).set()
-        assert [await status(engine, run) for run in (before, suspect, behind)] == ["completed", "leased", "pending"]
+        assert [await status(engine, run) for run in (before, suspect, behind)] == ["completed", "running", "pending"]
         gates["suspect"].set()  # and with that outcome it is no longer suspect
-        assert [await status(engine, run) for run in (suspect, behind)] == ["leased", "leased"]
+        assert [await status(engine, run) for run in (suspect, behind)] == ["running", "running"]
         assert await deaths(engine, suspect) == (0, 0)
         await engine.stop(drain=False)
 
@@ -345,7 +345,7 @@ async def test_the_log_says_that_a_run_is_executed_alone_after_its_second_death(
     for expected in ([], [], ["has died while it executed a step of this run 2 times"]):
         async with running(held_job({})) as engine:
             run = run or await engine.trigger("held", "one")
-            assert await status(engine, run) == RunStatus.LEASED
+            assert await status(engine, run) == RunStatus.RUNNING
             said = await warnings(engine, run)
             assert len(said) == len(expected)
             assert all(part in line for part, line in zip(expected, said, strict=True))
@@ -375,7 +375,7 @@ async def test_other_runs_go_on_when_a_run_that_is_executed_alone_leaves(running
         gate.set()
         if how == "is cancelled":
             await engine.runs.cancel(suspect.id)
-        assert await status(engine, other) == RunStatus.LEASED
+        assert await status(engine, other) == RunStatus.RUNNING
         await engine.stop(drain=False)
 
 
@@ -391,6 +391,6 @@ async def test_a_run_that_kills_its_engine_again_and_again_is_dead_and_takes_no_
     async with running(jobs, max_recoveries=2) as engine:
         run = await engine.runs.get(run.id)
         assert (run.status, run.recoveries, run.error.type) == (RunStatus.DEAD, 3, "CrashLoop")
-        assert await status(engine, other) == RunStatus.LEASED
+        assert await status(engine, other) == RunStatus.RUNNING
         assert await deaths(engine, other) == (0, 1)
         await engine.stop(drain=False)

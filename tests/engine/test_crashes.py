@@ -39,8 +39,8 @@ ROUND_SECONDS = 50
 MOST_ROUNDS = 40
 LEGAL = {
     None: {"pending"},
-    "pending": {"pending", "leased"},
-    "leased": {"leased", "completed", "waiting", "pending"},
+    "pending": {"pending", "running"},
+    "running": {"running", "completed", "waiting", "pending"},
     "waiting": {"waiting", "pending"},
 }
 

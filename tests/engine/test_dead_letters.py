@@ -46,7 +46,7 @@ async def die(running: Any, *jobs: Job, run: Run | None = None, **options: Any) 
     """Let an engine die once over a run of the first job, or over that run."""
     async with running(*jobs, **options) as engine:
         run = await engine.trigger(jobs[0], {"order": 7}) if run is None else run
-        await reach(engine, run.id, RunStatus.LEASED)
+        await reach(engine, run.id, RunStatus.RUNNING)
         await settle()
         await crash(engine)
     return run
@@ -124,7 +124,7 @@ async def test_a_handler_that_fails_or_dies_itself_starts_no_other(running):
     options = {"max_recoveries": 0, "dead_letter": deadly_letters}
     await die(running, bad, **options)
     async with running(bad, **options) as engine:
-        await reach(engine, (await handlers(engine))[0].id, RunStatus.LEASED)
+        await reach(engine, (await handlers(engine))[0].id, RunStatus.RUNNING)
         await crash(engine)
     async with running(bad, **options) as engine:
         (handler,) = await handlers(engine)

@@ -123,7 +123,7 @@ async def test_a_body_that_python_closes_has_not_failed_and_goes_on_with_the_nex
         (body,) = asyncio.all_tasks(engine.internals.dispatcher.executing[run.id].loop)
         body.get_coro().close()
         await settle()
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         await crash(engine)
     async with running(forgotten) as engine:
         assert (await finish(engine, run)).output == "went on"

@@ -159,7 +159,7 @@ async def test_a_run_that_was_debounced_is_due_only_once(running):
         await clock.advance(10)
         third = await engine.trigger(wait, {"n": 3})
         assert len({first.id, second.id, third.id}) == 3, "one that is due, and waits for its slot, takes no more"
-        assert await statuses(engine) == ["leased", "pending", "pending"]
+        assert await statuses(engine) == ["running", "pending", "pending"]
         await clock.advance(10)
         for n in (1, 2, 3):
             gates.setdefault(n, asyncio.Event()).set()
@@ -205,7 +205,7 @@ async def test_a_new_singleton_cancels_the_one_before_and_begins(running):
         for n in range(3):
             run = await engine.trigger(wait, {"n": n})
             assert run.disposition == "created"
-        assert await statuses(engine) == ["cancelled", "cancelled", "leased"]
+        assert await statuses(engine) == ["cancelled", "cancelled", "running"]
         assert len(engine.internals.dispatcher.executing) == 1
         gates[2].set()
         assert (await finish(engine, run)).output == 2
@@ -219,7 +219,7 @@ async def test_the_previous_singleton_is_not_cancelled_when_the_new_one_cannot_b
         wanted = [Trigger(wait, {"n": 1}, concurrency_key="c"), Trigger(wait, {"n": 2}, concurrency_key="c")]
         with pytest.raises(ConflictError):
             await engine.trigger_many(wanted)
-        assert await statuses(engine) == ["leased"]
+        assert await statuses(engine) == ["running"]
         gates[0].set()
         assert (await finish(engine, first)).output == 0
 
@@ -245,9 +245,9 @@ async def test_a_singleton_that_is_retried_beside_another_waits_for_its_end(runn
         await engine.trigger(wait, {"n": 2})
         await settle()
         await engine.runs.retry(first.id)
-        assert await statuses(engine) == ["pending", "leased"]
+        assert await statuses(engine) == ["pending", "running"]
         gates[2].set()
-        assert await statuses(engine) == ["leased", "completed"]
+        assert await statuses(engine) == ["running", "completed"]
         gates[1].set()
         await settle()
 
@@ -278,9 +278,9 @@ async def test_a_concurrency_key_of_the_trigger_holds_beside_the_flow_control_of
         await settle()
         await engine.trigger(wait, {"n": 2}, concurrency_key="c")
         await engine.trigger(wait, {"n": 3})
-        assert (await statuses(engine)).count("leased") == 1 or (await statuses(engine))[1] == "pending"
+        assert (await statuses(engine)).count("running") == 1 or (await statuses(engine))[1] == "pending"
         gates[1].set()
-        assert await statuses(engine) == ["completed", "leased", "leased"]
+        assert await statuses(engine) == ["completed", "running", "running"]
         gates[2].set()
         gates[3].set()
         await settle()
@@ -307,11 +307,11 @@ async def test_run_at_comes_before_the_gates(running):
         await engine.trigger(wait, {"n": 1}, run_at=later, priority=9)
         await engine.trigger(wait, {"n": 2})
         gates.setdefault(0, asyncio.Event()).set()
-        assert await statuses(engine) == ["completed", "pending", "leased"]
+        assert await statuses(engine) == ["completed", "pending", "running"]
         await clock.advance(10)
-        assert await statuses(engine) == ["completed", "pending", "leased"]
+        assert await statuses(engine) == ["completed", "pending", "running"]
         gates[2].set()
-        assert await statuses(engine) == ["completed", "leased", "completed"]
+        assert await statuses(engine) == ["completed", "running", "completed"]
         gates[1].set()
         await settle()
 
@@ -459,7 +459,7 @@ class _Check:
         return engine
 
     async def change(self, engine: Engine, action: str, run: Run) -> None:
-        if action == "end" and run.status == RunStatus.LEASED:
+        if action == "end" and run.status == RunStatus.RUNNING:
             self.gates[run.id].set()
         elif action == "cancel" and run.is_active:
             await engine.runs.cancel(run.id)
@@ -468,7 +468,7 @@ class _Check:
 
     async def check(self, engine: Engine) -> None:
         runs = await engine.runs.list(limit=1000)
-        executing = Counter(run.input["a"] for run in runs if run.status == RunStatus.LEASED)
+        executing = Counter(run.input["a"] for run in runs if run.status == RunStatus.RUNNING)
         assert max(executing.values(), default=0) <= (1 if self.is_singleton else 2)
         for group in range(3):
             frames = [frame for run in runs if run.input["b"] == group for frame in await history(engine, run)]
@@ -493,7 +493,7 @@ async def history(engine: Engine, run: Run) -> list[int]:
             body = json.loads(frame.body)
             if body.get("reason") == "retried":
                 is_new = True
-            elif body["status"] == "leased" and is_new:
+            elif body["status"] == "running" and is_new:
                 began.append(frame.ts)
                 is_new = False
     return began

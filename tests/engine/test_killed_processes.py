@@ -161,7 +161,7 @@ def assert_leases_with_one_key_do_not_overlap(frames: list[tuple[str, int, str, 
         key = keys[run_id]
         if kind != "run_status" or key is None:
             continue
-        if json.loads(text)["status"] == "leased":
+        if json.loads(text)["status"] == "running":
             assert holders.setdefault(key, run_id) == run_id
         elif holders.get(key) == run_id:
             del holders[key]

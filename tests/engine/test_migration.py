@@ -380,3 +380,5 @@ def test_a_database_of_version_4_stays_sound(database_path, name):
         assert migrated.row("PRAGMA integrity_check")[0] == "ok"
         counted = migrated.rows("SELECT job, status, COUNT(*) FROM durable_runs GROUP BY job, status ORDER BY 1, 2")
         assert migrated.rows("SELECT * FROM durable_counts WHERE runs > 0 ORDER BY job, status") == counted
+        for table, column in (("sqlite_schema", "sql"), ("durable_frames", "body"), ("durable_runs", "status")):
+            assert migrated.rows(f"SELECT {column} FROM {table} WHERE {column} LIKE '%leased%'") == []

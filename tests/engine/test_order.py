@@ -563,7 +563,7 @@ async def test_a_run_at_rest_with_nothing_to_wait_for_keeps_its_slot_and_says_af
         (line,) = await e.runs.logs(run.id)
         assert (line.level, line.step) == ("warning", None)
         assert f"{__file__}:{stands.function.__code__.co_firstlineno + 3}" in line.message
-        assert (await e.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await e.runs.get(run.id)).status == RunStatus.RUNNING
         await clock.advance(600)
         assert len(await e.runs.logs(run.id)) == 1
         event.set()  # other code of the process

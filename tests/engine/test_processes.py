@@ -349,7 +349,7 @@ async def test_from_the_moment_in_which_renewal_is_refused_nothing_of_the_old_ex
         frames = stored_frames(engine, run.id)[before:]
         assert (await engine.runs.get(run.id)).output == "anew"
         assert await engine.runs.steps(run.id) == []
-    assert [frame.status for frame in frames] == ["pending", "leased", "completed"]
+    assert [frame.status for frame in frames] == ["pending", "running", "completed"]
 
 
 async def test_what_a_sleeping_owner_was_about_to_commit_is_refused_once_its_run_was_taken_elsewhere(pair, gates):

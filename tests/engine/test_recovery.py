@@ -28,7 +28,7 @@ async def waits_once(ctx: Context, _: None) -> int:
 
 async def leased(engine: Engine, run_id: str) -> None:
     async for frame in engine.runs.watch(run_id):
-        if frame.kind == "run_status" and frame.status == RunStatus.LEASED:
+        if frame.kind == "run_status" and frame.status == RunStatus.RUNNING:
             return
 
 
@@ -53,7 +53,7 @@ async def test_engines_that_share_a_file_wait_until_the_lease_has_run_out(runnin
         await crash(engine)
     async with running(waits_once, clock=clock, exclusive=False, lease=30) as engine:
         await clock.advance(29)
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         await clock.advance(11)
         assert (await engine.runs.get(run.id)).status == RunStatus.COMPLETED
 
@@ -64,7 +64,7 @@ async def test_a_lease_is_renewed_while_the_run_executes(running):
         run = await engine.trigger("waits-once")
         await clock.advance(600)
         run = await engine.runs.get(run.id)
-        assert run.status == RunStatus.LEASED
+        assert run.status == RunStatus.RUNNING
         assert run.lease_expires_at.timestamp() * 1000 > clock.now()
         await engine.stop(drain=False)
 
@@ -96,7 +96,7 @@ async def test_an_engine_that_lost_its_lease_writes_nothing_more_and_its_step_is
         await clock.advance(10)
         assert stopped.is_set()
         assert not [frame for frame in await frames_so_far(engine, run.id) if frame.kind == "log"]
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         await engine.stop(drain=False)
 
 
@@ -123,7 +123,7 @@ async def test_neither_success_nor_failure_of_a_stale_owner_is_recorded(running)
             gate.set()
         while engine.internals.dispatcher.executing:
             await asyncio.sleep(0)
-        assert [(await engine.runs.get(run.id)).status for run in runs] == [RunStatus.LEASED] * 2
+        assert [(await engine.runs.get(run.id)).status for run in runs] == [RunStatus.RUNNING] * 2
 
 
 async def test_a_stale_owner_can_commit_no_step_no_rows_and_no_line(running):

@@ -95,7 +95,7 @@ async def test_the_timeout_of_a_job_counts_from_the_retry(running):
         assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
         await engine.runs.retry(run.id)
         await clock.advance(50)
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         await clock.advance(11)
         assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
         gate.set()
@@ -206,7 +206,7 @@ async def test_what_is_active_or_has_completed_is_not_retried(running):
     async with running(work, wait) as engine:
         completed = await finish(engine, await engine.trigger("work", 1))
         active = await engine.trigger("wait")
-        await reach(engine, active.id, "leased")
+        await reach(engine, active.id, "running")
         for run in (completed, active):
             for attempt in (engine.runs.retry(run.id), engine.runs.retry(run.id, input=1)):
                 with pytest.raises(RunNotTerminal):

@@ -158,7 +158,7 @@ async def test_a_long_wait_parks_the_run_frees_its_slot_and_grows_with_every_att
         frames = await timeline(engine, run)
     assert len(calls) == 3
     assert [frame.status for frame in frames if frame.kind == "run_status"] == [
-        "pending", "leased", "waiting", "pending", "leased", "waiting", "pending", "leased", "completed",
+        "pending", "running", "waiting", "pending", "running", "waiting", "pending", "running", "completed",
     ]  # fmt: skip
 
 
@@ -196,7 +196,7 @@ async def test_a_branch_that_waits_does_not_park_a_run_that_still_works(running)
     async with running(branches, clock=clock) as engine:
         run = await engine.trigger("branches")
         await clock.advance(30)
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         await clock.advance(31)
         assert len(calls) == 2
         gate.set()

@@ -48,7 +48,7 @@ async def test_retry_goes_on_from_the_failed_step_of_the_same_run(running):
         run = await finish(engine, await engine.trigger("three", 10))
         assert (run.status, run.failed_step) == ("failed", "second")
         broken.clear()
-        assert (await engine.runs.retry(run.id)).status in ("pending", "leased")
+        assert (await engine.runs.retry(run.id)).status in ("pending", "running")
         run = await finish(engine, run)
         frames = await timeline(engine, run)
         with pytest.raises(RunNotTerminal, match="It is done"):
@@ -432,7 +432,7 @@ async def test_whoever_gives_up_executing_by_hand_leaves_nothing_executing_by_it
     await settle()
     later = await engine.trigger("wait", "open")
     await settle()
-    assert (await engine.runs.get(waiting.id)).status == RunStatus.LEASED
+    assert (await engine.runs.get(waiting.id)).status == RunStatus.RUNNING
     assert (await engine.runs.get(later.id)).status == RunStatus.PENDING
     await engine.stop(drain=False)
 

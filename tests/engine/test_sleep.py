@@ -68,7 +68,7 @@ async def test_a_moment_that_has_passed_and_a_duration_of_nothing_are_not_waited
             await finish(e, run)
             assert [frame.status for frame in await timeline(e, run) if frame.kind == "run_status"] == [
                 "pending",
-                "leased",
+                "running",
                 "completed",
             ]
 
@@ -195,7 +195,7 @@ async def test_a_sleep_too_short_to_be_worth_parking_keeps_the_slot(clock):
     async with engine(nap, clock=clock) as e:
         run = await e.trigger(nap, 0.9)
         await settle()
-        assert await status(e, run) == RunStatus.LEASED
+        assert await status(e, run) == RunStatus.RUNNING
         await clock.advance(0.9)
         assert await status(e, run) == RunStatus.COMPLETED
 
@@ -340,7 +340,7 @@ async def test_a_run_with_a_step_under_way_keeps_its_slot_until_all_branches_wai
     async with engine(mixed, clock=clock) as e:
         run = await e.trigger(mixed)
         await settle()
-        assert await status(e, run) == RunStatus.LEASED
+        assert await status(e, run) == RunStatus.RUNNING
         gate.set()
         await settle()
         assert await status(e, run) == RunStatus.WAITING

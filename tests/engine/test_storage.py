@@ -171,7 +171,7 @@ async def test_when_the_storage_is_full_nothing_is_lost_and_the_run_goes_on_when
         assert 0 < committed < 50
 
         await clock.advance(1)
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
 
         connection.execute("PRAGMA max_page_count = 1000000")
         await clock.advance(60)

@@ -38,7 +38,7 @@ async def test_a_run_tells_its_story_in_order(running):
         frames = await timeline(engine, await engine.trigger("talk", 1))
     assert [(frame.kind, getattr(frame, "status", None)) for frame in frames] == [
         ("run_status", "pending"),
-        ("run_status", "leased"),
+        ("run_status", "running"),
         ("log", None),
         ("step_status", "completed"),
         ("run_status", "completed"),
@@ -85,7 +85,7 @@ async def test_a_watch_goes_on_from_its_last_frame_after_a_crash(running):
     assert [frame.seq for frame in seen] == list(range(1, len(seen) + 1))
     assert [frame.name for frame in seen if frame.kind == "step_status"] == [f"step {n}" for n in range(10)]
     assert [frame.status for frame in seen if frame.kind == "run_status"] == [
-        "pending", "leased", "pending", "leased", "completed",
+        "pending", "running", "pending", "running", "completed",
     ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ async def test_a_watch_ends_when_the_engine_stops(running):
     async with running(forever) as engine:
         run = await engine.trigger("forever")
         watching = asyncio.get_running_loop().create_task(timeline(engine, run))
-        while (await engine.runs.get(run.id)).status != RunStatus.LEASED:
+        while (await engine.runs.get(run.id)).status != RunStatus.RUNNING:
             await asyncio.sleep(0)
         await engine.stop(drain=False)
         frames = await watching
@@ -468,6 +468,6 @@ async def test_a_status_names_the_step_that_the_run_waits_for_or_goes_on_with(ru
         await clock.advance(60)
         frames = await timeline(engine, run)
     assert [(frame.status, frame.current_step) for frame in frames if frame.kind == "run_status"] == [
-        ("pending", None), ("leased", None), ("waiting", "second"), ("pending", "second"), ("leased", "second"),
+        ("pending", None), ("running", None), ("waiting", "second"), ("pending", "second"), ("running", "second"),
         ("completed", None),
     ]  # fmt: skip

@@ -352,7 +352,7 @@ async def test_a_run_that_sleeps_for_less_than_a_second_keeps_its_slot_and_the_s
     async with an_engine(sleeps, clock=clock, life=life) as e:
         run = await e.trigger(sleeps)
         await settle()
-        assert (await e.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await e.runs.get(run.id)).status == RunStatus.RUNNING
         await live_on(e, life)
         await clock.advance(0.5)
         assert (await e.runs.get(run.id)).output == [0.5]

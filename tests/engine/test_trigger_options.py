@@ -54,11 +54,11 @@ async def test_two_runs_with_one_concurrency_key_never_execute_at_the_same_time(
         keyless = await engine.trigger("gated", 3)
         await settle()
         statuses = [(await engine.runs.get(run.id)).status for run in (first, second, keyless)]
-        assert statuses == ["leased", "pending", "leased"]
+        assert statuses == ["running", "pending", "running"]
         gates[1].set()
         await finish(engine, first)
         await settle()
-        assert (await engine.runs.get(second.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(second.id)).status == RunStatus.RUNNING
         gates_too[2].set()
         gates[3].set()
 
@@ -107,7 +107,7 @@ async def test_coalescing_with_what_is_active_takes_the_pending_run_else_the_lea
         assert (found.id, found.status) == (waiting.id, RunStatus.WAITING)
         leased = await engine.trigger("flaky", "lasts", concurrency_key="k")
         found = await coalesced()
-        assert (found.id, found.status) == (leased.id, RunStatus.LEASED)
+        assert (found.id, found.status) == (leased.id, RunStatus.RUNNING)
         pending = await engine.trigger("flaky", "lasts", concurrency_key="k")
         found = await coalesced()
         assert (found.id, found.status) == (pending.id, RunStatus.PENDING)
@@ -201,7 +201,7 @@ async def test_a_scheduled_run_begins_when_its_time_has_come_also_after_a_restar
             await engine.trigger("echo", 1, run_at=datetime(2030, 1, 1))  # noqa: DTZ001
 
 
-@pytest.mark.parametrize("state", ["pending", "leased", "waiting"])
+@pytest.mark.parametrize("state", ["pending", "running", "waiting"])
 async def test_a_run_that_has_not_ended_by_its_deadline_fails(running, state):
     clock = MockClock()
     moment = datetime.fromtimestamp(clock.now() / 1000, UTC)
@@ -239,7 +239,7 @@ async def test_the_timeout_of_a_job_counts_from_its_first_execution(running):
         await crash(engine)
     async with running(slow, clock=clock) as engine:
         await clock.advance(19)
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         await clock.advance(2)
         assert (await engine.runs.get(run.id)).error.type == "DeadlineExceeded"
 

@@ -397,7 +397,7 @@ async def test_a_run_parks_also_when_the_branch_that_kept_it_busy_ends_after_the
     async with running(branches, clock=clock) as engine:
         run = await engine.trigger("branches")
         await clock.advance(1)
-        assert (await engine.runs.get(run.id)).status == RunStatus.LEASED
+        assert (await engine.runs.get(run.id)).status == RunStatus.RUNNING
         gate.set()
         await settle()
         assert (await engine.runs.get(run.id)).status == RunStatus.WAITING

@@ -46,7 +46,7 @@ async def test_frames_are_chosen_by_job_label_and_kind_however_rare_they_are(run
         (line,) = await take(engine.runs.watch_all(jobs="other", labels={"tenant": "b"}, kinds="log"), 1)
         assert (line.run_id, line.message) == (rare[1].id, "here")
         statuses = await take(engine.runs.watch_all(jobs=["other", "talk"], kinds=["run_status"]), 15)
-        assert [frame.status for frame in statuses] == ["pending", "leased", "completed"] * 5
+        assert [frame.status for frame in statuses] == ["pending", "running", "completed"] * 5
         both = await take(engine.runs.watch_all(jobs="other", kinds="log"), 2)
         assert [frame.run_id for frame in both] == [run.id for run in rare]
 

@@ -212,3 +212,26 @@ ALTER TABLE durable_steps DROP COLUMN place;
 
 CREATE UNIQUE INDEX durable_steps_by_order ON durable_steps (run_id, outcome_order)
     WHERE outcome_order IS NOT NULL AND inline = 0;
+
+-- --- The status 'leased' is called 'running' -------------------------------------------------------------------------
+
+-- It stands in a constraint, in indexes and in triggers, none of which SQLite can alter
+-- (https://www.sqlite.org/lang_altertable.html#otheralter, "the following simpler procedure").
+PRAGMA writable_schema = ON;
+
+UPDATE sqlite_schema
+   SET sql = REPLACE(sql, '''leased''', '''running''')
+ WHERE name LIKE 'durable\_%' ESCAPE '\' AND sql LIKE '%''leased''%';
+
+PRAGMA writable_schema = RESET;
+
+UPDATE durable_runs
+   SET status = 'running'
+ WHERE status = 'leased';
+
+UPDATE durable_frames
+   SET body = REPLACE(body, '"status":"leased"', '"status":"running"')
+ WHERE kind = 'run_status' AND INSTR(body, '"status":"leased"') > 0;
+
+-- The partial indexes were made for the other status.
+REINDEX durable_runs;

@@ -31,7 +31,7 @@ FIND_BY_CONCURRENCY_KEY = """
 SELECT id
   FROM durable_runs INDEXED BY durable_runs_by_concurrency_key
  WHERE concurrency_key = :key AND status = :status AND job = :job
-   AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+   AND status IN ('pending', 'running', 'waiting', 'cancelling')
    AND id <> :besides
  ORDER BY id
  LIMIT 1
@@ -39,7 +39,7 @@ SELECT id
 
 _CLAIM = """
 UPDATE durable_runs
-   SET status = CASE status WHEN 'pending' THEN 'leased' ELSE status END,
+   SET status = CASE status WHEN 'pending' THEN 'running' ELSE status END,
        due = status = 'pending',
        attempt = attempt + 1,
        generation = generation + 1,
@@ -54,8 +54,8 @@ UPDATE durable_runs
                      OR NOT EXISTS (SELECT 1
                                       FROM durable_runs AS other INDEXED BY durable_runs_by_concurrency_key
                                      WHERE other.concurrency_key = candidate.concurrency_key
-                                       AND other.status IN ('leased', 'cancelling') AND other.blocked = 0
-                                       AND other.status IN ('pending', 'leased', 'waiting', 'cancelling')
+                                       AND other.status IN ('running', 'cancelling') AND other.blocked = 0
+                                       AND other.status IN ('pending', 'running', 'waiting', 'cancelling')
                                        AND (candidate.status = 'pending' OR other.lease_owner IS NOT NULL)))
                 {condition}
               ORDER BY candidate.priority DESC, candidate.id
@@ -86,7 +86,7 @@ SELECT EXISTS (SELECT 1
 COUNT_EXECUTING = """
 SELECT COALESCE((SELECT runs
                    FROM durable_counts
-                  WHERE job = :job AND status = 'leased'), 0)
+                  WHERE job = :job AND status = 'running'), 0)
      + (SELECT COUNT(*)
           FROM durable_runs INDEXED BY durable_runs_undoing
          WHERE job = :job AND status = 'cancelling' AND lease_owner IS NOT NULL)
@@ -95,13 +95,13 @@ SELECT COALESCE((SELECT runs
 FENCE = """
 SELECT 1
   FROM durable_runs
- WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+ WHERE id = :id AND generation = :generation AND status IN ('running', 'cancelling')
 """
 
 RENEW = """
 UPDATE durable_runs
    SET lease_expires_at = :expires
- WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling') AND lease_expires_at > :now
+ WHERE id = :id AND generation = :generation AND status IN ('running', 'cancelling') AND lease_expires_at > :now
 """
 
 LIMIT_DURATION = """
@@ -118,7 +118,7 @@ UPDATE durable_runs
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status = 'leased'
+ WHERE id = :id AND generation = :generation AND status = 'running'
 """
 
 SETTLE = """
@@ -145,19 +145,19 @@ RETURNING started_at, parent_run_id, parent_step,
 
 RELEASE = """
 UPDATE durable_runs
-   SET status = CASE status WHEN 'leased' THEN 'pending' ELSE status END,
+   SET status = CASE status WHEN 'running' THEN 'pending' ELSE status END,
        due = NOT paused OR status = 'cancelling',
        ready_at = :now,
        lease_owner = NULL,
        lease_expires_at = NULL,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+ WHERE id = :id AND generation = :generation AND status IN ('running', 'cancelling')
 RETURNING status
 """
 
 BLOCK = """
 UPDATE durable_runs
-   SET status = CASE status WHEN 'leased' THEN 'waiting' ELSE status END,
+   SET status = CASE status WHEN 'running' THEN 'waiting' ELSE status END,
        blocked = 1,
        due = 0,
        attempt = attempt - 1,
@@ -166,7 +166,7 @@ UPDATE durable_runs
        lease_expires_at = NULL,
        started_at = CASE attempt WHEN 1 THEN NULL ELSE started_at END,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status IN ('leased', 'cancelling')
+ WHERE id = :id AND generation = :generation AND status IN ('running', 'cancelling')
 RETURNING status, attempt
 """
 
@@ -191,7 +191,7 @@ UPDATE durable_runs
    SET paused = 1,
        due = CASE status WHEN 'pending' THEN 0 ELSE due END,
        updated_at = :now
- WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
+ WHERE id = :id AND status IN ('pending', 'running', 'waiting')
 RETURNING status, attempt
 """
 
@@ -213,12 +213,12 @@ UPDATE durable_runs
        due = 0,
        paused = 0,
        updated_at = :now
- WHERE id = :id AND generation = :generation AND status = 'leased'
+ WHERE id = :id AND generation = :generation AND status = 'running'
 """
 
 BEGIN_COMPENSATION = """
 UPDATE durable_runs
-   SET due = status <> 'leased',
+   SET due = status <> 'running',
        status = 'cancelling',
        ending = :ending,
        error = :error,
@@ -226,9 +226,9 @@ UPDATE durable_runs
        blocked = 0,
        wake_at = NULL,
        waiting_reason = NULL,
-       ready_at = CASE status WHEN 'leased' THEN ready_at ELSE :now END,
+       ready_at = CASE status WHEN 'running' THEN ready_at ELSE :now END,
        updated_at = :now
- WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
+ WHERE id = :id AND status IN ('pending', 'running', 'waiting')
    AND EXISTS (SELECT 1
                  FROM durable_steps
                 WHERE run_id = :id AND undo > 0 AND status IN ('completed', 'running'))
@@ -244,7 +244,7 @@ SELECT ending, error, failed_step
 ACTIVE_CHILDREN = """
 SELECT id, parent_step
   FROM durable_runs INDEXED BY durable_runs_by_parent
- WHERE parent_run_id = :id AND status IN ('pending', 'leased', 'waiting')
+ WHERE parent_run_id = :id AND status IN ('pending', 'running', 'waiting')
  ORDER BY id
 """
 
@@ -257,7 +257,7 @@ UPDATE durable_runs
 AWAITED_CHILDREN = """
 SELECT id
   FROM durable_runs AS child INDEXED BY durable_runs_by_parent
- WHERE parent_run_id = :id AND parent_step IS NOT NULL AND status IN ('pending', 'leased', 'waiting')
+ WHERE parent_run_id = :id AND parent_step IS NOT NULL AND status IN ('pending', 'running', 'waiting')
    AND NOT EXISTS (SELECT 1
                      FROM durable_steps
                     WHERE run_id = :id AND name = child.parent_step AND status IN ('completed', 'failed'))
@@ -267,7 +267,7 @@ SELECT id
 ADOPT_CHILDREN = """
 UPDATE durable_runs INDEXED BY durable_runs_by_parent
    SET parent_run_id = :successor_id
- WHERE parent_run_id = :id AND parent_step IS NULL AND status IN ('pending', 'leased', 'waiting')
+ WHERE parent_run_id = :id AND parent_step IS NULL AND status IN ('pending', 'running', 'waiting')
 """
 
 LINK_DEAD_LETTER = """
@@ -288,7 +288,7 @@ SELECT MIN(due)
          UNION ALL
         SELECT MIN(deadline)
           FROM durable_runs INDEXED BY durable_runs_deadlines
-         WHERE deadline IS NOT NULL AND status IN ('pending', 'leased', 'waiting')
+         WHERE deadline IS NOT NULL AND status IN ('pending', 'running', 'waiting')
          UNION ALL
         SELECT MIN(wake_at)
           FROM durable_steps INDEXED BY durable_steps_due
@@ -328,7 +328,7 @@ RETURNING attempt
 OVERDUE = """
 SELECT id
   FROM durable_runs INDEXED BY durable_runs_deadlines
- WHERE deadline IS NOT NULL AND deadline <= :now AND status IN ('pending', 'leased', 'waiting')
+ WHERE deadline IS NOT NULL AND deadline <= :now AND status IN ('pending', 'running', 'waiting')
  ORDER BY deadline
 """
 
@@ -344,7 +344,7 @@ UPDATE durable_runs
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
- WHERE id = :id AND status IN ('pending', 'leased', 'waiting')
+ WHERE id = :id AND status IN ('pending', 'running', 'waiting')
 RETURNING attempt, parent_run_id, parent_step
 """
 
@@ -359,7 +359,7 @@ UPDATE durable_runs
        lease_expires_at = NULL,
        completed_at = :now,
        updated_at = :now
- WHERE id = :id AND status IN ('pending', 'leased', 'waiting', 'cancelling')
+ WHERE id = :id AND status IN ('pending', 'running', 'waiting', 'cancelling')
 RETURNING attempt, parent_run_id, parent_step
 """
 
@@ -385,19 +385,19 @@ RETURNING attempt
 ORPHANS = """
 SELECT id
   FROM durable_runs
- WHERE status IN ('leased', 'cancelling') AND lease_expires_at <= :expired_before
+ WHERE status IN ('running', 'cancelling') AND lease_expires_at <= :expired_before
  ORDER BY id
 """
 
 ORPHAN = """
 SELECT attempt, recoveries, lease_owner, lease_expires_at
   FROM durable_runs
- WHERE id = :id AND status IN ('leased', 'cancelling') AND lease_expires_at IS NOT NULL
+ WHERE id = :id AND status IN ('running', 'cancelling') AND lease_expires_at IS NOT NULL
 """
 
 TAKE_BACK = """
 UPDATE durable_runs
-   SET status = CASE status WHEN 'leased' THEN 'pending' ELSE status END,
+   SET status = CASE status WHEN 'running' THEN 'pending' ELSE status END,
        due = NOT paused OR status = 'cancelling',
        recoveries = recoveries + :counts,
        interruptions = interruptions + :died,
@@ -433,7 +433,7 @@ SELECT EXISTS (SELECT 1
 HAS_LEASES = """
 SELECT EXISTS (SELECT 1
                  FROM durable_runs INDEXED BY durable_runs_by_status
-                WHERE status IN ('leased', 'cancelling') AND lease_owner = :owner)
+                WHERE status IN ('running', 'cancelling') AND lease_owner = :owner)
 """
 
 IS_SUSPECT = """

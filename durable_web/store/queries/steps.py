@@ -170,7 +170,7 @@ RECORD_STEP = _RECORD_STEP.format(condition="TRUE")
 RECORD_STEP_FENCED = _RECORD_STEP.format(
     condition="""EXISTS (SELECT 1
                  FROM durable_runs
-                WHERE id = ? AND generation = ? AND status IN ('leased', 'cancelling'))"""
+                WHERE id = ? AND generation = ? AND status IN ('running', 'cancelling'))"""
 )
 
 # What nearly every step comes to, in one short statement: completed, with nothing left of a failure or of a wait.
@@ -179,7 +179,7 @@ INSERT INTO durable_steps (run_id, name, kind, status, position, attempt, attemp
                            started_at, completed_at, outcome_order, inline)
 SELECT id, ?, ?, 'completed', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
   FROM durable_runs
- WHERE id = ? AND generation = ? AND status IN ('leased', 'cancelling')
+ WHERE id = ? AND generation = ? AND status IN ('running', 'cancelling')
     ON CONFLICT (run_id, name) DO UPDATE
    SET status = excluded.status,
        attempt = excluded.attempt,
