@@ -343,7 +343,7 @@ def test_actions_say_whether_they_are_at_work_and_what_went_wrong(tab):
         const cancelled = await cancelling;
         const refused = await acting.cancel(id).catch(({ code }) => code);
         const { error, isBusy } = acting;
-        const again = await acting.runs.retrigger(id);
+        const again = await acting.retrigger(id);
         const steps = await acting.steps(again.id);
         await acting.delete(id);
         const gone = await acting.get(id).catch(({ code }) => code);
