@@ -40,6 +40,16 @@ _MACOS_PLACES = (
 _WINDOWS_FOLDERS = ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA")
 _WINDOWS_PLACES = ("Chromium/Application/chrome.exe", "Google/Chrome/Application/chrome.exe")
 
+_PACKAGE_MANAGERS = {
+    "apt-get": ("update", "install --yes --no-install-recommends chromium"),
+    "dnf": ("install --assumeyes chromium",),
+    "apk": ("add chromium",),
+    "pacman": ("--sync --noconfirm chromium",),
+    "zypper": ("--non-interactive install chromium",),
+}
+DOWNLOAD_SECONDS = 60
+"""How long Playwright's own Chromium may take to be downloaded."""
+
 _QUIET = (
     "--disable-quic",
     "--disable-background-networking",
@@ -102,6 +112,57 @@ def find_chromium(playwright: "Playwright") -> Path:
         f"  anywhere else:   {sys.executable} -m playwright install --with-deps chromium\n"
         f"or set ${ENVIRONMENT_VARIABLE} to a Chromium or Chrome that is already there."
     )
+
+
+def ensure_chromium(playwright: "Playwright") -> Path:
+    """The Chromium to use, as `find_chromium` has it; where there is none it is installed, and that is said.
+
+    Playwright's own is tried first, for a minute; then, as root, that of the system's package manager.
+
+    :raises SetupError: when neither works; the message says what was tried, and what to install.
+    """
+    with contextlib.suppress(SetupError):
+        return find_chromium(playwright)
+    if os.environ.get(ENVIRONMENT_VARIABLE):  # a person has chosen one: nothing else is put in its place
+        return find_chromium(playwright)
+    problems = []
+    for commands in _ways_to_install():
+        print(f"\nNo Chromium was found; trying: {' && '.join(map(' '.join, commands))}", flush=True)
+        problem = next(filter(None, map(_install_problem, commands)), None)
+        with contextlib.suppress(SetupError):
+            return find_chromium(playwright)
+        problems.append(problem or f"{' '.join(commands[-1])} has brought none.")
+    try:
+        return find_chromium(playwright)
+    except SetupError as missing:
+        raise SetupError("\n".join([str(missing), "", "What was tried:", *problems])) from None
+
+
+def _ways_to_install() -> Iterator[list[list[str]]]:
+    """The commands that may bring a Chromium, the best first."""
+    yield [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    if _is_root():
+        for manager, commands in _PACKAGE_MANAGERS.items():
+            if shutil.which(manager):
+                yield [[manager, *command.split()] for command in commands]
+
+
+def _install_problem(command: list[str]) -> str | None:
+    """Run a command; why it has failed, if so."""
+    seconds = DOWNLOAD_SECONDS if "playwright" in command else None
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"{' '.join(command)} took longer than {seconds} s."
+    except OSError as error:
+        return f"{' '.join(command)} cannot be started: {error.strerror}."
+    if done.returncode == 0:
+        return None
+    last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+    return f"{' '.join(command)} failed with exit code {done.returncode}: {last}"
 
 
 def _system_places() -> Iterator[Path]:

@@ -94,27 +94,28 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _in_chromium(folder: Path, arguments: argparse.Namespace) -> int:
-    from chromium import launch, start_playwright
+    from chromium import ensure_chromium, launch, start_playwright
     from static_server import StaticServer
 
-    with (
-        start_playwright() as playwright,
-        StaticServer(folder) as server,
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
-        launch(playwright, Path(profile) / "profile", headed=arguments.headed) as chromium,
-    ):
-        proof = Proof()
-        _demonstrate(chromium, server.url + "demo/", folder / "demo" / "data" / arguments.sample, proof)
-        proof.claim(
-            "no request left the page's own origin",
-            not chromium.requests_outside(server.origin),
-            chromium.requests_outside(server.origin),
-        )
-        proof.claim("no error was written to the console", not chromium.console_errors, chromium.console_errors)
-        print("\nEverything held." if not proof.failed else "\nSomething did not hold.", flush=True)
-        if arguments.headed:
-            input("The browser stays open. Press Enter to end. ")
-    return 1 if proof.failed else 0
+    with start_playwright() as playwright:
+        ensure_chromium(playwright)
+        with (
+            StaticServer(folder) as server,
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+            launch(playwright, Path(profile) / "profile", headed=arguments.headed) as chromium,
+        ):
+            proof = Proof()
+            _demonstrate(chromium, server.url + "demo/", folder / "demo" / "data" / arguments.sample, proof)
+            proof.claim(
+                "no request left the page's own origin",
+                not chromium.requests_outside(server.origin),
+                chromium.requests_outside(server.origin),
+            )
+            proof.claim("no error was written to the console", not chromium.console_errors, chromium.console_errors)
+            print("\nEverything held." if not proof.failed else "\nSomething did not hold.", flush=True)
+            if arguments.headed:
+                input("The browser stays open. Press Enter to end. ")
+        return 1 if proof.failed else 0
 
 
 def _demonstrate(chromium: "Chromium", url: str, sample: Path, proof: Proof) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chromium import find_chromium, start_playwright
+from chromium import ensure_chromium, start_playwright
 from distribution import build
 from environment import ROOT, run_in_environment
 from progress import run, stage
@@ -60,7 +60,7 @@ def _environment() -> dict[str, str]:
 
 def _check_chromium() -> None:
     with stage("Chromium") as progress, start_playwright() as playwright:
-        progress.result = str(find_chromium(playwright))
+        progress.result = str(ensure_chromium(playwright))
 
 
 if __name__ == "__main__":
