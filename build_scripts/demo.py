@@ -160,8 +160,8 @@ def _check_run(run: dict[str, Any], frames: list[dict[str, Any]], committed: lis
 
 
 def _second_attempt(frames: list[dict[str, Any]]) -> int:
-    leased = [frame["seq"] for frame in frames if frame.get("status") == "leased"]
-    return leased[1] if len(leased) > 1 else 0
+    began = [frame["seq"] for frame in frames if frame["kind"] == "run_status" and frame["status"] == "running"]
+    return began[1] if len(began) > 1 else 0
 
 
 def _check_result(sample: Path, output: dict[str, Any], exported: str, proof: Proof) -> None:
@@ -209,7 +209,7 @@ def _ends(row: list[dict[str, Any]]) -> list[dict[str, Any] | int]:
 
 def _describe_status(frame: dict[str, Any]) -> str:
     reason = f" ({frame['reason']})" if frame.get("reason") else ""
-    attempt = f", attempt {frame['attempt']}" if frame["status"] == "leased" else ""
+    attempt = f", attempt {frame['attempt']}" if frame["status"] == "running" else ""
     return f"run {frame['status']}{attempt}{reason}"
 
 
