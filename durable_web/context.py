@@ -199,15 +199,18 @@ class Context:
 
     async def now(self, name: str = "now") -> datetime:
         """The time, in UTC: recorded once, and the same in every later execution."""
-        return await self._execution.writes.value(name, self._execution.time)
+        found: datetime = await self._execution.writes.value(name, self._execution.time)
+        return found
 
     async def uuid(self, name: str = "uuid") -> UUID:
         """A random UUID: recorded once, and the same in every later execution."""
-        return await self._execution.writes.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
+        found: UUID = await self._execution.writes.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
+        return found
 
     async def random(self, name: str = "random") -> float:
         """A random number from 0 to 1: recorded once, and the same in every later execution."""
-        return await self._execution.writes.value(name, random.SystemRandom().random)
+        found: float = await self._execution.writes.value(name, random.SystemRandom().random)
+        return found
 
     async def set_event(self, key: str, value: Any) -> None:
         """Publish a value that others can read live, and after the end: ``engine.runs.value(run_id, key)``.

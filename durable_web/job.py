@@ -11,7 +11,7 @@ import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from .codec import construct, refuse_surrogates, return_annotation, type_hints
 from .errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
@@ -67,7 +67,7 @@ class Retry:
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
         try:
-            wanted = self.retry_on(error)
+            wanted: Any = cast("Callable[[BaseException], bool]", self.retry_on)(error)
             if inspect.iscoroutine(wanted):  # of a lambda, say: nobody can wait for it here
                 wanted.close()
                 return False
@@ -96,7 +96,7 @@ def _classes_or_predicate(retry_on: Any) -> RetryOn:
     if inspect.iscoroutinefunction(retry_on):
         raise ValueError(f"retry_on decides at once, {retry_on!r} is awaited: write `def`, not `async def`.")
     if _is_exception_class(retry_on) or (callable(retry_on) and not isinstance(retry_on, type)):
-        return retry_on
+        return cast("RetryOn", retry_on)
     if isinstance(retry_on, Iterable) and not isinstance(retry_on, type):
         classes = tuple(retry_on)
         if all(map(_is_exception_class, classes)):

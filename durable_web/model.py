@@ -453,7 +453,7 @@ def to_wire(value: Any) -> Any:
         return value
     if kind in (list, tuple):
         return [to_wire(item) for item in value]
-    parts = _wire_parts(kind)
+    parts = _wire_parts(kind)  # type: ignore[arg-type]
     if parts is None:
         return readable(value)
     wire = {}

@@ -37,7 +37,12 @@ class _WorkerClock(SystemClock):
         from pyodide.ffi import create_once_callable
 
         turn = asyncio.get_running_loop().create_future()
-        self._give_way(create_once_callable(lambda: turn.done() or turn.set_result(None)))
+
+        def go_on() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        self._give_way(create_once_callable(go_on))
         await turn
 
 
@@ -185,7 +190,7 @@ class Session:
             self._tasks.pop(request_id, None)
             self._senders.pop(request_id, None)
 
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg]
         if task.done():
             forget(task)
         else:

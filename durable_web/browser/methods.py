@@ -91,4 +91,4 @@ def _time(name: str, value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         message = f"{name} is a time in milliseconds since 1970-01-01 UTC, as Date.now() gives it, not {value!r}."
         raise InvalidOption(name, message)
-    return from_milliseconds(value)
+    return from_milliseconds(value)  # type: ignore[arg-type]

@@ -100,7 +100,8 @@ async def _fetch(url: str) -> bytes:
         raise JobModuleError(url, f"it could not be fetched ({error}).") from error
     if not response.ok:
         raise JobModuleError(url, f"the server answered {response.status} {response.statusText}".rstrip() + ".")
-    return (await response.arrayBuffer()).to_bytes()
+    found: bytes = (await response.arrayBuffer()).to_bytes()
+    return found
 
 
 async def _install(url: str, source: bytes) -> None:

@@ -86,4 +86,4 @@ def share_turns(ask: Callable[[Any], None], give_way: Callable[[Any], None]) -> 
     turns = SharedTurns(loop, lambda: ask(take), lambda: give_way(go_on))
     take = create_proxy(turns.take)
     go_on = create_proxy(turns.go_on)
-    loop.call_soon = turns.call_soon  # type: ignore[method-assign]
+    loop.call_soon = turns.call_soon  # type: ignore[method-assign, assignment]

@@ -14,8 +14,9 @@ is the one that keeps all of the data; a value that would come back as another o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, time, timedelta
-from json.encoder import c_make_encoder, encode_basestring
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from typing import Any
 
 from ..errors import SerializationError
@@ -167,7 +168,7 @@ def from_json(text: str) -> Any:
     return value if end == len(text) else json.loads(text)
 
 
-_scan = json.JSONDecoder().scan_once
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def readable(value: Any) -> Any:

@@ -63,7 +63,7 @@ def field_types(kind: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(kind):
         return {}
     hints = class_hints(kind)
-    return {name: hints.get(name, Any) for name in field_names(kind)}
+    return {name: hints.get(name, Any) for name in field_names(kind)}  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -93,7 +93,7 @@ def _is_model(kind: type) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _has_data(kind: type) -> bool:
-    return issubclass(kind, Enum) or is_record(kind) or _is_model(kind)
+    return issubclass(kind, Enum) or is_record(kind) or _is_model(kind)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=1024)

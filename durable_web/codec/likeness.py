@@ -38,7 +38,7 @@ def _equal(data: Any, again: Any) -> bool:
         return data.keys() == again.keys() and all(_equal(item, again[key]) for key, item in data.items())
     if kind is list:
         return len(data) == len(again) and all(map(_equal, data, again))
-    return data == again
+    return bool(data == again)
 
 
 def _keeps(data: Any, again: Any) -> bool:
@@ -64,8 +64,8 @@ def same(left: Any, right: Any) -> bool:
     if kind in (set, frozenset):
         return left == right and {type(item) for item in left} == {type(item) for item in right}
     if is_class_with_data(kind) and not issubclass(kind, Enum):
-        return all(same(getattr(left, name, None), getattr(right, name, None)) for name in field_names(kind))
-    return left == right
+        return all(same(getattr(left, name, None), getattr(right, name, None)) for name in field_names(kind))  # type: ignore[arg-type]
+    return bool(left == right)
 
 
 def fits(value: Any, annotation: Any) -> bool:

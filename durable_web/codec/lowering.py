@@ -113,11 +113,11 @@ def plain_data(value: Any) -> Any:
     kind = type(value)
     if isinstance(value, Enum):
         return value.value
-    if is_record(kind):
+    if is_record(kind):  # type: ignore[arg-type]
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     if is_pydantic_model(kind):
         refuses_more = kind.model_config.get("extra") == "forbid"  # such as the computed fields, which pages may want
-        return value.model_dump(by_alias=reads_what_it_writes(kind), round_trip=refuses_more)
+        return value.model_dump(by_alias=reads_what_it_writes(kind), round_trip=refuses_more)  # type: ignore[arg-type]
     raise Refused(
         f"a {kind.__module__}.{kind.__qualname__} cannot be read back as what it was; "
         "return JSON values, dates, Decimal, UUID, bytes, tuples, sets, enums, dataclasses or pydantic models."

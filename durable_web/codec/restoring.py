@@ -8,7 +8,7 @@ import inspect
 import types
 import typing
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from .annotations import (
     alternatives_of,
@@ -126,7 +126,7 @@ def _taken(kind: Any) -> tuple[frozenset[str], frozenset[str]] | None:
         return None
     if any(one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in parameters):
         return None
-    apart = _not_in_init(dataclasses.fields(kind))
+    apart = _not_in_init(dataclasses.fields(cast(Any, kind)))
     needed = frozenset(one.name for one in parameters if one.default is one.empty)
     return needed, frozenset(one.name for one in parameters) | apart
 
@@ -192,7 +192,7 @@ def _construct(kind: type, value: Any, known: dict[Any, Any] | None = None) -> A
     if not isinstance(value, dict):
         raise TypeError(f"{kind.__qualname__} is constructed from a dictionary of its fields, not from {value!r}")
     hints = class_hints(kind)
-    apart = _not_in_init(dataclasses.fields(kind))
+    apart = _not_in_init(dataclasses.fields(kind))  # type: ignore[arg-type]
     given = {name: restore(item, hints.get(name, Any), known) for name, item in value.items()}
     instance = kind(**{name: item for name, item in given.items() if name not in apart})
     for name in apart & given.keys():

@@ -101,15 +101,15 @@ class Admission:
             with suppress(RunNotActive):  # one that another of them had started went with that
                 self.store.family.cancel(run_id, self.now)
 
-    def _count_or_refuse(self) -> None:
+    def _count_or_refuse(self) -> int | None:
         rule = self.job.flow.rate_limit
         if rule is None:
-            return
+            return None
         key = self._key(rule.key)
         opens_at = self.store.flow.opens_at(gate_name("rate-limit", self.job.name, key), rule.limit, self.now)
         if opens_at is not None:
             raise RateLimited(self.job.name, key, rule.limit, (opens_at - self.now) / 1000)
-        self._count()
+        return self._count()
 
     def _count(self) -> int | None:
         """Count the run for the rate limit, from when there is room for it: that time, unless it is now."""

@@ -7,6 +7,7 @@ set for the earliest due time of all.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import math
@@ -25,6 +26,7 @@ from ..recurrence import UTC_NAME, Recurrence
 from ..store import Store
 from ..store.schedules import StoredSchedule, labels_text
 from ..triggers import Trigger
+from .admission import Admitted
 
 SCHEDULE_LABEL = "durable/schedule"
 SCHEDULED_AT_LABEL = "durable/scheduled-at"
@@ -40,7 +42,7 @@ class Make(Protocol):
 
     def __call__(
         self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...]
-    ) -> tuple[str, str]: ...
+    ) -> Admitted: ...
 
 
 class Scheduler:
@@ -108,11 +110,11 @@ class Scheduler:
             self._store.schedules.get(name)
             self._store.schedules.delete(name)
 
-    def list(self) -> list[Schedule]:
+    def list(self) -> builtins.list[Schedule]:
         """All schedules, by name."""
         return [schedule.public() for schedule in self._store.schedules.list()]
 
-    def libraries(self) -> list[str]:
+    def libraries(self) -> builtins.list[str]:
         """What the schedules that are in force need."""
         in_force = [each for each in self._store.schedules.list() if not each.paused and each.job in self._registry]
         return sorted({library for each in in_force for library in each.recurrence.libraries})

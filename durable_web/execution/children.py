@@ -128,7 +128,8 @@ class Children:
             return record._replace(status=StepStatus.COMPLETED, output=encode(run_id))
 
         record = await self._writes.write(key, OperationKind.START, insert)
-        return decode(record.output or "null")
+        found: str = decode(record.output or "null")
+        return found
 
     def _check(self, key: str, trigger: Trigger) -> NewRun | None:
         """The run to be started under a key; ``None`` when it has been, and its end is recorded."""

@@ -108,7 +108,8 @@ class Database:
     @property
     def file(self) -> str:
         """The absolute path of the database file; ``""`` when the database is in memory."""
-        return self.row("PRAGMA database_list")[2]
+        found: str = self.row("PRAGMA database_list")[2]
+        return found
 
     def close(self) -> None:
         """Close the connection; the last one to go folds the write-ahead log into the file."""
@@ -182,7 +183,8 @@ class Database:
 
     def data_version(self) -> int:
         """A number that changes when another connection has committed to the file."""
-        return self.row("PRAGMA data_version")[0]
+        found: int = self.row("PRAGMA data_version")[0]
+        return found
 
     def begin(self) -> None:
         """Begin a transaction that may write: nobody else can until it has ended. Raises what ``execute`` does.
@@ -360,7 +362,8 @@ class Database:
         return None
 
     def _user_version(self) -> int:
-        return self.connection.execute("PRAGMA user_version").fetchone()[0]
+        found: int = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        return found
 
     def _refuse_schema(self, migrate: bool) -> None:
         """Refuse a newer schema, or an older one that may not be migrated, before any pragma writes to the file."""

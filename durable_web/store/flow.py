@@ -254,7 +254,8 @@ class Flow:
         taken = self._value(COUNT_PASSED, gate=gate.gate)
         if gate.kind == GateKind.START:
             taken += self._value(COUNT_USES, gate=gate.gate, now=now)
-        return taken < gate.capacity
+        found: bool = taken < gate.capacity
+        return found
 
     def _pass(self, run_id: str) -> None:
         for text in (PASS, RELEASE_HELD, ADMIT):
@@ -275,7 +276,8 @@ class Flow:
 
     def next_opening(self) -> int | None:
         """When the next gate opens by time; ``None`` when none does."""
-        return self._value(NEXT_OPENING)
+        found: int | None = self._value(NEXT_OPENING)
+        return found
 
     def open(self, now: int) -> None:
         """Look at the runs that wait at gates whose time has come."""
@@ -291,7 +293,8 @@ class Flow:
 
     def debounced(self, gate: str, now: int) -> tuple[str, int] | None:
         """The run that waits for further triggers of a group, and when it was made."""
-        return self._database.row(DEBOUNCED, {"gate": gate, "now": now})
+        found: tuple[str, int] | None = self._database.row(DEBOUNCED, {"gate": gate, "now": now})
+        return found
 
     def postpone(self, run_id: str, input_text: str, run_at: int, now: int) -> None:
         """Give a debounced run another input, and another time unless that is earlier than its own."""
@@ -300,7 +303,8 @@ class Flow:
 
     def opens_at(self, gate: str, capacity: int, now: int) -> int | None:
         """When a limit per time has room again; ``None`` when it has."""
-        return self._value(NTH_LATEST_USE, gate=gate, now=now, offset=capacity - 1)
+        found: int | None = self._value(NTH_LATEST_USE, gate=gate, now=now, offset=capacity - 1)
+        return found
 
     def use(self, gate: str, now: int, *, expires_at: int) -> None:
         """Count one use of a limit per time; one that lies ahead takes the room that there is then."""

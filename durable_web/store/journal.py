@@ -86,7 +86,8 @@ class Journal:
         self.frames.append(StoredFrame(frame_id, seq, ts, run_id, kind, text))
 
     def _newest_seq(self, run_id: str) -> int:
-        return self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+        found: int = self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+        return found
 
     def forget_run(self, run_id: str) -> None:
         """What was told of a run is gone with it; there may be another one of this id."""

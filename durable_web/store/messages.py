@@ -111,7 +111,8 @@ class Messages:
     def outcome(self, run_id: str, topic: str, message_id: str) -> tuple[str, str | None] | None:
         """The status of a message and its outcome; ``None`` when it was never sent, or its run is gone."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id}
-        return self._database.row(OUTCOME, values)
+        found: tuple[str, str | None] | None = self._database.row(OUTCOME, values)
+        return found
 
     def publish(self, event_id: str, topic: str, now: int) -> bool:
         """Note that an event is published; ``False`` when it was in the last 30 days."""

@@ -45,7 +45,7 @@ class Lease:
 
 def row_of(run: NewRun, now: int, lease: Lease | None) -> tuple[Any, ...]:
     """The parameters of ``INSERT_RUN``."""
-    standing = (RunStatus.PENDING, 0, 0, None, None, None)
+    standing: tuple[Any, ...] = (RunStatus.PENDING, 0, 0, None, None, None)
     if lease is not None:
         standing = (RunStatus.RUNNING, 1, 1, lease.owner, lease.expires_at, now)
     is_due = run.is_due(now)

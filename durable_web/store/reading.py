@@ -108,8 +108,8 @@ _READ = [(queries.RUN_COLUMNS.index(name), read) for name, read in _READERS.item
 
 
 def _run(row: tuple[Any, ...], disposition: str | None = None) -> Run:
-    values = list(row)
+    values: list[Any] = list(row)
     for index, read in _READ:
         if values[index] is not None:
             values[index] = read(values[index])
-    return Run(*values, disposition=disposition)
+    return Run(*values, disposition=disposition)  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..codec import decode, to_json
 from ..errors import RunNotActive, RunNotTerminal, SerializationError
@@ -124,7 +124,8 @@ class Runs(RunReading):
 
     def find_by_idempotency_key(self, job: str, key: str) -> str | None:
         """The id of the run of ``job`` that was triggered with that key, in whatever state it is."""
-        return self._value(queries.FIND_BY_IDEMPOTENCY_KEY, {"job": job, "key": key})
+        found: str | None = self._value(queries.FIND_BY_IDEMPOTENCY_KEY, {"job": job, "key": key})
+        return found
 
     def find_by_concurrency_key(self, job: str, key: str, statuses: Iterable[str], besides: str = "") -> str | None:
         """The id of a run of ``job`` with that key in the first of ``statuses`` in which there is one.
@@ -135,7 +136,7 @@ class Runs(RunReading):
             wanted = {"job": job, "key": key, "status": status, "besides": besides}
             found = self._value(queries.FIND_BY_CONCURRENCY_KEY, wanted)
             if found is not None:
-                return found
+                return cast(str, found)
         return None
 
     # --- executing ---------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Runs(RunReading):
                 return None
             *values, error, failed_step, has_steps, interruptions = row
             info = None if error is None else json.loads(error)
-            claim = Claim(*values, info, failed_step, bool(has_steps), interruptions)
+            claim = Claim(*values, info, failed_step, bool(has_steps), interruptions)  # type: ignore[call-arg]
             obstacle = find_obstacle(claim)
             if obstacle is None:
                 break
@@ -192,7 +193,8 @@ class Runs(RunReading):
 
     def count_executing(self, job: str) -> int:
         """How many runs of a job are executing, in all engines on this file; one that is blocked is not."""
-        return self._value(queries.COUNT_EXECUTING, {"job": job})
+        found: int = self._value(queries.COUNT_EXECUTING, {"job": job})
+        return found
 
     def renew(self, claim: Claim, now: int, expires: int, *, exclusive: bool) -> bool:
         """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired.
@@ -304,7 +306,8 @@ class Runs(RunReading):
 
     def next_due(self) -> int | None:
         """When the next scheduled run, waiting run or deadline is due; ``None`` when there is none."""
-        return self._value(queries.NEXT_DUE, {})
+        found: int | None = self._value(queries.NEXT_DUE, {})
+        return found
 
     def wake_due(self, now: int) -> None:
         """Make the scheduled and the waiting runs whose time has come claimable."""
@@ -454,10 +457,10 @@ class Runs(RunReading):
     def _bury(self, run_id: str, attempt: int, error: dict[str, str], now: int) -> tuple[str, str, str, dict[str, str]]:
         self.before_burial(run_id, now)
         values = {"id": run_id, "error": _json(error), "now": now}
-        job, input_text, *parent = self._database.row(queries.BURY, values)
+        job, input_text, parent, parent_step = self._database.row(queries.BURY, values)
         self._journal.append_status(run_id, now, RunStatus.DEAD, attempt=attempt, error=error)
         self._journal.tell("run:dead", run_id, now, error=ErrorInfo(**error))
-        self.on_end(Ended(run_id, *parent, RunStatus.DEAD, error=error), now)
+        self.on_end(Ended(run_id, parent, parent_step, RunStatus.DEAD, error=error), now)
         return run_id, job, input_text, error
 
     def link_dead_letter(self, run_id: str, dead_letter_id: str) -> None:

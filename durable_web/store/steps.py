@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple, cast
 
 from ..codec import decode, readable, to_json
 from ..model import Attempt, ErrorInfo, OperationKind, Step, StepStatus, from_milliseconds
@@ -390,7 +391,7 @@ def _error(error: dict[str, str] | None) -> ErrorInfo | None:
 
 def _record(row: tuple[Any, ...]) -> StepRecord:
     error = None if row[7] is None else json.loads(row[7])
-    return StepRecord(*row[:7], error, *row[8:])
+    return StepRecord._make((*row[:7], error, *row[8:]))
 
 
 def _attempt(values: list[Any]) -> Attempt:
@@ -399,8 +400,8 @@ def _attempt(values: list[Any]) -> Attempt:
         number=number,
         error=ErrorInfo(**json.loads(error)),
         queue_time=queued / 1000,
-        started_at=from_milliseconds(started_at),
-        completed_at=from_milliseconds(completed_at),
+        started_at=cast(datetime, from_milliseconds(started_at)),
+        completed_at=cast(datetime, from_milliseconds(completed_at)),
     )
 
 
@@ -418,6 +419,6 @@ def _step(record: StepRecord, attempts: tuple[Attempt, ...]) -> Step:
         wake_at=from_milliseconds(record.wake_at),
         waiting_for=record.waiting_for,
         queue_time=record.queued / 1000,
-        started_at=from_milliseconds(record.started_at),
+        started_at=cast(datetime, from_milliseconds(record.started_at)),
         completed_at=from_milliseconds(record.completed_at),
     )

@@ -105,11 +105,13 @@ class Store:
 
     def newest_frame_id(self) -> int:
         """The number of the frame that was committed last, of all runs; 0 when there is none yet."""
-        return self.database.row(queries.NEWEST_FRAME)[0]
+        found: int = self.database.row(queries.NEWEST_FRAME)[0]
+        return found
 
     def newest_seq(self, run_id: str) -> int:
         """The number of a run's last frame; 0 when it has none."""
-        return self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+        found: int = self.database.row(queries.NEWEST_SEQ, {"run_id": run_id})[0]
+        return found
 
     def read_frames(
         self, run_id: str, after_seq: int, limit: int, characters: int = PAGE_CHARACTERS

@@ -132,8 +132,9 @@ class Waits:
         if found is None or found.status == StepStatus.CANCELLED:
             return None
         completed_at = found.completed_at or now  # the outcome, if there is one, keeps its place
-        nothing = {"output": None, "error": None, "topic": None}
-        called_off = found._replace(status=StepStatus.CANCELLED, completed_at=completed_at, **nothing)
+        called_off = found._replace(
+            status=StepStatus.CANCELLED, completed_at=completed_at, output=None, error=None, topic=None
+        )
         self._steps.record(run_id, called_off, now)
         return found
 
@@ -233,7 +234,8 @@ class Waits:
 
     def status(self, topic: str) -> tuple[str, str, str] | None:
         """Run id, name and status of the one wait for a topic, ended or not; ``None`` when there never was one."""
-        return self._database.row(TOPIC_STATUS, {"topic": topic})
+        found: tuple[str, str, str] | None = self._database.row(TOPIC_STATUS, {"topic": topic})
+        return found
 
     def resume_breakpoints(self, run_id: str, now: int) -> int:
         """End the breakpoints at which a run stands; returns how many."""
