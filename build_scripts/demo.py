@@ -28,7 +28,7 @@ KILL_AFTER = "rows 5"
 
 CONNECT = """async () => {
     const { connect } = await import("../durable-web.js");  // the page's own client: the same name and options
-    const jobs = ["./csv_records.py", "./csv_import.py", "./jobs.py"];
+    const jobs = document.querySelector("durable-client").getAttribute("jobs").split(" ");
     globalThis.durable = await connect("durable-web-demo", { jobs });
     await durable.ready;
 }"""

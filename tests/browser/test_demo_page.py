@@ -200,7 +200,8 @@ def test_a_file_with_a_hundred_columns_is_shown(demo):
 
 TABLES = """async () => {
   const { connect } = await import("../durable-web.js");
-  const durable = await connect("durable-web-demo", { jobs: ["./csv_records.py", "./csv_import.py", "./jobs.py"] });
+  const jobs = document.querySelector("durable-client").getAttribute("jobs").split(" ");
+  const durable = await connect("durable-web-demo", { jobs });
   const runs = await durable.runs.list({ limit: 1000 });
   return runs.map(({ job, input }) => [job, input.name ?? input.run_id]);
 }"""

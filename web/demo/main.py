@@ -23,7 +23,8 @@ from result_view import ResultView
 window = document.defaultView
 
 DATABASE = "durable-web-demo"
-JOBS = ["./csv_records.py", "./csv_import.py", "./jobs.py"]
+MODULES = ("csv_encodings", "csv_values", "csv_records", "csv_layout", "csv_import", "csv_preview", "jobs")
+JOBS = [f"./{module}.py" for module in MODULES]
 TITLE = document.title
 ACTIVE = ["pending", "leased", "waiting", "cancelling"]
 RECENT = 10
