@@ -121,6 +121,7 @@ def _demonstrate(chromium: "Chromium", url: str, sample: Path, proof: Proof) -> 
     page = _open(chromium, url, "the page and the engine start")
     with stage(f"import of {sample.name}") as progress:
         page.click(f'button[data-sample="{sample.name}"]')
+        page.click("#guess-import")
         committed = page.evaluate(COMMITTED, KILL_AFTER)
         address = page.url  # which by now names the run
         chromium.crash(page)
