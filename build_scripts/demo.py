@@ -28,7 +28,7 @@ KILL_AFTER = "rows 5"
 
 CONNECT = """async () => {
     const { connect } = await import("../durable-web.js");  // the page's own client: the same name and options
-    const jobs = ["./csv_records.py", "./csv_import.py", "./jobs.py"];
+    const jobs = document.querySelector("durable-client").getAttribute("jobs").split(" ");
     globalThis.durable = await connect("durable-web-demo", { jobs });
     await durable.ready;
 }"""
@@ -122,6 +122,7 @@ def _demonstrate(chromium: "Chromium", url: str, sample: Path, proof: Proof) -> 
     page = _open(chromium, url, "the page and the engine start")
     with stage(f"import of {sample.name}") as progress:
         page.click(f'button[data-sample="{sample.name}"]')
+        page.click("#guess-import")
         committed = page.evaluate(COMMITTED, KILL_AFTER)
         address = page.url  # which by now names the run
         chromium.crash(page)

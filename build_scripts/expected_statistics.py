@@ -1,8 +1,9 @@
 """What `import-csv` should say about a CSV file, computed in another way, to check the job against.
 
 Nothing is shared with the job: the whole file is read at once with `csv.DictReader`, every column is a list, and the
-numbers come from the `statistics` module instead of from SQL. It is for files whose quoting is in order: of broken
-quoting, where the job puts a row aside, the csv module makes something.
+numbers come from the `statistics` module instead of from SQL. It is for files whose quoting is in order (of broken
+quoting, where the job puts a row aside, the csv module makes something), and whose numbers have neither plus signs nor
+bare exponents, which the job may take for codes.
 
     >>> expected = expected_statistics("birdstrikes.csv")
     >>> expected["rows"]
@@ -36,30 +37,32 @@ def expected_statistics(path: str | Path, encoding: str = "utf-8", delimiter: st
         reader = csv.DictReader(file, delimiter=delimiter)
         records = list(reader)
         names = list(reader.fieldnames or ())
-    complete = [record for record in records if None not in record and None not in record.values()]
-    types = {name: type_of([record[name] for record in complete if record[name]]) for name in names}
-    good = [record for record in complete if all(fits(record[name], types[name]) for name in names)]
-    return {
-        "rows": len(good),
-        "bad_rows": len(records) - len(good),
-        "columns": [describe_column(name, types[name], [record[name] for record in good]) for name in names],
-    }
+    good = [{name: value or "" for name, value in record.items()} for record in records if None not in record]
+    columns = [describe_column(name, [record[name] for record in good]) for name in names]
+    return {"rows": len(good), "bad_rows": len(records) - len(good), "columns": columns}
 
 
 # --- Types ------------------------------------------------------------------------------------------------------------
+
+
+MISSING = {"na", "n/a", "#n/a", "null", "nan", "none", "-", "--", ".", "?"}
+
+
+def is_missing(value: str) -> bool:
+    return not value.strip() or value.strip().lower() in MISSING
 
 
 def type_of(values: list[str]) -> str:
     """Returns the first type that at least 99 of 100 values fit; text where there are none, or digits begin with 0."""
     if values and not any(is_code(value.strip()) for value in values):
         for name in ("integer", "number", "date", "boolean"):
-            if sum(map(CHECKS[name], map(str.strip, values))) >= ENOUGH * len(values):
+            fitting = sum(map(CHECKS[name], map(str.strip, values)))
+            fractions = name == "integer" and any(
+                is_number(value.strip()) and not is_integer(value) for value in values
+            )
+            if fitting >= ENOUGH * len(values) and not fractions:
                 return name
     return "text"
-
-
-def fits(value: str, type_name: str) -> bool:
-    return value == "" or type_name == "text" or CHECKS[type_name](value.strip())
 
 
 def is_code(value: str) -> bool:
@@ -67,6 +70,7 @@ def is_code(value: str) -> bool:
 
 
 def is_integer(value: str) -> bool:
+    value = value.strip()
     digits = value[1:] if value[:1] in ("+", "-") else value
     return digits.isascii() and digits.isdigit() and (digits == "0" or digits[0] != "0") and abs(int(value)) < 2**63
 
@@ -110,10 +114,18 @@ CHECKS: dict[str, Callable[[str], bool]] = {
 # --- Statistics -------------------------------------------------------------------------------------------------------
 
 
-def describe_column(name: str, type_name: str, texts: list[str]) -> dict[str, Any]:
-    """Returns one entry of `columns`."""
-    values = [text for text in texts if text]
-    basis = {"name": name, "type": type_name, "count": len(values), "nulls": len(texts) - len(values)}
+def describe_column(name: str, texts: list[str]) -> dict[str, Any]:
+    """Returns one entry of `columns`. A cell that is not of the column's type counts as odd and for nothing else."""
+    type_name = type_of([text for text in texts if not is_missing(text)])
+    present = [text for text in texts if (text if type_name == "text" else not is_missing(text))]
+    values = [text for text in present if type_name == "text" or CHECKS[type_name](text.strip())]
+    basis = {
+        "name": name,
+        "type": type_name,
+        "count": len(values),
+        "nulls": len(texts) - len(present),
+        "odd": len(present) - len(values),
+    }
     if type_name == "integer":
         return basis | describe_numbers([int(value) for value in values], 16, whole=True)
     if type_name == "number":

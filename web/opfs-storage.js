@@ -30,7 +30,7 @@ const SLICE_SIZE = 4 * 1024 * 1024;
 export class StorageError extends Error {
   /**
    * @param {"DatabaseInUseError" | "StorageUnavailableError" | "StorageFullError" | "StorageUnsyncedError" |
-   *   "FileNotFoundError" | "InvalidNameError"} code
+   *   "FileNotFoundError" | "FileChangedError" | "InvalidNameError"} code
    * @param {string} message
    * @param {unknown} [cause]
    */
@@ -258,7 +258,8 @@ export class OpfsStorage {
    * @param {string} name what the person calls the file
    * @param {Blob} blob
    * @returns {Promise<{name: string, path: string, size: number}>}
-   * @throws {StorageError} StorageFullError, and nothing is left behind.
+   * @throws {StorageError} StorageFullError, or FileChangedError when the file is not the one any more that was chosen;
+   *   nothing is left behind.
    */
   async put(name, blob) {
     const unique = `${timeSortableId()}-${sanitised(name)}`;
@@ -267,7 +268,7 @@ export class OpfsStorage {
       const handle = await openExclusively(this.#filesDirectory, unique);
       try {
         for (let offset = 0; offset < blob.size; offset += SLICE_SIZE) {
-          writeFully(handle, new Uint8Array(await blob.slice(offset, offset + SLICE_SIZE).arrayBuffer()), offset);
+          writeFully(handle, await readSlice(blob, offset, name), offset);
         }
         handle.flush();
       } finally {
@@ -425,6 +426,27 @@ export const isQuotaExceeded = (error) => hasName(error, "QuotaExceededError");
 function timeSortableId() {
   const random = [...crypto.getRandomValues(new Uint32Array(2))].map((word) => word.toString(36).padStart(7, "0"));
   return [Date.now().toString(36).padStart(9, "0"), ...random].join("");
+}
+
+/**
+ * Reads a slice of an upload; browsers refuse that once the file is another one than was chosen.
+ *
+ * @param {Blob} blob
+ * @param {number} offset
+ * @param {string} name
+ */
+async function readSlice(blob, offset, name) {
+  const slice = blob.slice(offset, offset + SLICE_SIZE);
+  try {
+    const bytes = new Uint8Array(await slice.arrayBuffer());
+    if (bytes.length === slice.size) return bytes;
+  } catch (error) {
+    if (!hasName(error, "NotReadableError") && !hasName(error, "NotFoundError")) throw error;
+  }
+  const message =
+    `The file ${JSON.stringify(name)} was edited, truncated, replaced or deleted after you chose it, so nothing of it ` +
+    "was kept. Choose it again.";
+  throw new StorageError("FileChangedError", message);
 }
 
 /** Keeps letters and digits of every script, and of a long name the end, with its extension. @param {string} name */

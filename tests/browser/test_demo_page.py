@@ -25,7 +25,8 @@ LIST_FILES = """async () => {
   for (const name of ["durable-web", "durable-web-demo", "files"]) folder = await folder.getDirectoryHandle(name);
   return await Array.fromAsync(folder.keys());
 }"""
-LATIN_1 = ("Stadt,Einwohner\n" + "München,1500000\n" * 300).encode("latin-1")
+UNREADABLE = b"Stadt,Einwohner\n" + "Köln,1\n".encode() * 300 + "München,1\n".encode("latin-1") * 100
+"""Most of it is UTF-8, but not all."""
 
 
 def workbook() -> bytes:
@@ -58,16 +59,26 @@ class Demo:
         """Wait until the text of an element, also one inside of an element of ours, matches."""
         expect(self.page.locator(selector)).to_have_text(re.compile(pattern), timeout=TIMEOUT_MS)
 
-    def begin(self, name, content):
-        """Choose a file, and wait until its import is shown."""
+    def choose(self, name, content):
+        """Choose a file."""
         self.page.locator("#choose:enabled").wait_for()
         self.page.set_input_files("#file", {"name": name, "mimeType": "text/csv", "buffer": content})
+
+    def begin(self, name, content, **options):
+        """Choose a file, change what is guessed of it, and wait until its import is shown."""
+        self.choose(name, content)
+        self.wait_for("#guess-title", f"^How to read {re.escape(name)}$")
+        for option, label in options.items():
+            self.page.select_option(f"#guess-{option}", label=label)
+            self.page.locator("#guess-import:enabled").wait_for()
+        self.page.click("#guess-import")
         self.wait_for("#run-title", f"^{re.escape(name)}$")
 
     def begin_large(self, path):
         """Choose the file, and wait until its import is well under way."""
         self.page.locator("#choose:enabled").wait_for()
         self.page.set_input_files("#file", path)
+        self.page.click("#guess-import")
         self.wait_for("#run-title", "^large.csv$")
         self.wait_for(PERCENT, r"^[1-9]\d %")
 
@@ -114,6 +125,7 @@ def demo(shared, server):
 
 def test_importing_a_sample_shows_its_rows_columns_and_chart(demo):
     demo.page.click("text=Bird strikes")
+    demo.page.click("#guess-import")
     demo.page.locator("#result").wait_for()
     assert demo.figure("Rows imported") == "10,000"
     assert demo.figure("Rows put aside") == "0"
@@ -126,6 +138,7 @@ def test_importing_a_sample_shows_its_rows_columns_and_chart(demo):
 
 def test_the_other_sample_is_imported_and_taken_away_again(demo):
     demo.page.click("text=US zip codes")
+    demo.page.click("#guess-import")
     demo.wait_for("#figures", "42,049")
     with demo.page.expect_download() as download:
         demo.page.click("text=Download the cleaned CSV")
@@ -154,6 +167,7 @@ def test_a_cancelled_import_says_so_and_can_be_begun_again(demo, large):
     demo.page.get_by_role("button", name="Cancel", exact=True).click()
     demo.wait_for("#run-ended", "cancelled")
     demo.page.click("text=Import again")
+    demo.page.click("#guess-import")
     demo.wait_for("#figures", "50,000")
 
 
@@ -161,33 +175,95 @@ NASTY = {
     "empty.csv": (b"", "0 bytes"),
     "blank.csv": (b"\n\n\n", "no header"),
     "sheet.xlsx": (workbook(), "Excel"),
-    "latin.csv": (LATIN_1, "not utf-8 text"),
 }
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_a_file_that_cannot_be_imported_is_explained_in_an_alert(demo, name):
+def test_a_file_that_cannot_be_read_is_explained_in_an_alert_and_not_kept(demo, name):
     content, explanation = NASTY[name]
-    demo.begin(name, content)
-    demo.wait_for("#run-ended", explanation)
-    assert "could not be imported" in demo.page.locator("[role=alert]:visible", has_text=explanation).inner_text()
-    demo.wait_for(STATUS, "^Failed$")
+    demo.choose(name, content)
+    demo.wait_for("#alert", explanation)
+    assert "could not be read" in demo.text("#alert")
+    assert demo.page.locator("#guess").is_hidden()
+    demo.page.locator("#choose:enabled").wait_for()
+    assert not [file for file in demo.page.evaluate(LIST_FILES) if file.endswith(name)]
 
 
-def test_the_encoding_is_mended_without_choosing_the_file_again(demo):
-    demo.begin("umlauts.csv", LATIN_1)
-    demo.page.locator("#run-ended select").select_option("windows-1252")
-    demo.page.click("text=Import again")
-    demo.wait_for("#figures", "300")
-    assert demo.page.locator("#preview tbody tr").first.inner_text().split() == ["München", "1500000"]
+def test_the_guess_is_shown_with_the_first_rows_and_can_be_changed(demo):
+    demo.choose("cities.csv", ("Stadt;Größe\n" + "München;1,5\n" * 30).encode("latin-1"))
+    demo.wait_for("#guess-text", "The encoding is a guess: windows-1252. Are these words right\\? Größe, München")
+    assert demo.page.locator("#guess-delimiter option:checked").inner_text() == "semicolon"
+    assert demo.page.locator("#guess-decimal option:checked").inner_text() == "comma: 1,5"
+    assert demo.page.locator("#guess-rows thead th").all_inner_texts() == ["Stadt (text)", "Größe (number)"]
+    demo.page.select_option("#guess-delimiter", label="comma")
+    expect(demo.page.locator("#guess-rows thead th").first).to_have_text("Stadt;Größe (text)")
+    demo.page.select_option("#guess-delimiter", label="semicolon")
+    demo.page.select_option("#guess-header", label="not in the file")
+    expect(demo.page.locator("#guess-rows thead th").first).to_have_text("column_1 (text)")
+    demo.page.click("#guess-import")
+    demo.wait_for("#run-title", "^cities.csv$")
+    demo.page.locator("#result").wait_for()
+    assert demo.figure("Rows imported") == "31"
 
 
-def test_rows_with_broken_quoting_are_shown_with_line_and_reason(demo):
-    demo.begin("quoting.csv", b"a,b\n" + b'"1","2"\n' * 50 + b'3,"4\n' + b"5,6\n" * 50 + b'7,8"9\n')
+def test_a_file_that_is_not_imported_now_stays_for_another_time(demo):
+    demo.choose("later.csv", b"a,b\n1,2\n")
+    demo.page.click("#guess-leave")
+    expect(demo.page.locator("#saved-list")).to_contain_text("later.csv")
+    demo.page.get_by_role("button", name="Import later.csv").click()
+    demo.page.click("#guess-import")
+    demo.wait_for("#run-title", "^later.csv$")
+    demo.page.locator("#result").wait_for()
+    assert demo.figure("Rows imported") == "1"
+
+
+def test_a_file_that_was_changed_after_it_was_chosen_is_not_imported(demo, tmp_path):
+    path = tmp_path / "changing.csv"
+    path.write_text("a,b\n1,2\n")
+    demo.page.locator("#choose:enabled").wait_for()
+    demo.page.evaluate(HOLD_FILE)
+    demo.page.set_input_files("#held", path)
+    path.write_text("a,b\n1,2\n3,4\n")
+    demo.page.evaluate(DROP_HELD)
+    demo.wait_for("#alert", "was edited, truncated, replaced or deleted after you chose it")
+    assert not [file for file in demo.page.evaluate(LIST_FILES) if file.endswith("changing.csv")]
+    demo.page.evaluate("() => document.getElementById('held').remove()")
+
+
+HOLD_FILE = """() => {
+  const input = document.createElement("input");
+  input.type = "file";
+  input.id = "held";
+  document.body.append(input);
+}"""
+
+DROP_HELD = """() => {
+  const transfer = new DataTransfer();
+  transfer.items.add(document.getElementById("held").files[0]);
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_rows_with_broken_quoting_are_shown_with_line_and_reason_and_can_be_mended(demo):
+    demo.begin("quoting.csv", b"a,b\n" + b'"1","2"\n' * 50 + b'3,"4\n' + b"5,6\n" * 50 + b"7,8,9\n")
     demo.page.locator("#result").wait_for()
     assert demo.figure("Rows put aside") == "2"
-    lines = [row.split("\t") for row in demo.text("#bad-rows tbody").splitlines()]
-    assert [(line, raw) for line, _, raw in lines] == [("52", '3,"4'), ("103", '7,8"9')]
+    lines = demo.page.locator("#bad-rows tbody th").all_inner_texts()
+    assert lines == ["52", "103"]
+    demo.page.get_by_label("Text of line 52").fill("3,4")
+    demo.page.get_by_role("button", name="Import line 52").click()
+    expect(demo.page.locator("#bad-rows tbody tr").first).to_contain_text("Imported")
+    with demo.page.expect_download() as download:
+        demo.page.click("text=Download the cleaned CSV")
+    rows = list(csv.reader(io.StringIO(download.value.path().read_text(encoding="utf-8"))))
+    assert (len(rows), rows[51]) == (102, ["3", "4"])
+
+
+def test_cells_that_are_not_of_their_columns_type_are_shown_and_kept(demo):
+    demo.begin("odd.csv", b"a,b\n" + b"1,2\n" * 200 + b"many,3\n")
+    demo.page.locator("#result").wait_for()
+    assert (demo.figure("Rows imported"), demo.figure("Cells kept as text")) == ("201", "1")
+    assert demo.page.locator("#odd-cells tbody tr > *").all_inner_texts() == ["202", "a", "many"]
 
 
 def test_a_file_with_a_hundred_columns_is_shown(demo):
@@ -200,14 +276,15 @@ def test_a_file_with_a_hundred_columns_is_shown(demo):
 
 TABLES = """async () => {
   const { connect } = await import("../durable-web.js");
-  const durable = await connect("durable-web-demo", { jobs: ["./csv_records.py", "./csv_import.py", "./jobs.py"] });
+  const jobs = document.querySelector("durable-client").getAttribute("jobs").split(" ");
+  const durable = await connect("durable-web-demo", { jobs });
   const runs = await durable.runs.list({ limit: 1000 });
   return runs.map(({ job, input }) => [job, input.name ?? input.run_id]);
 }"""
 
 
 def test_an_import_is_deleted_with_its_run_and_its_file(demo):
-    demo.begin("deleted.csv", LATIN_1)  # which is not UTF-8: so the file stays
+    demo.begin("deleted.csv", UNREADABLE)  # in UTF-8 from the second half on: so the import fails and the file stays
     demo.wait_for(STATUS, "^Failed$")
     demo.show_choice()
     expect(demo.page.locator("#saved-list")).to_contain_text("deleted.csv")
@@ -271,6 +348,7 @@ def test_full_storage_is_told_and_the_import_goes_on_when_there_is_room(browser,
     session = demo.chromium.context.new_cdp_session(demo.page)
     session.send("Storage.overrideQuotaForOrigin", {"origin": server.origin, "quotaSize": ROOM_FOR_THE_FILE_ALONE})
     demo.page.set_input_files("#file", large)
+    demo.page.click("#guess-import")
     demo.wait_for("#storage", "The storage of this browser is full")
     session.send("Storage.overrideQuotaForOrigin", {"origin": server.origin})
     demo.wait_for("#figures", "50,000")

@@ -7,7 +7,8 @@ import pytest
 from environment import ROOT
 from expected_statistics import differences, expected_statistics
 
-JOBS = ["csv_records.py", "csv_import.py", "jobs.py"]
+MODULES = ("csv_encodings", "csv_values", "csv_records", "csv_layout", "csv_import", "csv_preview", "jobs")
+JOBS = [f"{module}.py" for module in MODULES]
 CONNECT = f"() => connected({[f'./{name}' for name in JOBS]})"
 SAMPLE = ROOT / "web" / "node_modules" / "vega-datasets" / "data" / "birdstrikes.csv"
 CHUNK_BYTES = 4 * 1024

@@ -1,10 +1,11 @@
 """From records of text to typed rows in SQLite tables, and what the tables hold: the parts of the job `import-csv`.
 
-Pure functions over a file, a position or an SQLite connection; `jobs.py` makes durable steps of them. A column is an
-integer, a number, a date (or date with time), true or false, or else text; a record with a value that does not fit its
-column is put aside in a second table, beside those that `csv_records` could not read.
+Pure functions over a file, a position or an SQLite connection; `jobs.py` makes durable steps of them. How records are
+read is in `csv_records`, how values are in `csv_values`. A cell whose text is not what its column makes of the stored
+value has that text beside it, in the last column of its row (`source_text`, a JSON object by the column's index).
+Records that cannot be read are put aside in a second table.
 
-    >>> layout = inspect_file("birdstrikes.csv", "utf-8")
+    >>> layout = inspect_file("birdstrikes.csv")
     >>> scan = scan_chunk(layout, layout["start"], 65536)
     >>> choose_type(scan["columns"][3])
     'date'
@@ -19,19 +20,35 @@ import math
 import os
 import re
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
-from csv_records import BadRow, UnreadableFileError, encoding_advice, read_layout, readable, shorten
+from csv_records import (
+    BadRow,
+    Chunk,
+    UnreadableFileError,
+    dialect_of,
+    read_chunk,
+    read_layout,
+    readable,
+    shorten,
+)
+from csv_values import (
+    ARTICLES,
+    MISSING_WORDS,
+    Column,
+    Converted,
+    convert_column,
+    count_kinds,
+    is_surely_text,
+    reading_of,
+)
 
-#: A column has the narrowest type that this share of its non-empty values fits.
-TYPE_SHARE = 0.99
-#: Up to this share of rows that do not decode are bad rows; beyond it, the encoding is wrong.
+#: Up to this share of rows that do not decode are put aside; beyond it, the encoding is wrong.
 UNREADABLE_SHARE = 0.01
-#: How much of a bad row's raw text is kept, in characters.
-RAW_CHARACTERS = 10_000
+#: How much of the raw text of a record that was put aside is kept, in characters.
+RAW_CHARACTERS = 1_000_000
 #: JavaScript, which shows the results, holds integers exactly only up to here; larger ones are shown as text.
 LARGEST_SHOWN_INTEGER = 2**53 - 1
 BINS = 16
@@ -42,89 +59,7 @@ DETAILED_COLUMNS = 100
 SAMPLE_ROWS = 20
 SAMPLE_CHARACTERS = 60_000
 CELL_CHARACTERS = 80
-
-# --- What the values are ----------------------------------------------------------------------------------------------
-
-VALUE = re.compile(
-    r"""
-      (?P<integer> [+-]? (?: 0 | [1-9][0-9]{0,18} ) )
-    | (?P<number>  [+-]? (?: (?: 0 | [1-9][0-9]* ) (?: \.[0-9]* )? | \.[0-9]+ ) (?: [eE][+-]?[0-9]+ )? )
-    | (?P<code>    0[0-9]+ )
-    | (?P<date>    [0-9]{4}-[0-9]{2}-[0-9]{2}
-                   (?: [T ][0-9]{2}:[0-9]{2} (?: :[0-9]{2} (?: \.[0-9]{1,6} )? )? (?: Z | [+-][0-9]{2}:?[0-9]{2} )? )? )
-    | (?P<boolean> true | false )
-    """,
-    re.VERBOSE | re.IGNORECASE | re.ASCII,
-)
-FIRST_CHARACTERS = frozenset("+-.0123456789tTfF")
-LARGEST_INTEGER = 2**63 - 1
-#: The types from narrow to wide, and the kinds of value that each of them takes.
-TYPES = {
-    "integer": {"integer"},
-    "number": {"integer", "number"},
-    "date": {"date"},
-    "boolean": {"boolean"},
-}
-ARTICLES = {"integer": "an integer", "number": "a number", "date": "an ISO date", "boolean": "true or false"}
-
-
-def interpret(value: str) -> tuple[str, Any]:
-    """Returns the kind of a non-empty value, and the value as it is stored when a column has a type for that kind.
-
-    A "code" is a row of digits with a leading zero, such as a zip code: it would lose the zero as an integer. Integers
-    beyond 64 bits would lose digits as numbers, so they are text; so are "nan" and "inf", and dates that do not exist.
-    """
-    text = value.strip()
-    if text[:1] not in FIRST_CHARACTERS or not (match := VALUE.fullmatch(text)):
-        return "text", value
-    kind = match.lastgroup
-    if kind == "integer":
-        number = int(text)
-        return (kind, number) if -LARGEST_INTEGER <= number <= LARGEST_INTEGER else ("text", value)
-    if kind == "number":
-        return interpret_number(text) or ("text", value)
-    if kind == "date":
-        return (kind, text) if is_date(text) else ("text", value)
-    if kind == "boolean":
-        return kind, int(text.lower() == "true")
-    return kind, value
-
-
-def interpret_number(text: str) -> tuple[str, float] | None:
-    if text.lstrip("+-").isdecimal():
-        return None
-    number = float(text)
-    return ("number", number) if math.isfinite(number) else None
-
-
-def is_date(text: str) -> bool:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
-
-
-def count_kinds(values: Sequence[str], known_text: bool) -> dict[str, int]:
-    """Returns how many of the values of a column are of which kind. Empty values are not counted."""
-    if known_text:
-        return {"text": len(values) - values.count("")}
-    kinds: Counter[str] = Counter()
-    for value, count in Counter(values).items():
-        if value:
-            kinds[interpret(value)[0]] += count
-    return dict(kinds)
-
-
-def choose_type(kinds: Mapping[str, int]) -> str:
-    """Returns the narrowest type that (nearly) all values fit. One code makes a column text, to keep its zeros."""
-    values = sum(kinds.values())
-    if values and not kinds.get("code"):
-        for name, accepted in TYPES.items():
-            if sum(kinds.get(kind, 0) for kind in accepted) >= TYPE_SHARE * values:
-                return name
-    return "text"
-
+EXPORTED_AT_ONCE = 2_000
 
 # --- The two readings -------------------------------------------------------------------------------------------------
 
@@ -134,86 +69,97 @@ def scan_chunk(
 ) -> dict[str, Any]:
     """Reads one chunk to learn the columns' types. Columns whose indexes are in `known_text` are not looked at closely.
 
-    Returns, as JSON values: position (of the next chunk), rows, bad, unreadable (how many of the bad rows have bytes
-    that do not decode), first_unreadable (a sentence, or None), and columns (for each, a count of values by kind).
+    Returns, as JSON values: position (of the next chunk), checksum, rows, bad, unreadable (how many of the bad rows
+    have bytes that do not decode), first_unreadable (a sentence, or None), and columns (for each, a count of values by
+    kind).
     """
-    chunk = read_layout(layout, position, size)
+    chunk, reading = read_layout(layout, position, size), reading_of(layout)
     columns = list(zip(*chunk.rows, strict=True)) or [()] * len(layout["names"])
     unreadable = [bad for bad in chunk.bad if bad.kind == "encoding"]
     return {
         "position": chunk.position,
+        "checksum": chunk.checksum,
         "rows": len(chunk.rows),
         "bad": len(chunk.bad),
         "unreadable": len(unreadable),
         "first_unreadable": f"in line {unreadable[0].line:,}, {unreadable[0].reason}" if unreadable else None,
-        "columns": [count_kinds(column, index in known_text) for index, column in enumerate(columns)],
+        "columns": [count_kinds(column, reading, index in known_text) for index, column in enumerate(columns)],
     }
 
 
-def merge_kinds(columns: Sequence[dict[str, int]], more: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
-    """Returns the sums of two scans' counts, column by column."""
-    return [dict(Counter(one) + Counter(other)) for one, other in zip(columns, more, strict=True)]
-
-
 def text_columns(columns: Sequence[Mapping[str, int]], most_rows: int) -> list[int]:
-    """Returns the columns that are text whatever comes: too many values fit no type, even with `most_rows` in all."""
-
-    def is_text(kinds: Mapping[str, int]) -> bool:
-        return bool(kinds.get("code")) or kinds.get("text", 0) > (1 - TYPE_SHARE) * most_rows + 1
-
-    return [index for index, kinds in enumerate(columns) if is_text(kinds)]
+    """Returns the columns that are text whatever comes, even with `most_rows` in all."""
+    return [index for index, kinds in enumerate(columns) if is_surely_text(kinds, most_rows)]
 
 
 def refuse_wrong_encoding(layout: Mapping[str, Any], rows: float, unreadable: int, first: str | None) -> None:
     """Raises `UnreadableFileError` when so many rows do not decode that it is not the rows that are wrong."""
     if unreadable > UNREADABLE_SHARE * rows:
         encoding = layout["encoding"]
-        advice = encoding_advice(encoding)
         raise UnreadableFileError(
-            f"The file is not {encoding} text: {first}, and {unreadable:,} rows are affected. {advice}"
+            f"The file is not {encoding} text: {first}, and {unreadable:,} rows are affected. "
+            "Choose another encoding and import it again."
         )
 
 
+@dataclass
+class Typed:
+    """One chunk as rows ready to insert: (line, value, value ..., texts beside the values as JSON or None).
+
+    `odd` has, for each odd cell, its line, the index of its column and its text.
+    """
+
+    rows: list[tuple[Any, ...]]
+    bad: list[BadRow] = field(default_factory=list)
+    odd: list[tuple[int, int, str]] = field(default_factory=list)
+    short: list[tuple[int, int]] = field(default_factory=list)
+    position: dict[str, int] = field(default_factory=dict)
+
+
 def typed_chunk(
-    layout: Mapping[str, Any], types: Sequence[str], position: Mapping[str, int], size: int
-) -> tuple[list[tuple[Any, ...]], list[BadRow], dict[str, int]]:
-    """Reads one chunk as rows ready to insert: (line, value, value ...), the bad rows, and the next position."""
-    chunk = read_layout(layout, position, size)
-    reasons: dict[int, list[str]] = {}
-    converted = []
-    for name, type_name, column in zip(layout["names"], types, zip(*chunk.rows, strict=True), strict=False):
-        values, misfits = convert_column(column, type_name)
-        converted.append(values)
-        for index in misfits:
-            reason = f"“{shorten(column[index], 60)}” in column “{shorten(name, 60)}” is not {ARTICLES[type_name]}"
-            reasons.setdefault(index, []).append(reason)
-    rows = list(zip(chunk.lines, *converted, strict=True)) if converted else []
-    bad = [BadRow(chunk.lines[index], "value", "; ".join(why[:3]), chunk.raws[index]) for index, why in reasons.items()]
-    if reasons:
-        rows = [row for index, row in enumerate(rows) if index not in reasons]
-    return rows, sorted(chunk.bad + bad, key=lambda row: row.line), chunk.position
+    layout: Mapping[str, Any], columns: Sequence[Column], position: Mapping[str, int], size: int, checksum: int | None
+) -> Typed:
+    """Reads one chunk as rows ready to insert."""
+    chunk = read_layout(layout, position, size, checksum)
+    typed = typed_rows(chunk, columns, layout)
+    typed.position = chunk.position
+    return typed
 
 
-def convert_column(column: Sequence[str], type_name: str) -> tuple[list[Any], list[int]]:
-    """Returns a column's values as they are stored (empty ones as None), and the indexes of those that do not fit."""
-    if type_name == "text":
-        return [value or None for value in column], []
-    accepted = TYPES[type_name]
-    known: dict[str, Any] = {"": None}
-    misfits = set()
-    for value in set(column):
-        if value:
-            kind, stored = interpret(value)
-            known[value] = stored
-            if kind not in accepted:
-                misfits.add(value)
-    indexes = [index for index, value in enumerate(column) if value in misfits] if misfits else []
-    return [known[value] for value in column], indexes
+def typed_rows(chunk: Chunk, columns: Sequence[Column], layout: Mapping[str, Any]) -> Typed:
+    """Returns the records of a chunk as rows ready to insert."""
+    if not chunk.rows:
+        return Typed([], chunk.bad)
+    reading = reading_of(layout)
+    texts = list(zip(*chunk.rows, strict=True))
+    converted = [convert_column(cells, column, reading) for cells, column in zip(texts, columns, strict=True)]
+    beside = texts_beside(converted, len(chunk.rows))
+    rows = list(zip(chunk.lines, *(one.values for one in converted), beside, strict=True))
+    odd = [(chunk.lines[at], index, one.beside[at]) for index, one in enumerate(converted) for at in one.odd]
+    return Typed(rows, chunk.bad, sorted(odd), chunk.short)
+
+
+def texts_beside(converted: Sequence[Converted], rows: int) -> list[str | None]:
+    """Returns for each row the texts that are kept beside its values, as JSON."""
+    beside: dict[int, dict[int, str]] = {}
+    for index, one in enumerate(converted):
+        for at, text in one.beside.items():
+            beside.setdefault(at, {})[index] = text
+    kept: list[str | None] = [None] * rows
+    for at, texts in beside.items():
+        kept[at] = json.dumps(texts, ensure_ascii=False)
+    return kept
+
+
+def reason_of(text: str, name: str, column: Column) -> str:
+    """Returns what is odd about a cell."""
+    return f"“{shorten(text, 60)}” in column “{shorten(name, 60)}” is not {ARTICLES[column.type]}"
 
 
 # --- The tables -------------------------------------------------------------------------------------------------------
 
-#: Lists the tables that imports have made. `columns` is JSON, [[name, type], ...]; `complete` is 1 when all is in.
+#: Lists the tables that imports have made. `columns` is JSON: {"columns": [{"name", "header", and the fields of a
+#: `Column`}, ...], "layout": how the file was read}; `complete` is 1 when all is in.
 REGISTRY = """
 CREATE TABLE IF NOT EXISTS csv_imports (
     table_name TEXT PRIMARY KEY,
@@ -222,8 +168,9 @@ CREATE TABLE IF NOT EXISTS csv_imports (
     complete   INTEGER NOT NULL DEFAULT 0
 )
 """
-BAD_COLUMNS = [["source_line", "integer"], ["kind", "text"], ["reason", "text"], ["raw", "text"]]
-STORAGE = {"integer": "INTEGER", "number": "NUMERIC", "boolean": "INTEGER", "date": "TEXT", "text": "TEXT"}
+#: A number column has no affinity, so that 1 and 1.0 stay what they are.
+STORAGE = {"integer": " INTEGER", "number": "", "date": " TEXT", "boolean": " INTEGER", "text": " TEXT"}
+BAD_COLUMNS = ("source_line", "kind", "reason", "raw")
 
 
 class NotAnImportError(ValueError):
@@ -241,19 +188,27 @@ def quote(name: str) -> str:
 
 
 def create_tables(
-    connection: sqlite3.Connection, table: str, file_name: str, names: Sequence[str], types: Sequence[str]
+    connection: sqlite3.Connection, table: str, file_name: str, layout: Mapping[str, Any], columns: Sequence[Column]
 ) -> None:
     """Creates the two tables of an import. The line in the file is the key of both: no row can be there twice."""
-    columns = [[name, type_name] for name, type_name in zip(names, types, strict=True)]
-    declared = "".join(f", {quote(name)} {STORAGE[type_name]}" for name, type_name in columns)
+    names = layout["names"]
+    declared = "".join(f", {quote(name)}{STORAGE[column.type]}" for name, column in zip(names, columns, strict=True))
     connection.execute(REGISTRY)
-    connection.execute(f"CREATE TABLE {quote(table)} (source_line INTEGER PRIMARY KEY{declared})")
+    connection.execute(f"CREATE TABLE {quote(table)} (source_line INTEGER PRIMARY KEY{declared}, source_text TEXT)")
     connection.execute(
         f"CREATE TABLE {quote(table + '_bad')} (source_line INTEGER PRIMARY KEY, kind TEXT, reason TEXT, raw TEXT)"
     )
+    described = [
+        {"name": name, "header": header} | column.as_json()
+        for name, header, column in zip(names, layout["header"], columns, strict=True)
+    ]
+    bad = [{"name": name, "header": name} | Column("text").as_json() for name in BAD_COLUMNS]
     connection.executemany(
         "INSERT INTO csv_imports (table_name, file_name, columns) VALUES (?, ?, ?)",
-        [(table, file_name, json.dumps(columns)), (table + "_bad", file_name, json.dumps(BAD_COLUMNS))],
+        [
+            (table, file_name, json.dumps({"columns": described, "layout": {**layout, "names": None, "header": None}})),
+            (table + "_bad", file_name, json.dumps({"columns": bad, "layout": {"has_header": True}})),
+        ],
     )
 
 
@@ -281,22 +236,25 @@ def insert_rows(
     )
 
 
-def complete_import(connection: sqlite3.Connection, table: str, types: Sequence[str]) -> dict[str, Any]:
+def complete_import(connection: sqlite3.Connection, table: str, columns: Sequence[Column]) -> dict[str, Any]:
     """Marks an import as complete and returns the first rows and the first bad rows, to be shown."""
     connection.execute(
         "UPDATE csv_imports SET complete = 1 WHERE table_name IN (?, ?)",
         (table, table + "_bad"),
     )
     first = connection.execute(f"SELECT * FROM {quote(table)} ORDER BY source_line LIMIT {SAMPLE_ROWS}").fetchall()
+    return {
+        "preview": within_budget([shown_row(row[1:-1], row[-1], columns) for row in first]),
+        "first_bad_rows": first_bad_rows(connection, table),
+    }
+
+
+def first_bad_rows(connection: sqlite3.Connection, table: str) -> list[dict[str, Any]]:
+    """Returns the first records that were put aside, to be shown."""
     bad = connection.execute(
         f"SELECT source_line, kind, reason, raw FROM {quote(table + '_bad')} ORDER BY source_line LIMIT {SAMPLE_ROWS}"
     ).fetchall()
-    return {
-        "preview": within_budget([shown_row(row[1:], types) for row in first]),
-        "first_bad_rows": [
-            {"line": line, "kind": kind, "reason": reason, "raw": shorten(raw, 300)} for line, kind, reason, raw in bad
-        ],
-    }
+    return [{"line": line, "kind": kind, "reason": reason, "raw": shorten(raw, 300)} for line, kind, reason, raw in bad]
 
 
 def within_budget(rows: Sequence[list[Any]]) -> list[list[Any]]:
@@ -310,8 +268,14 @@ def within_budget(rows: Sequence[list[Any]]) -> list[list[Any]]:
     return kept
 
 
-def shown_row(row: Sequence[Any], types: Sequence[str]) -> list[Any]:
-    return [shown(value, type_name) for value, type_name in zip(row, types, strict=True)]
+def shown_row(row: Sequence[Any], beside: str | None, columns: Sequence[Column]) -> list[Any]:
+    """Returns the values of a row as a page can show them; where an odd cell has none, its text."""
+    texts = json.loads(beside) if beside else {}
+    cells = [shown(value, column.type) for value, column in zip(row, columns, strict=True)]
+    for index, text in texts.items():
+        if cells[int(index)] is None and text.strip().lower() not in MISSING_WORDS:
+            cells[int(index)] = shorten(text, CELL_CHARACTERS) if text.strip() else None
+    return cells
 
 
 def shown(value: Any, type_name: str) -> Any:
@@ -324,6 +288,8 @@ def shown(value: Any, type_name: str) -> Any:
         return shorten(value, CELL_CHARACTERS)
     if isinstance(value, int) and abs(value) > LARGEST_SHOWN_INTEGER:
         return str(value)
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
     return value
 
 
@@ -331,17 +297,17 @@ def shown(value: Any, type_name: str) -> Any:
 
 
 def summarise_column(
-    connection: sqlite3.Connection, table: str, name: str, type_name: str, detailed: bool = True
+    connection: sqlite3.Connection, table: str, name: str, type_name: str, detailed: bool = True, odd: int = 0
 ) -> dict[str, Any]:
-    """Returns a column's statistics as JSON values.
+    """Returns a column's statistics as JSON values. `odd` is how many of its cells have only a text.
 
-    Always: name, type, count (of values), nulls, distinct. For integers and numbers also min, max, mean,
+    Always: name, type, count (of values), nulls, odd, distinct. For integers and numbers also min, max, mean,
     standard_deviation (of a sample; None for less than two values) and histogram [{from, to, count}]; for dates min,
     max and years [{year, count}]; for all else top [{value, count}]. Without `detailed` these lists are empty.
     """
     source, column = quote(table), quote(name)
     count, nulls = connection.execute(f"SELECT COUNT({column}), COUNT(*) - COUNT({column}) FROM {source}").fetchone()
-    summary = {"name": name, "type": type_name, "count": count, "nulls": nulls}
+    summary = {"name": name, "type": type_name, "count": count, "nulls": nulls - odd, "odd": odd}
     if type_name in ("integer", "number"):
         return summary | summarise_numbers(connection, source, column, type_name, detailed)
     if type_name == "date":
@@ -363,6 +329,10 @@ def summarise_numbers(
         "standard_deviation": None,
         "histogram": [],
     }
+    if low is not None and (math.isinf(low) or math.isinf(high)):
+        low, high, mean = connection.execute(
+            f"SELECT MIN({column}), MAX({column}), AVG({column}) FROM {source} WHERE {FINITE.format(column)}"
+        ).fetchone()
     if mean is None or not math.isfinite(mean) or not math.isfinite(float(high) - float(low)):
         return summary
     width, bins = histogram_bins(low, high, type_name)
@@ -372,13 +342,13 @@ def summarise_numbers(
                COUNT(*),
                SUM(({column} - :mean) * ({column} - :mean))
         FROM {source}
-        WHERE {column} IS NOT NULL
+        WHERE {FINITE.format(column)}
         GROUP BY 1
         """,
         {"low": low, "width": width, "last": bins - 1, "mean": mean},
     ).fetchall()
     count = sum(row[1] for row in counted)
-    if count > 1:
+    if count > 1 and summary["mean"] is not None:
         summary["standard_deviation"] = finite(math.sqrt(math.fsum(row[2] for row in counted) / (count - 1)))
     if detailed:
         counts = {row[0]: row[1] for row in counted}
@@ -387,6 +357,10 @@ def summarise_numbers(
             for index in range(bins)
         ]
     return summary
+
+
+#: What holds for a number that is not infinite.
+FINITE = "{0} BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308"
 
 
 def histogram_bins(low: float, high: float, type_name: str) -> tuple[float, int]:
@@ -457,41 +431,101 @@ def summarise_values(
 # --- Writing a table down ---------------------------------------------------------------------------------------------
 
 
-def imported_columns(connection: sqlite3.Connection, table: str) -> list[list[str]]:
-    """Returns [[name, type], ...] of a table that an import has made. Raises `NotAnImportError` for any other table."""
+def imported_columns(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
+    """Returns {"columns": [...], "layout": {...}} of a table that an import has made.
+
+    Raises `NotAnImportError` for any other table. What an earlier release has imported has neither a layout nor texts
+    beside the values.
+    """
     connection.execute(REGISTRY)
     row = connection.execute("SELECT columns, complete FROM csv_imports WHERE table_name = ?", (table,)).fetchone()
     if row is None:
         raise NotAnImportError(f"{table!r} is not a table that import-csv has made, so it is not exported.")
     if not row[1]:
         raise NotAnImportError(f"The import into {table!r} is not complete yet: export it when its run has completed.")
-    return json.loads(row[0])
+    found = json.loads(row[0])
+    if isinstance(found, list):
+        columns = [{"name": name, "header": name} | Column(type_name).as_json() for name, type_name in found]
+        return {"columns": columns, "layout": None}
+    return found
+
+
+def columns_of(described: Iterable[Mapping[str, Any]]) -> list[Column]:
+    """Returns the columns that a registry describes."""
+    return [
+        Column(**{key: value for key, value in column.items() if key not in ("name", "header")}) for column in described
+    ]
 
 
 def export_table(connection: sqlite3.Connection, table: str, path: str) -> dict[str, int]:
     """Writes a table as CSV (UTF-8, RFC 4180) into an existing file, from its beginning, and waits until it is safe.
 
-    Returns {rows, size}. Cells are written as they are, also those that a spreadsheet would take for a formula.
+    Returns {rows, size}. Header and cells have the texts that they had in the file, also those that a spreadsheet would
+    take for a formula.
     """
-    columns = imported_columns(connection, table)
+    found = imported_columns(connection, table)
+    layout, columns = found["layout"], columns_of(found["columns"])
+    names = ", ".join(quote(column["name"]) for column in found["columns"])
+    has_texts = layout is not None and "delimiter" in layout
     rows = connection.execute(
-        f"SELECT {', '.join(exported(*column) for column in columns)} FROM {quote(table)} ORDER BY source_line"
+        f"SELECT {names}, {'source_text' if has_texts else 'NULL'} FROM {quote(table)} ORDER BY source_line"
     )
+    count = 0
     with open(path, "wb") as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="")
+        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=False)
         writer = csv.writer(text)
-        writer.writerow(name for name, _ in columns)
-        writer.writerows(rows)
+        if layout is None or layout["has_header"]:
+            writer.writerow(column["header"] for column in found["columns"] if column["header"] is not None)
+        while some := rows.fetchmany(EXPORTED_AT_ONCE):
+            writer.writerows(exported_rows(some, columns))
+            count += len(some)
         text.flush()
         os.fsync(file.fileno())
         size = file.tell()
         text.detach()
-    count = connection.execute(f"SELECT COUNT(*) FROM {quote(table)}").fetchone()[0]
     return {"rows": count, "size": size}
 
 
-def exported(name: str, type_name: str) -> str:
-    """Returns the SQL expression for a column as it is exported."""
-    if type_name == "boolean":
-        return f"CASE {quote(name)} WHEN 1 THEN 'true' WHEN 0 THEN 'false' END"
-    return quote(name)
+def exported_rows(rows: Sequence[tuple[Any, ...]], columns: Sequence[Column]) -> list[list[str]]:
+    """Returns the texts that some rows, each with the texts beside its values at the end, had in the file."""
+    *stored, beside = zip(*rows, strict=True)
+    written = [exported_cells(values, column) for values, column in zip(stored, columns, strict=True)]
+    texts = [list(row) for row in zip(*written, strict=True)]
+    for row, kept in zip(texts, beside, strict=True):
+        if kept is not None:
+            for index, text in json.loads(kept).items():
+                row[int(index)] = text
+    return texts
+
+
+def exported_cells(values: Sequence[Any], column: Column) -> Sequence[str]:
+    if column.type in ("text", "date", "integer") and not column.missing and not column.dates:
+        return values  # the csv module writes them as they are
+    return list(map(column.write, values))
+
+
+# --- Records that were put aside --------------------------------------------------------------------------------------
+
+
+def mend_record(connection: sqlite3.Connection, table: str, line: int, text: str) -> dict[str, Any]:
+    """Imports a record that was put aside, with the text that the user has mended it to.
+
+    Returns {"is_mended", "reason", "bad_rows"}: the reason why the text cannot be read either, or None, and how many
+    records are still put aside.
+    """
+    found = imported_columns(connection, table)
+    layout = found["layout"]
+    bad = quote(f"{table}_bad")
+    if not connection.execute(f"SELECT COUNT(*) FROM {bad} WHERE source_line = ?", (line,)).fetchone()[0]:
+        raise NotAnImportError(f"There is no record of line {line:,} that was put aside.")
+    dialect = dialect_of(layout | {"encoding": "utf-8", "newline": "\n"})
+    file = io.BytesIO(text.encode("utf-8", "replace"))
+    chunk = read_chunk(
+        file, dialect, {"offset": 0, "line": line}, len(text.encode("utf-8", "replace")) + 1, len(found["columns"])
+    )
+    reason = chunk.bad[0].reason if chunk.bad else None if len(chunk.rows) == 1 else "this is not one record"
+    if reason is None:
+        insert_rows(connection, table, typed_rows(chunk, columns_of(found["columns"]), layout).rows, [])
+        connection.execute(f"DELETE FROM {bad} WHERE source_line = ?", (line,))
+    left = connection.execute(f"SELECT COUNT(*) FROM {bad}").fetchone()[0]
+    return {"is_mended": reason is None, "reason": reason, "bad_rows": left}

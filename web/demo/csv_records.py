@@ -7,66 +7,79 @@ chunk size therefore see the same chunks.
 A record that cannot be used is never dropped and never ends the reading: it becomes a `BadRow` with its line number,
 the reason and the raw text. Broken quoting costs exactly one line, because reading goes on at the very next one.
 
-    >>> layout = inspect_file("birdstrikes.csv", "utf-8")
+Records are read leniently, as people's programs write them: a quote inside an unquoted field is a character, blanks
+around a quoted field do not count, a record may lack fields at its end or have empty ones too many. The fast reading is
+Python's `csv` module in its strict mode; a record that it refuses or splits wrongly is read by `split_quoted`.
+
+    >>> layout = inspect_file("birdstrikes.csv")
     >>> chunk = read_layout(layout, layout["start"], 65536)
     >>> chunk.lines[0], chunk.rows[0][1], chunk.position["line"]
     (2, 'T-38A', 540)
 
-Layouts and positions are plain JSON values, so that they can be results and arguments of steps.
+Positions are plain JSON values, so that they can be results and arguments of steps.
 """
 
 from __future__ import annotations
 
-import codecs
+import csv
 import io
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-DELIMITERS = (",", ";", "\t", "|")
-ENCODINGS = {"utf-8": "utf-8", "cp1252": "windows-1252", "iso8859-1": "iso-8859-1"}
-HEAD_BYTES = 256 * 1024
+from csv_encodings import codec_of, unit
+
 LOOKAHEAD_BYTES = 256 * 1024
 #: A record that is longer than this (in characters) is a bad row; it bounds the memory that one record can take.
 MAXIMUM_RECORD = 16 * 1024 * 1024
-#: SQLite's default limit is 2,000 columns in a table; one is the line number.
-MAXIMUM_COLUMNS = 1999
-MAXIMUM_NAME = 200
+#: How many characters of records over several lines may be tried in vain in one chunk, before only short ones are.
+MOST_WASTED = 64 * 1024 * 1024
+SHORT_RECORD = 64 * 1024
+#: Stands for the delimiter of a file with a single column: the "unit separator", which no text has.
+NO_DELIMITER = "\x1f"
+#: Fields are separated by any number of blanks.
+BLANKS = " "
 
-SIGNATURES = (
-    (b"PK\x03\x04", "a ZIP archive or an Excel workbook (.xlsx): open it in a spreadsheet and save it as CSV UTF-8"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls): open it in a spreadsheet and save it as CSV UTF-8"),
-    (b"\xff\xfe", "UTF-16 text: save it again as CSV UTF-8"),
-    (b"\xfe\xff", "UTF-16 text: save it again as CSV UTF-8"),
-    (b"\x1f\x8b", "gzip-compressed: unpack it first"),
-    (b"%PDF-", "a PDF document: export the table as CSV"),
-    (b"PAR1", "a Parquet file: export it as CSV"),
-    (b"SQLite format 3\0", "an SQLite database: export a table of it as CSV"),
-)
+csv.field_size_limit(MAXIMUM_RECORD)
 
 
 class UnreadableFileError(ValueError):
     """The file as a whole cannot be imported; the message says what it is and what to do about it."""
 
 
+class FileHasChangedError(UnreadableFileError):
+    """The file is not the one any more that was looked at first."""
+
+
+class BrokenQuotingError(ValueError):
+    """A quote stands where none may stand. The message is the reason that is shown."""
+
+
 @dataclass(frozen=True)
 class Dialect:
-    """How the text of a file is written down: its encoding, the field delimiter, and what ends a line."""
+    """How the text of a file is written down.
+
+    `newline` is what ends a line: a line feed (with any carriage returns before it), a carriage return, or, if it is
+    empty, any of them. `quote` is empty where no field is quoted. With `escape`, a quoted field has `\\"` for a quote.
+    """
 
     encoding: str
     delimiter: str
     newline: str
+    quote: str = '"'
+    escape: bool = False
 
 
 @dataclass(frozen=True)
 class BadRow:
     """A record that was put aside. `line` is where it begins, counted from 1.
 
-    `kind` is one of encoding, quoting, fields, value; `reason` is a sentence for people.
+    `kind` is one of encoding, quoting, fields; `reason` is a sentence for people.
     """
 
     line: int
@@ -77,73 +90,23 @@ class BadRow:
 
 @dataclass
 class Chunk:
-    """The records that begin in one range of bytes, as three parallel lists, and where the next chunk begins."""
+    """The records that begin in one range of bytes, as two parallel lists, and where the next chunk begins.
+
+    `short` has the lines whose record lacked fields at its end, each with how many it had; `checksum` is the CRC-32 of
+    the range of bytes.
+    """
 
     lines: list[int] = field(default_factory=list)
-    raws: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
+    short: list[tuple[int, int]] = field(default_factory=list)
     offset: int = 0
     line: int = 1
+    checksum: int = 0
 
     @property
     def position(self) -> dict[str, int]:
         return {"offset": self.offset, "line": self.line}
-
-
-class BrokenQuotingError(ValueError):
-    """A quote stands where none may stand. The message is the reason that is shown."""
-
-
-# --- Looking at a file ------------------------------------------------------------------------------------------------
-
-
-def inspect_file(path: str, encoding: str = "utf-8") -> dict[str, Any]:
-    """Returns the layout of a file: what is needed to read it, as JSON values.
-
-    Keys: path, size (bytes), encoding, delimiter, newline, names (unique column names), and start (the position of the
-    first record after the header). Raises `UnreadableFileError` when it is empty, is not text, or has no usable header.
-    """
-    encoding = known_encoding(encoding)
-    size = file_size(path)
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-        refuse_what_is_not_text(head)
-        start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
-        newline = find_newline(head)
-        declared = declared_delimiter(head[start:])
-        if declared:
-            delimiter, begin, line = declared[0], start + declared[1], 2
-        else:
-            delimiter, begin, line = find_delimiter(head[start:], len(head) == size, encoding, newline), start, 1
-        dialect = Dialect(encoding, delimiter, newline)
-        header = read_header(file, dialect, begin, line)
-    names = column_names(header.rows[0])
-    return {
-        "path": path,
-        "size": size,
-        "encoding": encoding,
-        "delimiter": delimiter,
-        "newline": newline,
-        "names": names,
-        "start": header.position,
-    }
-
-
-def known_encoding(name: str) -> str:
-    """Returns the usual name of one of the encodings that can be read, whatever its spelling."""
-    try:
-        return ENCODINGS[codecs.lookup(str(name).replace("-sig", "")).name]
-    except (LookupError, ValueError):
-        choices = ", ".join(ENCODINGS.values())
-        raise UnreadableFileError(
-            f"The encoding {name!r} is not one that can be read; choose one of {choices}."
-        ) from None
-
-
-def encoding_advice(encoding: str) -> str:
-    others = " or ".join(name for name in ENCODINGS.values() if name != encoding)
-    return f"Choose another encoding ({others}) and import it again."
 
 
 def file_size(path: str) -> int:
@@ -151,140 +114,85 @@ def file_size(path: str) -> int:
     try:
         size = Path(path).stat().st_size
     except OSError:
-        raise UnreadableFileError(f"The file {Path(path).name} is not there any more; choose it again.") from None
+        raise FileHasChangedError(f"The file {Path(path).name} is not there any more; choose it again.") from None
     if size == 0:
         raise UnreadableFileError("The file is empty (0 bytes).")
     return size
 
 
-def refuse_what_is_not_text(head: bytes) -> None:
-    """Raises `UnreadableFileError` for what people mistake for a CSV file, saying what it is."""
-    for signature, meaning in SIGNATURES:
-        if head.startswith(signature):
-            raise UnreadableFileError(f"This is not a CSV file but {meaning}.")
-    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
-        raise UnreadableFileError(
-            "This is not a CSV file but a web page (HTML): the download went wrong, or needs a login."
+def dialect_of(layout: Mapping[str, Any]) -> Dialect:
+    """Returns the dialect that a layout describes."""
+    return Dialect(*(layout[name] for name in ("encoding", "delimiter", "newline", "quote", "escape")))
+
+
+def read_layout(
+    layout: Mapping[str, Any], position: Mapping[str, int], size: int, checksum: int | None = None
+) -> Chunk:
+    """Reads one chunk of the file that a layout describes.
+
+    Raises `FileHasChangedError` when the file has another size than at first, or the chunk another checksum.
+    """
+    if file_size(layout["path"]) != layout["size"]:
+        raise FileHasChangedError(
+            "The file was changed while it was being imported: it has another size than before. Import it again."
         )
-    if re.match(rb'\s*(\[\s*)?\{\s*"', head):
-        raise UnreadableFileError("This is not a CSV file but JSON: convert it to CSV first.")
-    beginning = head[:4096]
-    zeros = beginning.count(b"\0")
-    if zeros * 3 > len(beginning):
-        raise UnreadableFileError("This looks like UTF-16 text without a byte order mark: save it again as CSV UTF-8.")
-    if zeros:
-        raise UnreadableFileError("This is a binary file, not text: it has NUL bytes. Export the table as CSV UTF-8.")
-
-
-def find_newline(head: bytes) -> str:
-    """Returns what ends a line outside of quotes: a line feed, or the carriage return of the first Macintoshes."""
-    first = re.search(rb"\r\n?|\n", re.sub(rb'"[^"]*"', b"", head))
-    return "\r" if first and first[0] == b"\r" else "\n"
-
-
-def declared_delimiter(head: bytes) -> tuple[str, int] | None:
-    """Returns the delimiter of a first line like `sep=;` (which Excel understands), and the length of that line."""
-    match = re.match(rb'"?sep=([,;\t|])"?(?:\r\n|\n|\r)', head, re.IGNORECASE)
-    return (match[1].decode("ascii"), match.end()) if match else None
-
-
-def find_delimiter(head: bytes, whole: bool, encoding: str, newline: str) -> str:
-    """Returns the delimiter with which the most records of the head have as many fields as the header."""
-    end = len(head) if whole else head.rfind(newline.encode()) + 1 or len(head)
-    return max(DELIMITERS, key=lambda delimiter: consistency(head[:end], Dialect(encoding, delimiter, newline)))
-
-
-def consistency(head: bytes, dialect: Dialect) -> tuple[bool, float, int]:
-    """Returns a score to compare delimiters: whether the header is split, the share of records that fit it, fields."""
-    file = io.BytesIO(head)
-    try:
-        header = read_header(file, dialect, 0, 1)
-    except UnreadableFileError:
-        return False, 0.0, 0
-    fields = len(header.rows[0])
-    chunk = read_chunk(file, dialect, header.position, len(head), fields)
-    records = len(chunk.rows) + len(chunk.bad)
-    return fields > 1, len(chunk.rows) / records if records else 1.0, fields
-
-
-def read_header(file: BinaryIO, dialect: Dialect, offset: int, line: int) -> Chunk:
-    """Reads the first record that is not a blank line. Raises `UnreadableFileError` when there is no good one."""
-    position = {"offset": offset, "line": line}
-    while True:
-        chunk = read_chunk(file, dialect, position, 1)
-        if chunk.bad:
-            bad = chunk.bad[0]
-            advice = f" {encoding_advice(dialect.encoding)}" if bad.kind == "encoding" else ""
-            raise UnreadableFileError(f"The header in line {bad.line} cannot be read: {bad.reason}.{advice}")
-        if chunk.rows:
-            return chunk
-        if chunk.offset == position["offset"]:
-            raise UnreadableFileError("The file has no header: it holds nothing but blank lines.")
-        position = chunk.position
-
-
-def column_names(header: Sequence[str]) -> list[str]:
-    """Returns a unique name for every column, as SQLite compares names: without regard to case."""
-    if len(header) > MAXIMUM_COLUMNS:
-        raise UnreadableFileError(
-            f"The header has {len(header):,} columns, but an SQLite table holds at most {MAXIMUM_COLUMNS:,} of them. "
-            "Leave out columns, or split the file by columns."
+    with open(layout["path"], "rb") as file:
+        chunk = read_chunk(file, dialect_of(layout), position, size, len(layout["names"]))
+    if checksum is not None and chunk.checksum != checksum:
+        raise FileHasChangedError(
+            f"The file was changed while it was being imported: from line {position['line']:,} on it has another text "
+            "than before. Import it again."
         )
-    taken = {"source_line"}
-    names = []
-    following: Counter[str] = Counter()
-    for number, text in enumerate(header, start=1):
-        base = text.strip()[:MAXIMUM_NAME] or f"column_{number}"
-        name = base
-        while name.lower() in taken:
-            following[base.lower()] += 1
-            name = f"{base}_{following[base.lower()] + 1}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+    return chunk
 
 
-# --- Reading records --------------------------------------------------------------------------------------------------
+# --- Lines ------------------------------------------------------------------------------------------------------------
 
 
 class Lines:
-    """The physical lines of a file from an offset on, read in blocks that end with a line.
+    """The physical lines of a file from an offset on, with their ends, read in blocks that end with a line.
 
-    `texts` are the lines without their line feed, and `suspicious` tells that some line may hold bytes that do not
-    decode (as lone surrogates, see PEP 383) or NUL characters.
+    `suspicious` tells that some line may hold bytes that do not decode, which are lone surrogates then (see PEP 383).
     """
 
     def __init__(self, file: BinaryIO, dialect: Dialect, offset: int):
         file.seek(offset)
         self._file = file
         self._dialect = dialect
+        self._codec = codec_of(dialect.encoding)
+        self._unit = unit(dialect.encoding)
+        self._ahead: list[tuple[int, int, bytes]] = []
+        self._closing_known = (0, -1, None)
+        self._wasted = 0
         self.texts: list[str] = []
         self.end = offset
+        self.checksum = 0
         self.overlong: set[int] = set()
         self.suspicious = False
 
     def read(self, size: int) -> bool:
         """Appends the lines that begin in the next `size` bytes; returns False at the end of the file."""
-        data = self._file.read(size)
+        begin = self.end
+        data = self._file.read(size + -size % self._unit)
         if not data:
             return False
-        newline = self._dialect.newline.encode()
-        if not data.endswith(newline):
-            data += self._rest_of_line(newline)
+        data += self._rest_of_line(data)
         self.end = self._file.tell()
-        lines = self._decode(data).split(self._dialect.newline)
-        if not lines[-1]:
-            lines.pop()
+        self.checksum = zlib.crc32(data)
+        lines = self._split(self._decode(data))
+        self._ahead.append((len(self.texts), begin, data))
         self.texts += lines
         if len(lines[-1]) > MAXIMUM_RECORD:
             self.overlong.add(len(self.texts) - 1)
         return True
 
-    def _rest_of_line(self, newline: bytes) -> bytes:
+    def _rest_of_line(self, data: bytes) -> bytes:
         """Reads on up to the end of the line. Of a line beyond all measure, the rest is read but not kept."""
+        if data.endswith((self._dialect.newline or "\n").encode(self._codec)) and len(data) % self._unit == 0:
+            return b""
         kept = bytearray()
         while block := self._file.read(LOOKAHEAD_BYTES):
-            end = block.find(newline) + 1
+            end = self._find_end(block)
             if end:
                 self._file.seek(end - len(block), os.SEEK_CUR)
                 block = block[:end]
@@ -294,35 +202,86 @@ class Lines:
                 break
         return bytes(kept)
 
+    def _find_end(self, block: bytes) -> int:
+        """Returns where the first line of a block ends, or 0."""
+        if not self._dialect.newline and self._unit == 1:
+            match = re.search(rb"\r*\n|\r+(?=[^\r\n])", block)
+            return match.end() if match else 0
+        newline = (self._dialect.newline or "\n").encode(self._codec)
+        at = block.find(newline)
+        while at % self._unit and at >= 0:
+            at = block.find(newline, at + 1)
+        return at + len(newline) if at >= 0 else 0
+
     def _decode(self, data: bytes) -> str:
         try:
-            text = data.decode(self._dialect.encoding)
+            return data.decode(self._codec)
         except UnicodeDecodeError:
             self.suspicious = True
-            return data.decode(self._dialect.encoding, "surrogateescape")
-        self.suspicious = self.suspicious or "\0" in text
-        return text
+            if self._unit == 2:
+                odd = chr(0xDC00 + data[-1]) if len(data) % 2 else ""  # half a character, at the end of the file
+                return data[: len(data) // 2 * 2].decode(self._codec, "surrogatepass") + odd
+            return data.decode(self._codec, "surrogateescape")
+
+    def _split(self, text: str) -> list[str]:
+        if self._dialect.newline == "\n":
+            return io.StringIO(text, newline="\n").readlines()
+        if self._dialect.newline == "\r":
+            lines = [line + "\r" for line in text.split("\r")]
+            lines[-1] = lines[-1][:-1]
+            return lines if lines[-1] else lines[:-1]
+        return re.findall(r"[^\r\n]*(?:\r*\n|\r)|[^\r\n]+", text)
+
+    def offset(self, index: int) -> int:
+        """Returns the offset at which line `index` begins."""
+        if index == len(self.texts):
+            return self.end
+        first, begin, data = next(block for block in reversed(self._ahead) if block[0] <= index)
+        if self._unit == 2:
+            return begin + sum(len(text.encode(self._codec, "surrogatepass")) for text in self.texts[first:index])
+        pattern = {"\n": rb"\n", "\r": rb"\r"}.get(self._dialect.newline, rb"\r*\n|\r")
+        ends = re.finditer(pattern, data)
+        for _ in range(index - first):
+            begin_of_next = next(ends).end()
+        return begin + (begin_of_next if index > first else 0)
+
+    # Between two lines, of which the first opens a quote, the answer is the same for all lines that stay inside of it.
 
     def closing(self, index: int) -> int | None:
         """Returns the line that closes the quote which is open at the end of line `index`, reading on as necessary.
 
-        Every line before it has an even number of quotes, so that no stretch of lines is searched twice for different
-        open quotes: the search is linear, also in a file where every line is broken.
+        Whether a line that begins inside of quotes ends inside of them depends on nothing but the line. So each line is
+        looked at once, and the search is linear, also in a file where every line opens a quote.
         """
-        length = len(self.texts[index])
+        first, last, answer = self._closing_known
+        if first <= index + 1 <= last:
+            return answer
+        closing = re.compile(_patterns(self._dialect).closing)
+        length, line = len(self.texts[index]), index
         while length <= MAXIMUM_RECORD:
-            index += 1
-            if index == len(self.texts) and not self.read(LOOKAHEAD_BYTES):
+            line += 1
+            if line == len(self.texts) and not self.read(LOOKAHEAD_BYTES):
+                self._closing_known = (index + 1, line, None)
                 return None
-            length += len(self.texts[index]) + 1
-            if length <= MAXIMUM_RECORD and self.texts[index].count('"') % 2:
-                return index
+            length += len(self.texts[line])
+            if not _ends_inside(self.texts[line].rstrip("\r\n"), self._dialect, closing):
+                self._closing_known = (index + 1, line, line)
+                return line
+        self._closing_known = (index + 1, (index + line) // 2, None)
         return None
 
-    def size(self, first: int, last: int) -> int:
-        """Returns the number of bytes of some lines, their line feeds included."""
-        encoding = self._dialect.encoding
-        return sum(len(text.encode(encoding, "surrogateescape")) + 1 for text in self.texts[first:last])
+    def joined(self, first: int, last: int) -> str | None:
+        """Returns some lines as one text, or None when that has been tried in vain too often."""
+        text = "".join(self.texts[first : last + 1])
+        self._wasted += len(text)
+        return None if self._wasted > MOST_WASTED and len(text) > SHORT_RECORD else text
+
+    def believe(self, text: str) -> None:
+        """Notes that a joined text was a record."""
+        self._wasted -= len(text)
+
+
+# --- Records ----------------------------------------------------------------------------------------------------------
 
 
 def read_chunk(
@@ -331,124 +290,298 @@ def read_chunk(
     """Reads the records that begin in the next `size` bytes. Each good one has `fields` fields, if that is given."""
     lines = Lines(file, dialect, position["offset"])
     lines.read(size)
-    end, own, index = lines.end, len(lines.texts), 0
-    chunk = Chunk()
-    while index < own:
-        line = position["line"] + index
-        raw = lines.texts[index]
-        following = index + 1
-        try:
-            if index in lines.overlong:
-                raise BrokenQuotingError(f"the line is longer than {MAXIMUM_RECORD:,} characters")
-            if '"' in raw:
-                raw, row, following = quoted_record(lines, index, dialect, fields)
-            else:
-                raw = raw[:-1] if raw[-1:] == "\r" else raw
-                row = raw.split(dialect.delimiter)
-        except BrokenQuotingError as error:
-            chunk.bad.append(BadRow(line, "quoting", str(error), raw.removesuffix("\r")))
-        else:
-            if raw:
-                keep_record(chunk, line, raw, row, fields, lines.suspicious)
-        index = following
-    chunk.offset = min(end + lines.size(own, index), lines.end)
-    chunk.line = position["line"] + index
+    reader = Reader(lines, dialect, position["line"], fields)
+    chunk = reader.read(len(lines.texts), lines.checksum)
+    if lines.suspicious:
+        put_unreadable_aside(chunk, dialect)
     return chunk
 
 
-def read_layout(layout: Mapping[str, Any], position: Mapping[str, int], size: int) -> Chunk:
-    """Reads one chunk of the file that a layout describes. Raises `UnreadableFileError` when it has changed."""
-    if file_size(layout["path"]) != layout["size"]:
-        raise UnreadableFileError("The file has changed while it was being imported: import it again.")
-    dialect = Dialect(layout["encoding"], layout["delimiter"], layout["newline"])
-    with open(layout["path"], "rb") as file:
-        return read_chunk(file, dialect, position, size, len(layout["names"]))
+class Reader:
+    """Makes records of lines: as long as all goes well by the `csv` module, and one by one after something odd."""
 
+    def __init__(self, lines: Lines, dialect: Dialect, first_line: int, fields: int | None):
+        self._lines = lines
+        self._dialect = dialect
+        self._first_line = first_line
+        self._fields = fields
+        self._chunk = Chunk()
+        self._blank = re.compile(r"[ \t\r\n]*" if dialect.delimiter != "\t" else r"[ \r\n]*").fullmatch
 
-def quoted_record(lines: Lines, index: int, dialect: Dialect, fields: int | None) -> tuple[str, list[str], int]:
-    """Reads a record that has quotes, and may span lines. Returns its raw text, its fields and the following line.
+    def read(self, own: int, checksum: int) -> Chunk:
+        """Reads all records that begin in the first `own` lines."""
+        chunk, index, patience = self._chunk, 0, 1
+        is_simple = self._is_simple(own)
+        while index < own:
+            if is_simple:
+                index = self._read_fast(index, own)
+            for _ in range(patience):
+                if index < own:
+                    index = self._read_one(index)
+            patience *= 2
+        chunk.offset = self._lines.offset(index)
+        chunk.line = self._first_line + index
+        chunk.checksum = checksum
+        return chunk
 
-    A record that spans lines is only believed when it has the right number of fields: else its first line has a quote
-    that was never meant to swallow the lines below.
-    """
-    raw = lines.texts[index]
-    last = index
-    if raw.count('"') % 2:
-        closing = lines.closing(index)
+    def _is_simple(self, own: int) -> bool:
+        """Tells whether the `csv` module reads these lines as `split_quoted` does, as long as it accepts them."""
+        dialect = self._dialect
+        if dialect.escape or dialect.delimiter == BLANKS or not self._lines.texts or self._lines.overlong:
+            return False
+        if not dialect.quote:
+            return True
+        return not _patterns(dialect).blank_before_quote.search("".join(self._lines.texts[:own]))
+
+    def _read_fast(self, index: int, own: int) -> int:
+        """Reads records as long as they are in order; returns the first line that it has not read."""
+        chunk, fields = self._chunk, self._fields
+        texts = self._lines.texts if index == 0 and own == len(self._lines.texts) else self._lines.texts[index:own]
+        quoting = csv.QUOTE_MINIMAL if self._dialect.quote else csv.QUOTE_NONE
+        reader = csv.reader(
+            texts,
+            delimiter=self._dialect.delimiter,
+            quotechar=self._dialect.quote or None,
+            quoting=quoting,
+            strict=True,
+        )
+        rows: list[list[str]] = []
+        try:
+            rows.extend(reader)
+            is_whole = True
+        except csv.Error:
+            is_whole = False
+        line = self._first_line + index
+        if is_whole and len(rows) == len(texts) and {len(row) for row in rows} == {fields}:
+            chunk.rows += rows
+            chunk.lines += range(line, line + len(rows))
+            return own
+        return index + self._keep_while_in_order(texts, line, rows)
+
+    def _keep_while_in_order(self, texts: list[str], line: int, rows: list[list[str]]) -> int:
+        """Keeps records up to the first one that needs a closer look; returns how many lines they have."""
+        chunk, fields, at = self._chunk, self._fields, 0
+        for row in rows:
+            begin, at = at, self._end_of_record(texts, at, row)
+            if not row:
+                continue
+            if len(row) != fields and (fields is not None or self._blank(texts[begin])):
+                return begin
+            chunk.rows.append(row)
+            chunk.lines.append(line + begin)
+        return at
+
+    def _end_of_record(self, texts: list[str], at: int, row: list[str]) -> int:
+        """Returns the line after a record: it has as many lines more as there are line ends in its fields."""
+        newline = self._dialect.newline
+        if not newline:
+            return at + 1 + sum(len(re.findall(r"\r*\n|\r", value)) for value in row if "\n" in value or "\r" in value)
+        return at + 1 + sum(value.count(newline) for value in row if newline in value)
+
+    def _read_one(self, index: int) -> int:
+        """Reads one record, with all that may be wrong with it; returns the following line."""
+        line, raw = self._first_line + index, self._lines.texts[index].rstrip("\r\n")
+        try:
+            raw, row, following = self._record(index, raw)
+        except BrokenQuotingError as error:
+            self._chunk.bad.append(BadRow(line, "quoting", str(error), raw))
+            return index + 1
+        if raw and not (self._fields != 1 and following == index + 1 and self._blank(raw)):
+            self._keep(line, raw, row, following > index + 1)
+        return following
+
+    def _record(self, index: int, raw: str) -> tuple[str, list[str], int]:
+        dialect, fields = self._dialect, self._fields
+        if index in self._lines.overlong:
+            raise BrokenQuotingError(f"the line is longer than {MAXIMUM_RECORD:,} characters")
+        row, is_open = split_quoted(raw, dialect)
+        if not is_open:
+            return raw, row, index + 1
+        closing = self._lines.closing(index)
+        if closing is not None:
+            text = self._lines.joined(index, closing)
+            if text is not None:
+                text = text.rstrip("\r\n")
+                spanning, _ = split_quoted(text, dialect)
+                if fields is None or len(spanning) == fields or is_padded(spanning, fields):
+                    self._lines.believe(text)
+                    return text, spanning, closing + 1
+        literal = literal_fields(raw, dialect)
+        if (fields is None or len(literal) == fields) and not any(map(self._opens, literal)):
+            return raw, literal, index + 1
         if closing is None:
             raise BrokenQuotingError("a quote is opened and never closed")
-        last = closing
-        raw = dialect.newline.join(lines.texts[index : last + 1])
-    raw = raw[:-1] if raw[-1:] == "\r" else raw
-    row = split_quoted(raw, dialect.delimiter)
-    if last > index and fields is not None and len(row) != fields:
         raise BrokenQuotingError("a quote is opened and not closed in this record")
-    return raw, row, last + 1
 
+    def _opens(self, value: str) -> bool:
+        """Tells of a field that begins with a quote and has no other to go with it."""
+        quote = self._dialect.quote
+        return value.lstrip().startswith(quote) and value.count(quote) % 2 == 1
 
-def split_quoted(text: str, delimiter: str) -> list[str]:
-    """Splits a record by RFC 4180: a field is quoted as a whole or not at all, and a quote inside is doubled."""
-    outside, *pieces = text.split('"')
-    if outside and outside[-1] != delimiter:
-        raise BrokenQuotingError(stray_quote(outside, delimiter))
-    row = outside[:-1].split(delimiter) if outside else []
-    index = 0
-    while index < len(pieces):
-        parts = [pieces[index]]
-        outside = pieces[index + 1]
-        index += 2
-        while not outside and index < len(pieces):
-            parts.append(pieces[index])
-            outside = pieces[index + 1]
-            index += 2
-        row.append('"'.join(parts))
-        if outside and (outside != delimiter or index == len(pieces)):
-            row += fields_between(outside, delimiter, index < len(pieces))
-    return row
-
-
-def fields_between(text: str, delimiter: str, more: bool) -> list[str]:
-    """Splits what stands between a closing quote and the next opening one (if there are `more`) or the end."""
-    if text[0] != delimiter:
-        raise BrokenQuotingError(f"after a closing quote comes “{shorten(text, 40)}” instead of the delimiter")
-    if not more:
-        return text[1:].split(delimiter)
-    if text[-1] != delimiter:
-        raise BrokenQuotingError(stray_quote(text, delimiter))
-    return text[1:-1].split(delimiter)
-
-
-def stray_quote(text: str, delimiter: str) -> str:
-    return f"a quote stands inside the unquoted field that begins with “{shorten(text.rpartition(delimiter)[2], 40)}”"
-
-
-def keep_record(chunk: Chunk, line: int, raw: str, row: list[str], fields: int | None, suspicious: bool) -> None:
-    """Adds a record to the good ones of a chunk, or to the bad ones with the reason."""
-    if suspicious and (reason := unreadable_reason(row)):
-        chunk.bad.append(BadRow(line, "encoding", reason, raw))
-    elif fields is not None and len(row) != fields:
-        chunk.bad.append(BadRow(line, "fields", f"{fields:,} fields expected, {len(row):,} found", raw))
-    else:
+    def _keep(self, line: int, raw: str, row: list[str], is_spanning: bool) -> None:
+        """Adds a record to the good ones, or to the bad ones with the reason."""
+        chunk, fields = self._chunk, self._fields
+        if fields is not None and len(row) != fields:
+            if len(row) > fields and not is_padded(row, fields):
+                chunk.bad.append(BadRow(line, "fields", f"{fields:,} fields expected, {len(row):,} found", raw))
+                return
+            if len(row) < fields:
+                chunk.short.append((line, len(row)))
+            row = row[:fields] + [""] * (fields - len(row))
         chunk.lines.append(line)
-        chunk.raws.append(raw)
         chunk.rows.append(row)
 
 
-def unreadable_reason(row: Iterable[str]) -> str | None:
+def is_padded(row: list[str], fields: int) -> bool:
+    """Tells whether a record has too many fields, but none that is not empty."""
+    return len(row) > fields and not any(value.strip(" \t") for value in row[fields:])
+
+
+# --- Fields -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Regular expressions for the quoted fields of one dialect, none of which goes back over what it has read."""
+
+    quoted: re.Pattern[str]
+    opening: re.Pattern[str]
+    closing: re.Pattern[str]
+    blank_before_quote: re.Pattern[str]
+
+
+@cache
+def _patterns(dialect: Dialect) -> Patterns:
+    quote, delimiter = re.escape(dialect.quote), re.escape(dialect.delimiter)
+    blank = "[ \t]" if dialect.delimiter not in (BLANKS, "\t") else "[ ]" if dialect.delimiter == "\t" else "(?!)"
+    end = rf"(?={delimiter}|\Z)" if dialect.delimiter != BLANKS else r"(?=[ \t]|\Z)"
+    escaped = rf"\\[\\{quote}]|" if dialect.escape else ""
+    inside = rf"(?>[^{quote}\\]+|{escaped}\\|{quote}{quote}|{quote}(?!{quote}|{blank}*{end}))*+"
+    return Patterns(
+        re.compile(rf"{blank}*{quote}({inside}){quote}{blank}*{end}"),
+        re.compile(rf"{blank}*{quote}"),
+        re.compile(rf"{inside}{quote}{blank}*{end}"),
+        re.compile(rf"(?:\A|[\r\n]|{delimiter}){blank}+{quote}"),
+    )
+
+
+def split_quoted(text: str, dialect: Dialect) -> tuple[list[str], bool]:
+    """Splits a record into its fields; tells whether its last one is open, a quoted field without its closing quote.
+
+    A quoted field ends with a quote that the delimiter or the end of the record follows. A quote inside of it is
+    doubled (or escaped, if the dialect says so); one that is not, and does not end the field, is a character.
+    """
+    if not dialect.quote or dialect.quote not in text:
+        return unquoted_fields(text, dialect), False
+    if dialect.delimiter == BLANKS:
+        return _split_at_blanks(text, dialect)
+    patterns, delimiter, row, at = _patterns(dialect), dialect.delimiter, [], 0
+    while True:
+        match = patterns.quoted.match(text, at)
+        if match:
+            row.append(unquoted(match[1], dialect))
+            end = match.end()
+        elif patterns.opening.match(text, at):
+            row.append(text[at:])
+            return row, True
+        else:
+            end = text.find(delimiter, at)
+            end = len(text) if end < 0 else end
+            row.append(text[at:end])
+        if end >= len(text):
+            return row, False
+        at = end + len(delimiter)
+
+
+def _split_at_blanks(text: str, dialect: Dialect) -> tuple[list[str], bool]:
+    patterns, row, at = _patterns(dialect), [], 0
+    text = text.strip(" \t")
+    while at < len(text):
+        match = patterns.quoted.match(text, at)
+        if match:
+            row.append(unquoted(match[1], dialect))
+        elif patterns.opening.match(text, at):
+            return [*row, text[at:]], True
+        else:
+            match = re.compile(r"[^ \t]+").match(text, at)
+            row.append(match[0])
+        at = re.compile(r"[ \t]*").match(text, match.end()).end()
+    return row, False
+
+
+def unquoted(value: str, dialect: Dialect) -> str:
+    """Returns what stands between the quotes of a field, without what only a quoted field needs."""
+    if dialect.escape and "\\" in value:
+        value = re.sub(rf"\\([\\{re.escape(dialect.quote)}])", r"\1", value)
+    return value.replace(dialect.quote * 2, dialect.quote)
+
+
+def unquoted_fields(text: str, dialect: Dialect) -> list[str]:
+    return text.split() if dialect.delimiter == BLANKS else text.split(dialect.delimiter)
+
+
+def literal_fields(text: str, dialect: Dialect) -> list[str]:
+    """Splits a record at every delimiter, as its quotes are in no order; fields quoted as a whole lose them."""
+    fields = unquoted_fields(text, dialect)
+    quoted = _patterns(dialect).quoted
+    matches = [quoted.fullmatch(value) for value in fields]
+    return [unquoted(match[1], dialect) if match else value for match, value in zip(matches, fields, strict=True)]
+
+
+def _ends_inside(text: str, dialect: Dialect, closing: re.Pattern[str]) -> bool:
+    """Tells whether a line that begins inside of quotes ends inside of them."""
+    match = closing.match(text)
+    if not match:
+        return True
+    rest = text[match.end() + len(dialect.delimiter) :] if match.end() < len(text) else None
+    return rest is not None and split_quoted(rest, dialect)[1]
+
+
+# --- What is not text -------------------------------------------------------------------------------------------------
+
+
+def put_unreadable_aside(chunk: Chunk, dialect: Dialect) -> None:
+    """Makes bad rows of the records of a chunk that have bytes which are not text."""
+    reasons = [unreadable_reason(row, dialect) for row in chunk.rows]
+    for line, row, reason in zip(chunk.lines, chunk.rows, reasons, strict=True):
+        if reason:
+            chunk.bad.append(BadRow(line, "encoding", reason, written(row, dialect)))
+    good = [index for index, reason in enumerate(reasons) if not reason]
+    chunk.rows = [chunk.rows[index] for index in good]
+    chunk.lines = [chunk.lines[index] for index in good]
+    chunk.bad.sort(key=lambda bad: bad.line)
+
+
+def written(row: Iterable[str], dialect: Dialect) -> str:
+    """Returns a record as text again, which `Reader` reads as that record."""
+    buffer = io.StringIO()
+    delimiter = dialect.delimiter
+    csv.writer(buffer, delimiter=delimiter, quotechar=dialect.quote or '"', lineterminator="").writerow(row)
+    return buffer.getvalue()
+
+
+def unreadable_reason(row: Iterable[str], dialect: Dialect) -> str | None:
     """Returns why a record is not text (which byte, in which column), or None if it is."""
     for number, value in enumerate(row, start=1):
-        match = re.search("[\0\udc80-\udcff]", value)
+        match = re.search("[\ud800-\udfff]", value)
         if match:
-            byte = ord(match[0]) & 0xFF
-            meaning = "a NUL byte" if byte == 0 else f"the byte 0x{byte:02X}, which is not text in this encoding,"
-            return f"{meaning} stands in column {number}"
+            code = ord(match[0])
+            name = (
+                f"byte 0x{code & 0xFF:02X}" if code >= 0xDC80 and unit(dialect.encoding) == 1 else f"code 0x{code:04X}"
+            )
+            return f"the {name}, which is not text in this encoding, stands in column {number}"
     return None
 
 
 def readable(text: str, limit: int) -> str:
     """Returns text that can be stored and shown: bytes that are not text are escaped, and it is cut at the limit."""
-    shown = text[:limit].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    shown = text[:limit].encode("utf-8", "surrogateescape" if _is_escaped(text[:limit]) else "backslashreplace")
+    shown = shown.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
     return f"{shown}… ({len(text) - limit:,} more characters)" if len(text) > limit else shown
+
+
+def _is_escaped(text: str) -> bool:
+    return not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
 
 
 def shorten(text: str, limit: int) -> str:

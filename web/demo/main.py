@@ -16,6 +16,7 @@ from connection import Connection
 from downloads import TEMPORARY, Downloads
 from durable_page import TERMINAL, DurableError
 from elements import find, listen, make, show, write
+from guess_view import GuessView
 from notices import start
 from pyscript import document
 from result_view import ResultView
@@ -24,7 +25,8 @@ from result_view import ResultView
 window = document.defaultView
 
 DATABASE = "durable-web-demo"
-JOBS = ["./csv_records.py", "./csv_import.py", "./jobs.py"]
+MODULES = ("csv_encodings", "csv_values", "csv_records", "csv_layout", "csv_import", "csv_preview", "jobs")
+JOBS = [f"./{module}.py" for module in MODULES]
 TITLE = document.title
 ACTIVE = ["pending", "running", "waiting", "cancelling"]
 RECENT = 10
@@ -41,9 +43,11 @@ class Demo:
         self._statuses = []
         self._shown = None
         self._result = None
-        self._choose = ChooseView(self._begin, self._begin_saved, self._forget_file)
+        self._choose = ChooseView(self._begin, self._look, self._forget_file)
+        self._guess = GuessView(self._preview, self._import, self._leave_guess)
         self._downloads = Downloads()
         self._visit = 0
+        self._again_with = None  # the file that is to be looked at once the choice is shown
         listen(find("chart-column"), "change", lambda event: self._result.draw_chart())
         listen(find("history-list"), "durable-action", self._on_action)
         listen(window, "resize", lambda event: self._result and not find("result").hidden and self._result.draw_chart())
@@ -92,6 +96,8 @@ class Demo:
             await durable_page.actions(self._durable).cancel(run.id)
         for run in await self._read_runs({"job": "forget-import", "status": "completed"}):
             await self._delete_forgotten(run)
+        for run in await self._read_runs({"job": "preview-csv", "status": ["completed", "failed"]}):
+            await self._delete_run(run.id)
         imported = [run.input["path"] for run in self._imports.items if run.status == "completed"]
         for file in await self._durable.files.list():
             if file.name.startswith(TEMPORARY) or file.path in imported:
@@ -124,6 +130,7 @@ class Demo:
         if self._shown is not None:
             self._shown.close()
             self._shown = None
+        self._guess.close()
         document.title = TITLE
         window.scrollTo(0, 0)
         return self._visit
@@ -145,6 +152,9 @@ class Demo:
         write("kept", _promise_of_storage(await js.navigator.storage.persisted()))
         if visit == self._visit:
             self._choose.enable(True, "")
+            if self._again_with is not None:
+                again, self._again_with = self._again_with, None
+                await self._look(*again)
 
     def _hear_of_imports(self, imports):
         """Which files are free depends on which imports have ended."""
@@ -199,7 +209,7 @@ class Demo:
         document.title = run.input.get("name") or TITLE
         if run.status == "completed":
             show("result")
-            self._result = ResultView(run.output)
+            self._result = ResultView(run.output, self._mend)
             self._downloads.offer(self._durable, run)
         else:
             notices.tell_run_ended(run, None if file is None else self._again(run, file))
@@ -215,18 +225,67 @@ class Demo:
         except DurableError:
             self._choose.enable(True, "")
             raise
-        await self._begin_saved(file, name, self._choose.encoding())
+        try:
+            await self._look(file, name)
+        except DurableError:
+            await self._durable.files.delete(file.name)  # it is no table
+            raise
+        finally:
+            self._choose.enable(True, "")
 
-    async def _begin_saved(self, file, name, encoding):
+    async def _look(self, file, name, options=()):
+        """Show how a saved file would be read."""
         notices.clear()
+        if _run_in_address():
+            window.location.hash = "#all"
+            self._again_with = (file, name)
+            return
+        await self._guess.open(file, name, options)
+        await self._show_saved()
+
+    async def _preview(self, file, options):
+        request = {"path": file.path, "name": file.name}
+        request.update(options)
+        looking = durable_page.job(self._durable, "preview-csv", auto_resume=False, follow_latest=False)
+        try:
+            run = await looking.trigger_and_wait(request)
+        finally:
+            looking.close()
+        await self._delete_run(run.id)
+        if run.status != "completed":
+            message = run.error.message if run.error else "It was cancelled. Try again."
+            raise DurableError("UnreadableFile", message)
+        return run.output
+
+    async def _import(self, file, name, options):
+        """Import a saved file as it was shown."""
+        notices.clear()
+        request = {"path": file.path, "name": name}
+        request.update(options)
         starting = durable_page.job(self._durable, "import-csv", auto_resume=False, follow_latest=False)
         try:
-            request = {"path": file.path, "name": name, "encoding": encoding}
             run = await starting.trigger(request)
         finally:
             starting.close()
-            self._choose.enable(True, "")
         window.location.hash = f"#run={run.id}"
+
+    async def _leave_guess(self):
+        """The file stays where it is, for another time."""
+        self._guess.close()
+        await self._show_saved()
+        find("choose").focus()
+
+    async def _mend(self, output, line, text):
+        """Import a record that was put aside, as it was mended; returns the output of the job."""
+        mending = durable_page.job(self._durable, "mend-record", auto_resume=False, follow_latest=False)
+        try:
+            run = await mending.trigger_and_wait({"table": output["table"], "line": line, "text": text})
+        finally:
+            mending.close()
+        await self._delete_run(run.id)
+        if run.status != "completed":
+            raise DurableError("MendError", run.error.message if run.error else "It was cancelled. Try again.")
+        return run.output
 
     async def _forget_file(self, file):
         notices.clear()
@@ -261,11 +320,14 @@ class Demo:
     async def _delete_forgotten(self, done):
         """Delete the run of an import whose tables are gone, and that of the job which saw to it."""
         for run_id in (done.input["run_id"], done.id):
-            try:
-                await durable_page.actions(self._durable).delete(run_id)
-            except DurableError as error:
-                if error.code != "RunNotFound":
-                    raise
+            await self._delete_run(run_id)
+
+    async def _delete_run(self, run_id):
+        try:
+            await durable_page.actions(self._durable).delete(run_id)
+        except DurableError as error:
+            if error.code != "RunNotFound":
+                raise
 
     async def _saved_file(self, run):
         """The durable copy of the file of an import, as long as it is there."""
@@ -275,16 +337,11 @@ class Demo:
         return None
 
     def _again(self, run, file):
-        """A choice of the encoding, and a button to import the file once more."""
-        select = find("encoding").cloneNode(True)
-        select.id = "encoding-again"
-        select.value = run.input.get("encoding") or "utf-8"
+        """A button to look at the file once more, and import it otherwise."""
         button = make("button", {"type": "button", "class": "button"}, "Import again")
-
         name = run.input.get("name")
-        listen(button, "click", lambda event: start(self._begin_saved(file, name, select.value)))
-        label = make("label", {"for": "encoding-again"}, "Encoding")
-        return make("p", {"class": "field"}, label, select, button)
+        listen(button, "click", lambda event: start(self._look(file, name)))
+        return make("p", {"class": "field"}, button)
 
 
 async def _ask_for_storage():

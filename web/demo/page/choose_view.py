@@ -11,13 +11,13 @@ PRIVATE = "The file stays on this device. Nothing is uploaded."
 
 
 class ChooseView:
-    """Calls ``begin(blob, name)`` for a file to import, ``begin_saved(file, name, encoding)`` for one that is saved
-    already, and ``forget(file)`` for one that is to be deleted; all three are asynchronous.
+    """Calls ``begin(blob, name)`` for a file to import, ``look(file, name)`` for one that is saved already, and
+    ``forget(file)`` for one that is to be deleted; all three are asynchronous.
     """
 
-    def __init__(self, begin, begin_saved, forget):
+    def __init__(self, begin, look, forget):
         self._begin = begin
-        self._begin_saved = begin_saved
+        self._look = look
         self._forget = forget
         listen(find("choose"), "click", lambda event: find("file").click())
         listen(find("file"), "change", self._on_chosen)
@@ -39,10 +39,6 @@ class ChooseView:
         write("chooser-note", f"Saving {name} on this device.")
         find("boot-progress").removeAttribute("value")
         show("boot-progress")
-
-    def encoding(self):
-        """The chosen encoding."""
-        return find("encoding").value
 
     def show_saved(self, files):
         """List files that are saved and not imported; ``files`` are pairs of a file and what it is called."""
@@ -87,7 +83,7 @@ class ChooseView:
         forget = make("button", {"type": "button", "class": "button button-secondary button-small"}, "Delete")
         for button, word in ((begin, "Import"), (forget, "Delete")):
             button.setAttribute("aria-label", f"{word} {name}")
-        listen(begin, "click", lambda event: start(self._begin_saved(file, name, self.encoding())))
+        listen(begin, "click", lambda event: start(self._look(file, name)))
         listen(forget, "click", lambda event: start(self._forget(file)))
         buttons = make("span", {"class": "buttons"}, begin, forget)
         return make("li", {"class": "row"}, _row_text(name, size(file.size)), buttons)

@@ -13,6 +13,8 @@ TITLES = {
     "EngineStoppedError": "The engine stopped",
     "WorkerError": "The engine stopped",
     "FileNotFoundError": "The file is not on this device any more",
+    "FileChangedError": "The file has changed",
+    "UnreadableFile": "This file could not be read",
     "PageError": "This page has a defect",
 }
 

@@ -3,6 +3,7 @@
 import chart
 import js
 from elements import find, listen, make, make_table, show, write
+from notices import start
 from wording import MISSING, count, number, size
 
 #: Head, the key by which the columns are sorted, and whether it is a number. No key: sorting by it would mean nothing.
@@ -21,6 +22,7 @@ CHART_KINDS = ("years", "histogram", "top")
 FACTS = (
     ("Values", "count"),
     ("Missing", "nulls"),
+    ("Kept as text", "odd"),
     ("Distinct", "distinct"),
     ("Minimum", "min"),
     ("Mean", "mean"),
@@ -30,9 +32,10 @@ FACTS = (
 
 
 class ResultView:
-    """Shows the output of one import."""
+    """Shows the output of one import. Calls ``mend(output, line, text)``, asynchronous, to import a mended record."""
 
-    def __init__(self, output):
+    def __init__(self, output, mend):
+        self._mend = mend
         self._columns = output["columns"]
         self._sorted_by = None
         self._is_descending = False
@@ -40,6 +43,7 @@ class ResultView:
         self._fill_selector()
         self._show_columns()
         self._show_preview(output)
+        self._show_odd_cells(output)
         self._show_bad_rows(output)
         self.draw_chart()
 
@@ -50,6 +54,10 @@ class ResultView:
             ("Columns", number(len(self._columns))),
             ("File", size(output["size"])),
         ]
+        if output.get("odd_cells"):
+            figures.append(("Cells kept as text", number(output["odd_cells"])))
+        if output.get("short_rows"):
+            figures.append(("Rows without their last fields", number(output["short_rows"])))
         find("figures").replaceChildren(*_pairs(figures))
         show("bad", output["bad_rows"] > 0)
         show("download-bad", output["bad_rows"] > 0)
@@ -72,6 +80,10 @@ class ResultView:
         chart.draw(place, column, max(NARROWEST_CHART, int(place.clientWidth)))
         facts = [("Type", column["type"])]
         facts += [(label, number(column[key])) for label, key in FACTS if key in column]
+        missing = column.get("missing") or {}
+        if any(missing):
+            words = [f"{word} ({number(amount)})" for word, amount in missing.items() if word.strip()]
+            facts.append(("Written for missing", ", ".join(words)))
         find("chart-facts").replaceChildren(*_pairs(facts))
 
     # --- the columns --------------------------------------------------------------------------------------------------
@@ -131,14 +143,46 @@ class ResultView:
         table = make_table(f"The first {count(len(rows), 'row')}", names, rows, numeric)
         find("preview").replaceChildren(table)
 
+    def _show_odd_cells(self, output):
+        cells, total = output.get("first_odd_cells") or [], output.get("odd_cells") or 0
+        show("odd", total > 0)
+        told = (
+            "They are not of their column's type, so they have no value there; their text is kept, also in a download."
+        )
+        if len(cells) < total:
+            told += f" These are the first {len(cells)} of {number(total)}."
+        write("odd-text", told)
+        rows = [[number(cell["line"]), cell["column"], make("code", None, cell["text"])] for cell in cells]
+        find("odd-cells").replaceChildren(make_table("Cells kept as text", ("Line", "Column", "Text"), rows))
+
     def _show_bad_rows(self, output):
         first, total = output["first_bad_rows"], output["bad_rows"]
-        told = "They are kept in a table of their own, with the line in the file and the reason."
+        told = "They are kept in a table of their own, with the line in the file and the reason. Mend one to import it."
         if len(first) < total:
             told += f" These are the first {len(first)} of {number(total)}."
         write("bad-text", told)
-        rows = [[number(row["line"]), row["reason"], make("code", None, row["raw"])] for row in first]
+        rows = [[number(row["line"]), row["reason"], self._mendable(output, row)] for row in first]
         find("bad-rows").replaceChildren(make_table("Rows put aside", ("Line", "Reason", "Text in the file"), rows))
+
+    def _mendable(self, output, row):
+        """The text of a record, to be mended; what is too long or not text is only shown."""
+        if row["kind"] == "encoding" or row["raw"].endswith("\u2026") or "\n" in row["raw"]:
+            return make("code", None, row["raw"])
+        label = f"Text of line {row['line']}"
+        text = make("input", {"type": "text", "value": row["raw"], "aria-label": label})
+        button = make("button", {"type": "button", "class": "button button-secondary button-small"}, "Import")
+        button.setAttribute("aria-label", f"Import line {row['line']}")
+        told = make("span", {"role": "status"})
+        place = make("div", {"class": "mend"}, text, button, told)
+
+        async def mend():
+            mended = await self._mend(output, row["line"], text.value)
+            if mended["is_mended"]:
+                text.disabled = button.disabled = True
+            told.textContent = "Imported" if mended["is_mended"] else mended["reason"]
+
+        listen(button, "click", lambda event: start(mend()))
+        return place
 
 
 def _pairs(items):
