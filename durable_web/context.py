@@ -116,7 +116,7 @@ class Context:
     ``wait_for``, ``wait(timeout=...)`` and ``loop.call_later``, around waits and around steps. One is due by the
     engine's clock, counted from when the body first set it; that is recorded with the run's next commit, and kept by
     restarts. A run that dies before that commit sets the timer anew. ``loop.time()`` is the time of the latest
-    outcome. In ``get_steps`` timers have the kind ``"timer"``.
+    outcome. In ``engine.runs.steps`` timers have the kind ``"timer"``.
 
     **Limits of a body.** Threads, sockets, subprocesses, ``run_in_executor`` and ``call_soon_threadsafe`` raise
     ``NotInBody``: do them in a step. A primitive of asyncio, such as a lock, belongs to one run. ``finally`` in a body

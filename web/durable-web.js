@@ -14,7 +14,7 @@
  *
  * When the leader goes, watches go on by themselves from the last frame that arrived. A call that has no answer then is
  *
- *     made again     where it only reads (runs.get, list, count, steps, logs, event; files.get, list; schedules.list),
+ *     made again     where it only reads (runs.get, list, count, steps, logs, value; files.get, list; schedules.list),
  *                    where making it again changes nothing (runs.pause, resume; schedules.create, pause, resume;
  *                    deliverWebhook; files.delete), and where the engine knows it again: a trigger that has an
  *                    `idempotencyKey`, a signal, an update or an event that has an id
