@@ -85,7 +85,7 @@ REQUIRED = (
 )
 """Files without which dist/ is of no use; a build that has no source for one of them fails."""
 
-_NOT_SHIPPED = {"node_modules", "package.json", "package-lock.json", "__pycache__"}
+_NOT_SHIPPED = {"docs", "node_modules", "package.json", "package-lock.json", "__pycache__"}
 _MICROPYTHON_FILES = ("micropython.mjs", "micropython.wasm")
 _SAMPLE_DATA = ("birdstrikes.csv", "zipcodes.csv")
 

@@ -6,11 +6,11 @@ nothing has changed.
 
 import contextlib
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ PINNED_WHEELS = (
     ),
 )
 
+_VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
 _PYODIDE_PYTHON = "3.14"
 _OLDEST_NODE = 20
 _NODE_ADVICE = (
@@ -114,8 +115,10 @@ def build_own_wheel() -> Path:
 
 
 def project_version() -> str:
-    """The version in pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    """``durable_web.__version__``, the one place of the version; the wheel gets it from there too."""
+    source = (ROOT / "durable_web" / "__init__.py").read_text(encoding="utf-8")
+    (version,) = _VERSION.findall(source)
+    return version
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from environment import ROOT
-from packages import build_own_wheel, install_npm_packages, sha256
+from packages import build_own_wheel, install_npm_packages, project_version, sha256
 from snapshot import make_snapshot
 
 SNAPSHOT = "vendor/pyodide/snapshot.bin.gz"
@@ -167,7 +167,7 @@ async def fail(ctx, _):
 """)
     )
     assert opened(page)["start"] == "snapshot"
-    assert page.evaluate(RUN, "import") == [False, "durable_web.testing.clock", "0.1.0", 2]
+    assert page.evaluate(RUN, "import") == [False, "durable_web.testing.clock", project_version(), 2]
     assert page.evaluate(RUN, "synchronous") == "slept"
     failed = page.evaluate("async () => (await finished((await durable.trigger('fail')).id)).run.error.traceback")
     assert 'durable_web/execution/steps.py", line' in failed
