@@ -1,6 +1,6 @@
 """Set everything up and run the tests: python3 build_scripts/test.py [fast|all|deep] [arguments for pytest].
 
-    fast    how the code is written (ruff), and the engine's tests
+    fast    style (ruff), types (mypy), and all tests without a browser
     all     these, the pages in a real Chromium, and the engine's core inside Pyodide; the default
     deep    what takes much longer: all of the engine's tests inside Pyodide, thousands of reloads
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from chromium import ensure_chromium, start_playwright
 from distribution import build
-from environment import ROOT, run_in_environment
+from environment import BUILD, ROOT, run_in_environment
 from progress import run, stage
 
 MEMORY = Path("/dev/shm")
@@ -43,6 +43,8 @@ def main() -> int:
     with stage("ruff"):
         run([sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT)
         run([sys.executable, "-m", "ruff", "format", "--check", "--quiet"], cwd=ROOT)
+    with stage("mypy"):
+        run([sys.executable, "-m", "mypy", "--cache-dir", BUILD / "mypy"], cwd=ROOT)
     processes = str(min(os.cpu_count() or 1, MOST_PROCESSES))
     return _pytest("-n", processes, "--dist", "loadfile", "--no-loadscope-reorder", *LANES[lane], *others)
 

@@ -21,7 +21,7 @@ from ..errors import StorageError
 from ..store import LeaseLost, Store
 from .run_loop import Outside, is_outside
 
-Write = Callable[[], None]
+Write = Callable[[], object]
 Done = Callable[[BaseException | None], None]
 """Called after the transaction, with the reason why nothing of the write was written, or ``None``."""
 RIDE_ALONG_SECONDS = 0.05

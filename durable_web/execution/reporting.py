@@ -73,7 +73,7 @@ class Reporting:
     def note(self, level: str, message: str) -> None:
         """Write a line of the engine's own about the run; one that an earlier execution wrote is not repeated."""
         if not self._tenure.is_detached and not self._was_written(level, message):
-            body = {"level": level, "message": message, "fields": {}, "step": None}
+            body: dict[str, Any] = {"level": level, "message": message, "fields": {}, "step": None}
             self._append(self._clock.now(), {**body, "attempt": self._tenure.claim.attempt})
 
     def _append(self, ts: int, body: dict[str, Any]) -> None:

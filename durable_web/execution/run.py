@@ -70,7 +70,7 @@ class Execution:
         self._store = services.store
         self._clock = services.clock
         self._observer = observer
-        self.loop = RunLoop(services.loop, self, claim.run_id)
+        self.loop = RunLoop(services.loop, self, claim.run_id)  # type: ignore[abstract]
         records = services.store.steps.load(claim.run_id) if claim.has_steps else {}
         self.history = History(records, claim.started_at)
         self.tenure = Tenure(

@@ -32,8 +32,8 @@ CLOSINGS = 100
 _CHECK_EVERY = 16  # callbacks between two looks at the time
 _KEPT = 64  # tasks or generators; beyond twice as many the finished ones are forgotten
 
-_leave_task: Any = asyncio.tasks._leave_task  # type: ignore[attr-defined]
-_enter_task: Any = asyncio.tasks._enter_task  # type: ignore[attr-defined]
+_leave_task: Any = asyncio.tasks._leave_task
+_enter_task: Any = asyncio.tasks._enter_task
 _current_task = asyncio.current_task
 _get_running_loop = asyncio._get_running_loop
 _set_running_loop = asyncio._set_running_loop
@@ -136,7 +136,9 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     # --- scheduling --------------------------------------------------------------------------------------------------
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         if not self._is_scheduled and not self._is_draining:
@@ -149,15 +151,15 @@ class RunLoop(asyncio.AbstractEventLoop):
             self._is_scheduled = True
             self.real.call_soon(self._drain, context=self._context.copy())
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = RunTimer(when, callback, args, self, context)  # type: ignore[arg-type]
+        timer = RunTimer(when, callback, args, self, context)
         timer._scheduled = True  # so that its `cancel` calls `_timer_handle_cancelled`
         self._owner.add_timer(timer)
         return timer
@@ -236,8 +238,8 @@ class RunLoop(asyncio.AbstractEventLoop):
                     raise BodyNeverRests(self.places())
                 for _ in range(len(ready)):
                     handle = ready.popleft()
-                    if not handle._cancelled:  # type: ignore[attr-defined]
-                        handle._run()  # type: ignore[attr-defined]
+                    if not handle._cancelled:
+                        handle._run()
                     calls += 1
                     if self._is_closed or (not calls % _CHECK_EVERY and time.perf_counter() > self._slice_end):
                         return
@@ -256,7 +258,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         future.number = self._number()
         return future
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self, coro: Any, *, name: str | None = None, context: Context | None = None, **options: Any
     ) -> asyncio.Task[Any]:
         if not asyncio.iscoroutine(coro):
@@ -337,7 +339,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Where each task stands: file and line of every frame, the outermost first."""
         return [" > ".join(_lines(task.get_coro())) for task in self._tasks if not task.done()]
 
-    def close(self, closed: Callable[[], None]) -> None:
+    def close(self, closed: Callable[[], None]) -> None:  # type: ignore[override]
         """Call nothing any more, and then ``closed``, as a callback of the real loop, once no drain is executing."""
         if self._is_closed:
             return
@@ -359,7 +361,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         _set_running_loop(self)
         try:
             for task in reversed(self._tasks):
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                task._log_destroy_pending = False
                 if not task.done():
                     _throw(task.get_coro(), error)
         finally:

@@ -211,8 +211,8 @@ class Steps:
             if record.retry_at > self._clock.now():
                 self._wait_for_attempt(call, record.retry_at)
                 return
-            next_attempt = {"attempt": record.attempt + 1, "retry_at": None, "error": None}
-            call.record = self._outcomes.begin_attempt(record._replace(**next_attempt), ready_at=record.retry_at)
+            again = record._replace(attempt=record.attempt + 1, retry_at=None, error=None)
+            call.record = self._outcomes.begin_attempt(again, ready_at=record.retry_at)
         elif record is not None:
             call.record = self._outcomes.begin_attempt(record)
         call.is_busy = True
@@ -247,7 +247,7 @@ class Steps:
             if is_of_the_engine(error):
                 self._tenure.check()
             return Ending("", None, error)
-        options = {"eager_start": True} if _HAS_EAGER_TASKS else {}
+        options: Any = {"eager_start": True} if _HAS_EAGER_TASKS else {}
         task = asyncio.Task(self._await(call, result), loop=self._services.loop, **options)
         if task.done():
             return task.result()
@@ -367,6 +367,7 @@ class Steps:
         finally:
             call.is_busy = False
             self._outcomes.end_busy()
+        assert call.record is not None
         return self._outcomes.take_inline(call.record)
 
     def _conclude(self, call: StepCall, ending: Ending) -> None:
@@ -395,8 +396,10 @@ class Steps:
 
         def committed(error: BaseException | None) -> None:
             if error is not None and ending.error is None:
-                too_long = isinstance(error, SerializationError)
-                self._conclude(call, _too_long(call.key, error) if too_long else Ending("", None, error))
+                if isinstance(error, SerializationError):
+                    self._conclude(call, _too_long(call.key, error))
+                else:
+                    self._conclude(call, Ending("", None, error))
                 return
             if error is not None:
                 self._history.fail(call, error)
@@ -438,7 +441,7 @@ class Steps:
 
         def committed(error: BaseException | None) -> None:
             if error is not None:
-                self._services.report_defect(error, run_id)  # type: ignore[arg-type]
+                self._services.report_defect(error, run_id)
             self._outcomes.attempt_failed()
             call.record = waiting
             if not call.is_called_off:

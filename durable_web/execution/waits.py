@@ -196,7 +196,8 @@ class Waits:
             token = urlsafe_b64encode(os.urandom(24)).decode()
             record = self._new_record(key, OperationKind.WEBHOOK, None, f"webhook:{token}", encode(token))
             self._history.keep(record)
-            self._tenure.commit_now(lambda: self._record_begun(record))
+            begun = record
+            self._tenure.commit_now(lambda: self._record_begun(begun))
         return key, decode(record.detail or "null")
 
     async def webhook_body(self, key: str, timeout: float | None) -> Any:
