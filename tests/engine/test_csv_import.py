@@ -579,6 +579,31 @@ async def exported(running, path: str, **options: Any) -> list[list[str]]:
     return list(csv.reader(Path(export.output["path"]).read_text("utf-8").splitlines()))
 
 
+REAL_FILES = [
+    path
+    for pattern in ("*.csv", "*.tsv")
+    for path in sorted((Path(__file__).parents[2] / "web/node_modules/vega-datasets/data").glob(pattern))
+    if path.stat().st_size < 1_500_000
+]
+
+
+@pytest.mark.skipif(not REAL_FILES, reason="the packages of web/ are not installed")
+async def test_the_export_of_a_real_file_has_every_cell_in_the_form_that_it_had(running, tmp_path):
+    """Files that others have made, against the csv module: no row is lost, and no cell differs."""
+    different = []
+    async with running(jobs.import_csv, jobs.export_csv) as engine:
+        for path in REAL_FILES:
+            run = await finish(engine, await engine.trigger("import-csv", {"path": str(path)}))
+            export = {"table": run.output["table"], "name": path.name}
+            export = await finish(engine, await engine.trigger("export-csv", export))
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            expected = csv.reader(path.read_text("utf-8-sig").splitlines(keepends=True), delimiter=delimiter)
+            found = csv.reader(Path(export.output["path"]).read_bytes().decode().splitlines(keepends=True))
+            if list(found) != list(expected) or run.output["bad_rows"]:
+                different.append(path.name)
+    assert different == []
+
+
 # --- Files that change ------------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def scan_chunk(
 
 
 def text_columns(columns: Sequence[Mapping[str, int]], most_rows: int) -> list[int]:
-    """Returns the columns that are text whatever comes, even with `most_rows` in all."""
+    """Returns the columns that are text, if there are not more than `most_rows` in all."""
     return [index for index, kinds in enumerate(columns) if is_surely_text(kinds, most_rows)]
 
 

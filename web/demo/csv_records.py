@@ -331,7 +331,9 @@ class Reader:
             return False
         if not dialect.quote:
             return True
-        return not _patterns(dialect).blank_before_quote.search("".join(self._lines.texts[:own]))
+        text = "".join(self._lines.texts[:own])
+        may_have_blanks = any(f"{blank}{dialect.quote}" in text for blank in " \t")  # a search for the pattern is slow
+        return not (may_have_blanks and _patterns(dialect).blank_before_quote.search(text))
 
     def _read_fast(self, index: int, own: int) -> int:
         """Reads records as long as they are in order; returns the first line that it has not read."""

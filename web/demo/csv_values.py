@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ FIRST_CHARACTERS = frozenset("+-.0123456789tTfFiI")
 INTEGERS = re.compile(r"(?:-?(?:0|[1-9][0-9]{0,17})\n)++", re.ASCII)
 DECIMALS = re.compile(r"(?:-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?\n)++", re.ASCII)
 LOCAL_DATE = re.compile(r"([0-9]{1,2})([./-])([0-9]{1,2})\2([0-9]{4})", re.ASCII)
+DATES = re.compile(r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}\n)++", re.ASCII)
 _SECONDS = re.compile(r"(:[0-9]{2})(\.[0-9]{1,9})")
 _VERSION = re.compile(r"[0-9]{1,2}\.(?:0|[1-9][0-9]?)")
 
@@ -128,8 +129,8 @@ def interpret(value: str, reading: Reading = DEFAULT) -> tuple[str, Any]:
     if not text or text.lower() in reading.missing:
         return "missing", None
     if reading.date_order != "ymd" and (match := LOCAL_DATE.fullmatch(text)):
-        date = _iso_date(match, reading.date_order)
-        return ("date", date) if is_date(date) else ("text", value)
+        iso = _iso_date(match, reading.date_order)
+        return ("date", iso) if is_date(iso) else ("text", value)
     if reading.mark != ".":
         if "." in text:
             return _interpret_date(text) or ("text", value)
@@ -168,8 +169,8 @@ def _iso_date(match: re.Match[str], order: str) -> str:
     return f"{year}-{month:0>2}-{day:0>2}"
 
 
-def _write_date(date: str, dates: str) -> str:
-    year, month, day = date.split("-")
+def _write_date(iso: str, dates: str) -> str:
+    year, month, day = iso.split("-")
     if not dates.endswith("0"):
         month, day = month.lstrip("0"), day.lstrip("0")
     parts = (day, month, year) if dates.startswith("dmy") else (month, day, year)
@@ -213,7 +214,16 @@ def _count_quickly(counts: Mapping[str, int], total: int) -> dict[str, int] | No
         return {"integer": total} | ({"negative": 1} if "-" in joined else {})
     if len(max(counts, key=len)) < 17 and DECIMALS.fullmatch(joined):
         return _count_decimals(counts)
+    if DATES.fullmatch(joined) and _are_dates(counts):
+        return {"date": total}
     return None
+
+
+def _are_dates(texts: Iterable[str]) -> bool:
+    try:
+        return all(map(date.fromisoformat, texts))
+    except ValueError:
+        return False
 
 
 def _count_decimals(counts: Mapping[str, int]) -> dict[str, int]:
@@ -292,7 +302,7 @@ def is_version(kinds: Mapping[str, int]) -> bool:
 
 
 def is_surely_text(kinds: Mapping[str, int], most_rows: int) -> bool:
-    """Tells of a column that is text whatever comes: too many values fit no type, even with `most_rows` in all."""
+    """Tells of a column that is text: too many values fit no type, even if there will be `most_rows` in all."""
     return bool(kinds.get("code")) or kinds.get("text", 0) > (1 - TYPE_SHARE) * most_rows + 1
 
 
@@ -367,9 +377,12 @@ ACCEPTED = {
 
 def _convert_quickly(texts: Sequence[str], column: Column) -> list[Any] | None:
     """Converts ordinary numbers all at once: None if there is any other value among them."""
-    if column.type not in ("integer", "number") or column.mark != ".":
+    if column.type in ("text", "boolean") or column.mark != "." or column.dates:
         return None
     joined = "\n".join(texts) + "\n"
+    if column.type == "date":
+        is_quick = DATES.fullmatch(joined) and joined.count("\n") == len(texts) and _are_dates(set(texts))
+        return list(texts) if is_quick else None
     if column.type == "integer" or "." not in joined:
         if INTEGERS.fullmatch(joined) and joined.count("\n") == len(texts) and "-0\n" not in joined:
             return list(map(int, texts))

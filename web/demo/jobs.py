@@ -87,6 +87,8 @@ CELLS_PER_SUMMARY = 200_000
 #: How many log lines tell of records that were put aside, and how many of odd cells.
 LOGGED = 20
 MISSING_WORDS_SHOWN = 5
+#: By how much there may be more rows than the part of the file that was read lets expect.
+MARGIN = 2
 
 
 class FileChangedError(FatalError):
@@ -290,7 +292,7 @@ async def scan(
     columns: list[dict[str, int]] = [{} for _ in layout["names"]]
     rows, bad, unreadable, first_unreadable = 0, 0, 0, None
     checksums: list[int] = []
-    most_rows = layout["size"] // len(columns)
+    most_rows = layout["size"]
     while position["offset"] < layout["size"]:
         name = f"scan {len(checksums) + 1}"
         known = text_columns(columns, most_rows)
@@ -304,6 +306,7 @@ async def scan(
         first_unreadable = first_unreadable or found["first_unreadable"]
         share = (position["offset"] - layout["start"]["offset"]) / (layout["size"] - layout["start"]["offset"])
         refuse_wrong_encoding(layout, (rows + bad) / share, unreadable, first_unreadable)
+        most_rows = round(MARGIN * (rows + bad) / share)
     return columns, rows, checksums
 
 
