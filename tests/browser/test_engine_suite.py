@@ -17,7 +17,7 @@ worker.onmessage = ({ data }) => { globalThis.told = data; };
 worker.postMessage(null);
 </script>"""
 REASONS = ("Skipped: on a desk only: ", "Skipped: could not import 'pydantic'")
-TIMEOUT_MILLISECONDS = {"heart": 780_000, "everything": 4_800_000}
+TIMEOUT_MILLISECONDS = {"heart": 1_500_000, "everything": 4_800_000}
 HEART = (
     "bodies branches codec compensation events layers map migration order parked_runs pydantic recovery retry run_loop "
     "run_sync set_event signals sleep step storage timers timeline transaction updates versions webhooks"
