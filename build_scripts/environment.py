@@ -94,6 +94,8 @@ def _create(pins: Iterable[str], stamp: str) -> None:
             f"This Python ({sys.executable}) has no {' and no '.join(missing)} module, so it cannot make a virtual "
             "environment.\nOn Debian and Ubuntu: apt-get install python3-venv"
         )
+    if VIRTUAL_ENVIRONMENT.is_symlink():  # it would be emptied where it leads to
+        raise SetupError(f"{VIRTUAL_ENVIRONMENT} is a symbolic link, and not up to date. Remove it, and start again.")
     _STAMP.unlink(missing_ok=True)
     run([sys._base_executable, "-m", "venv", "--clear", VIRTUAL_ENVIRONMENT])
     run([_environment_python(), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *pins])
