@@ -1,4 +1,4 @@
-"""Durable jobs in Python, in a browser or on a desk.
+"""Durable jobs in Python, in a browser or on CPython.
 
 >>> from durable_web import Context, Engine, job
 """

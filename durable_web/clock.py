@@ -1,6 +1,6 @@
-"""Time, as the engine sees it.
+"""The engine's clock and timers.
 
-The engine never asks the operating system what time it is: it asks its clock. ``SystemClock`` is the real one;
+The engine reads the time only from its clock. ``SystemClock`` is the real clock;
 ``durable_web.testing.MockClock`` stands still until a test moves it.
 """
 
@@ -13,14 +13,14 @@ from typing import Protocol
 
 
 class TimerHandle(Protocol):
-    """A timer that has been set and may be called off."""
+    """A timer that has been set and can be cancelled."""
 
     def cancel(self) -> None:
-        """Call the timer off; does nothing when it has fired already."""
+        """Cancel the timer; does nothing when it has fired already."""
 
 
 class Clock(Protocol):
-    """What the engine needs to know of time."""
+    """The interface of the engine's clock."""
 
     def now(self) -> int:
         """Wall-clock time in milliseconds since 1970-01-01 UTC."""
@@ -32,7 +32,7 @@ class Clock(Protocol):
         """Call ``callback`` on the running event loop after ``delay`` seconds, at most 24 days."""
 
     async def turn(self) -> None:
-        """Let everything else go first that is ready, messages from outside included."""
+        """Let all other ready tasks run first, including messages from outside."""
 
 
 class SystemClock:
@@ -47,7 +47,7 @@ class SystemClock:
         return time.monotonic()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
-        """``call_later`` of the running event loop, in seconds; of a job body's loop, that of the real one."""
+        """``call_later`` of the running event loop, in seconds; inside a job body, of the real event loop."""
         loop = asyncio.get_running_loop()
         return getattr(loop, "real", loop).call_later(delay, callback)
 

@@ -1,4 +1,4 @@
-"""Everything that a job body may do."""
+"""The context of a job: every operation that a job body may use."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Log:
     """Writes durable log lines: ``ctx.log.info("fetched", rows=12)``.
 
     A line belongs to the step that wrote it, or else to the run. Fields that cannot be stored are kept as their
-    ``repr``, where they have one: a log line never fails a job. The message may be given as ``message=`` too.
+    ``repr``, if it works: a log line never fails a job. The message may be given as ``message=`` too.
 
     Lines may also be written by another thread, such as that of ``await ctx.step("work", asyncio.to_thread, work)``:
-    they are there before the step has ended.
+    they are written before the step ends.
     """
 
     def __init__(self, execution: Execution) -> None:
@@ -39,7 +39,7 @@ class Log:
         self._write("info", message, fields)
 
     def warning(self, message: str = _BY_NAME, /, **fields: Any) -> None:
-        """Something that should be looked at."""
+        """Something that needs attention."""
         self._write("warning", message, fields)
 
     def error(self, message: str = _BY_NAME, /, **fields: Any) -> None:
@@ -53,9 +53,9 @@ class Log:
 
 
 class Webhook:
-    """A place for somebody outside to call back to; made by ``ctx.webhook``.
+    """A webhook that another system calls; made by ``ctx.webhook``.
 
-    Attributes: ``token``, and ``url``, what the engine's ``webhook_url`` makes of it (``None`` without one).
+    Attributes: ``token``, and ``url``, which the engine's ``webhook_url`` makes of the token (``None`` without one).
     """
 
     def __init__(self, execution: Execution, name: str, token: str, url: str | None) -> None:
@@ -65,9 +65,9 @@ class Webhook:
         self._name = name
 
     async def wait(self, timeout: float | timedelta | None = None) -> Any:
-        """What was delivered: ``engine.deliver_webhook(token, body)``; it may have been delivered already.
+        """Wait for the body of ``engine.deliver_webhook(token, body)``, which may have been delivered already.
 
-        :raises WebhookTimeout: when nothing was within ``timeout`` seconds of the wait's first beginning.
+        :raises WebhookTimeout: when nothing was delivered within ``timeout`` seconds of the wait's first beginning.
         """
         return await self._execution.waits.webhook_body(self._name, _optional_seconds(timeout))
 
@@ -82,7 +82,7 @@ class Update:
         self._message_id = message_id
 
     async def answer(self, value: Any = None) -> None:
-        """Give the sender its answer; the first one counts."""
+        """Send the answer to the sender; only the first answer counts."""
         await self._execution.waits.answer(self.name, self._message_id, value)
 
 
@@ -99,24 +99,24 @@ class Context:
     The job function, the *body*, only orchestrates; work is done in the functions of its steps.
 
     **Replay.** When a run goes on after a restart, or after it was parked and dropped from memory, its body is called
-    again from the top. Operations that have ended return what was recorded, and nothing is called a second time. So
-    whatever the body decides must follow from what it gets: read the time with ``ctx.now()``, and files, the network
-    or random numbers in a step.
+    again from the top. Operations that have ended return what was recorded, and nothing is called a second time. So the
+    body's decisions must depend only on its input and on recorded results: read the time with ``ctx.now()``, and files,
+    the network or random numbers in a step.
 
     **Order.** Each outcome of an operation (a step, a wait, a child run, a timer) is numbered when it is recorded. A
     body goes on with one outcome at a time, in that order, in every execution. So tasks that share a queue, the winner
     of a race and the order of ``asyncio.as_completed`` are the same in a replay. (Give ``as_completed`` tasks, not
-    coroutines: these it starts in no fixed order, which is refused.)
+    coroutines: it starts coroutines in no fixed order, which is rejected.)
 
-    **Names.** An operation is recorded under its name; the second one of a name under ``name#2``, counted over the
-    whole run, whichever task asks for it. Use a name of its own for each: then code that is changed while runs are
-    active finds what they have recorded. The same name with another kind of operation is a ``NonDeterminismError``.
+    **Names.** An operation is recorded under its name; the second operation of a name under ``name#2``, counted over
+    the whole run, whichever task calls it. Give each operation a different name: then changed code finds the records of
+    active runs. The same name with another kind of operation is a ``NonDeterminismError``.
 
     **Timers.** The body has an event loop of its own, whose timers are durable: ``asyncio.sleep``, ``timeout``,
-    ``wait_for``, ``wait(timeout=...)`` and ``loop.call_later``, around waits and around steps. One is due by the
-    engine's clock, counted from when the body first set it; that is recorded with the run's next commit, and kept by
-    restarts. A run that dies before that commit sets the timer anew. ``loop.time()`` is the time of the latest
-    outcome. In ``engine.runs.steps`` timers have the kind ``"timer"``.
+    ``wait_for``, ``wait(timeout=...)`` and ``loop.call_later``, around waits and around steps. A timer is due by the
+    engine's clock, counted from when the body first set the timer. The due time is recorded with the run's next commit,
+    and survives restarts. A run that dies before that commit sets the timer anew. ``loop.time()`` is the time of the
+    latest outcome. In ``engine.runs.steps`` timers have the kind ``"timer"``.
 
     **Limits of a body.** Threads, sockets, subprocesses, ``run_in_executor`` and ``call_soon_threadsafe`` raise
     ``NotInBody``: do them in a step. A primitive of asyncio, such as a lock, belongs to one run. ``finally`` in a body
@@ -140,13 +140,13 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was cancelled; for synchronous code that wants to stop early, also in another thread."""
+        """``True`` when the run was cancelled; for synchronous code that stops early, also in another thread."""
         return self._execution.tenure.is_cancelled
 
     def raise_if_cancelled(self) -> None:
-        """Leave the job at once when the run was cancelled, or is no longer this engine's for another reason.
+        """Raise out of the job when the run was cancelled, or this engine no longer owns the run.
 
-        In another thread it leaves what runs there.
+        In another thread it raises out of the function that runs there.
         """
         self._execution.tenure.check()
 
@@ -159,41 +159,42 @@ class Context:
         retry: Retry | None = None,
         compensate: Callable[[Any], Any] | None = None,
     ) -> Coroutine[Any, Any, Any]:
-        """Call ``function(*arguments)`` once and for all, and return its result.
+        """Call ``function(*arguments)``, record its result, and return it.
 
-        The result is committed before it is returned, and every later execution of the run gets it without calling
-        the function. The function may be synchronous or asynchronous; keyword arguments for it go through
-        ``functools.partial``. It is called on the real event loop, outside the job body: what it sets in context
-        variables is not seen by the body, and it asks for no operations itself.
+        The result is committed before it is returned, and every later execution of the run gets it without calling the
+        function. The function may be synchronous or asynchronous; keyword arguments for it go through
+        ``functools.partial``. It is called on the real event loop, outside the job body: the body does not see context
+        variables that the function sets, and the function may not use operations of the context.
 
-        The second step of one name in a run is recorded as ``name#2``, whichever task asks for it. Use a name of its
-        own for each step: then code that is changed while runs are active finds what they have recorded.
+        The second step of one name in a run is recorded as ``name#2``, whichever task calls it. Give each step a
+        different name: then changed code finds the records of active runs.
 
-        ``retry`` says whether a failure is followed by another attempt; by default what the job says.
+        ``retry`` decides whether a failure is followed by another attempt; the default is the job's ``retry``.
 
         ``compensate`` undoes the step: when the run fails, or is cancelled with ``compensate=True``, it is called with
-        the step's result, after those of the steps that completed later, as a durable step ``compensate:<name>`` with
-        the same ``retry``; what it returns is not kept. One that fails is recorded, and does not keep the others from
-        being undone. Functions that are executing are called off first, and what they complete all the same is undone
-        as well. The run keeps its slot until all is undone, also between two attempts; children that it has started
-        undo theirs at the same time.
+        the step's result, after the compensations of the steps that completed later, as a durable step
+        ``compensate:<name>`` with the same ``retry``; its return value is not kept. A compensation that fails is
+        recorded, and the others are called all the same. Functions that are executing are cancelled first; steps that
+        complete nevertheless are compensated as well. The run keeps its slot until all steps are compensated, also
+        between two attempts; its child runs compensate theirs at the same time.
 
-        When the body stops waiting for a step, because of ``asyncio.timeout`` say, its function is cancelled. The task
-        goes on at once; what it asks for next begins when the function has ended, after 5 seconds at the latest.
+        When the body stops waiting for a step, for example because of ``asyncio.timeout``, the step's function is
+        cancelled. The task goes on at once; its next operation begins when the function has ended, after 5 seconds at
+        the latest.
 
         :raises StepFailed: when the function raised, now or when it was recorded, or its result cannot be stored.
         :raises NonDeterminismError: when ``name`` is recorded as another kind of operation.
-        :raises NotInStep: when it is not the job body that asks, but a step's function.
+        :raises NotInStep: when a step's function calls it instead of the job body.
         """
         return self._execution.steps.step(name, function, arguments, retry, compensate)
 
     async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
-        """A step whose rows and whose checkpoint are one commit.
+        """A step whose rows and checkpoint are written in one commit.
 
         ``function(connection, *arguments)`` gets the engine's ``sqlite3.Connection`` inside an open transaction, works
-        on the application's own tables, and returns the step's result. It must be synchronous, and must neither
-        commit nor roll back, change pragmas, nor touch what begins with ``durable_``; it is not retried by itself.
-        Raises what ``step`` raises.
+        on the application's own tables, and returns the step's result. It must be synchronous, and must neither commit
+        nor roll back, change pragmas, nor change tables whose names begin with ``durable_``; it is not retried
+        automatically. Raises what ``step`` raises.
         """
         return await self._execution.writes.transaction(name, function, arguments)
 
@@ -213,28 +214,28 @@ class Context:
         return found
 
     async def set_event(self, key: str, value: Any) -> None:
-        """Publish a value that others can read live, and after the end: ``engine.runs.value(run_id, key)``.
+        """Publish a value that can be read during the run and after its end: ``engine.runs.value(run_id, key)``.
 
-        A replay publishes nothing again: what was published since stays. The value is committed with the run's next
-        commit, at once where the run waits. Watchers see every change as an ``event`` frame; a value that is the same
-        as the one before is none. It may be called inside a step's function too, and is then called by every attempt.
+        A replay publishes nothing again, and does not overwrite later values. The value is committed with the run's
+        next commit, at once where the run waits. Watchers get every change as an ``event`` frame; a value equal to the
+        one before is not a change. A step's function may call it too; then every attempt calls it.
 
-        :raises SerializationError: when the value cannot be stored. The one before stays.
-        :raises ValueError: when the key is no non-empty string, or ends in '#' and a number.
+        :raises SerializationError: when the value cannot be stored. The earlier value stays.
+        :raises ValueError: when the key is not a non-empty string, or ends in '#' and a number.
         """
         await self._execution.writes.publish(key, value)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     async def sleep(self, name: str, duration: float | timedelta) -> None:
-        """Wait for ``duration`` (seconds, or a ``timedelta``), across restarts, and without a slot.
+        """Wait for ``duration`` (seconds, or a ``timedelta``), across restarts, without occupying a slot.
 
-        The time when it is over is fixed when the wait first begins.
+        The end of the wait is fixed when the wait first begins.
         """
         await self._execution.waits.sleep(name, _seconds(duration))
 
     async def sleep_until(self, name: str, when: datetime) -> None:
-        """Wait until a moment, an aware ``datetime``; one that has passed is not waited for.
+        """Wait until ``when``, an aware ``datetime``; return at once when it has passed.
 
         :raises ValueError: when it has no time zone.
         """
@@ -243,10 +244,10 @@ class Context:
     async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, type: Any = None) -> Any:
         """The payload of the next signal of that name (``engine.runs.signal``), first in, first out.
 
-        One that was sent before is waiting already. ``type`` is a class as which the payload is read; to have it
-        checked when it is sent, declare it in ``@job(signals={name: type})``.
+        A signal that was sent earlier is kept until it is taken. ``type`` is the class to which the payload is decoded;
+        to check the payload when it is sent, declare the type in ``@job(signals={name: type})``.
 
-        :raises SignalTimeout: when none came within ``timeout`` seconds of the wait's first beginning.
+        :raises SignalTimeout: when no signal came within ``timeout`` seconds of the wait's first beginning.
         """
         declared = self._execution.job.signals.get(name, Any) if type is None else type
         return await self._execution.waits.signal(name, _optional_seconds(timeout), declared)
@@ -256,14 +257,14 @@ class Context:
     ) -> Any:
         """The payload of the next event that is published on ``topic`` (``engine.publish``) while the run waits.
 
-        With ``match``, the next one whose payload has these keys with equal values, at every depth.
+        With ``match``, the next event whose payload has these keys with equal values, at every depth.
 
-        :raises EventTimeout: when none came within ``timeout`` seconds of the wait's first beginning.
+        :raises EventTimeout: when no event came within ``timeout`` seconds of the wait's first beginning.
         """
         return await self._execution.waits.event(topic, match, _optional_seconds(timeout))
 
     async def webhook(self, name: str) -> Webhook:
-        """A token that cannot be guessed, for somebody outside to call back with: ``engine.deliver_webhook``.
+        """A webhook with a token that cannot be guessed, for a call from another system: ``engine.deliver_webhook``.
 
         >>> hook = await ctx.webhook("payment")
         >>> await ctx.step("ask for payment", ask, hook.url)
@@ -281,17 +282,17 @@ class Context:
     ) -> Update:
         """The next update of that name (``engine.runs.update``), to be answered.
 
-        ``validator(argument)`` is synchronous, and refuses an update by raising, or by returning ``False``: the sender
-        is given the reason, the run never sees it, and goes on waiting.
+        ``validator(argument)`` is synchronous, and rejects an update by raising, or by returning ``False``: the sender
+        gets the reason, and the run goes on waiting without the update.
 
-        :raises UpdateTimeout: when none was accepted within ``timeout`` seconds of the wait's first beginning.
+        :raises UpdateTimeout: when no update was accepted within ``timeout`` seconds of the wait's first beginning.
         """
         seconds = _optional_seconds(timeout)
         message_id, argument = await self._execution.waits.update(name, validator, seconds)
         return Update(self._execution, name, message_id, argument)
 
     async def breakpoint(self, label: str) -> None:
-        """Wait until a person lets the run go on: ``engine.runs.resume(run_id)``."""
+        """Wait until the run is resumed by hand: ``engine.runs.resume(run_id)``."""
         await self._execution.waits.breakpoint(label)
 
     # --- other runs --------------------------------------------------------------------------------------------------
@@ -299,21 +300,21 @@ class Context:
     async def run_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> Any:
         """Start a child run, wait for its end, and return its output.
 
-        The options are ``labels``, ``priority``, ``run_at`` and ``deadline``, as in ``engine.trigger``. Its id is
-        the same in every execution of the run. When this run is cancelled, so is the child; and so it is when the
-        body waits for it no longer. Where the child's job says of its flow that another run stands for it (see
-        :mod:`durable_web.flow`), that one is waited for, and left to itself.
+        The options are ``labels``, ``priority``, ``run_at`` and ``deadline``, as in ``engine.trigger``. The child's id
+        is the same in every execution of the run. The child is cancelled when this run is cancelled, and when the body
+        stops waiting for the child. Where the flow control of the child's job returns an existing run (see
+        :mod:`durable_web.flow`), this run waits for that run, and does not cancel it.
 
         :raises ChildFailed: when the child failed, died, was cancelled or ran out of time; or, as ``CircularWait``,
-            when it would be a singleton that waits for this run.
+            when the child would be a singleton that waits for this run.
         """
         return await self._execution.children.run(name, Trigger(job, input, **_child_options(options)))
 
     async def start_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> str:
         """Start a run without waiting for it, and return its id; the options are those of ``run_job``.
 
-        When this run is cancelled while the other is active, that one is cancelled too. Where the flow control of the
-        job gives back a run that is there already, it is the id of that one, which is left to itself.
+        When this run is cancelled while the started run is active, the started run is cancelled too. Where the flow
+        control of the job returns an existing run, the id is that run's, which is not cancelled.
         """
         return await self._execution.children.start(name, Trigger(job, input, **_child_options(options)))
 
@@ -327,12 +328,13 @@ class Context:
         mode: Literal["all", "fail_fast"] = "all",
         **options: Any,
     ) -> list[Any]:
-        """A child run for each input, ``name[0]``, ``name[1]`` ...: their outputs, in the order of the inputs.
+        """Start a child run for each input, ``name[0]``, ``name[1]`` ..., and return their outputs in the order of the
+        inputs.
 
         :param max_concurrent: how many children are started at a time; by default all at once.
-        :param mode: ``"all"`` waits for every child; ``"fail_fast"`` cancels the others when one has failed.
+        :param mode: ``"all"`` waits for every child; ``"fail_fast"`` cancels the other children when one has failed.
         :raises ExceptionGroup: of a ``ChildFailed`` for each child that did not complete.
-        :raises ValueError: when ``mode`` or ``max_concurrent`` is none.
+        :raises ValueError: when ``mode`` or ``max_concurrent`` is not a valid one.
         """
         if mode not in ("all", "fail_fast"):
             raise ValueError(f'mode is "all" or "fail_fast", not {mode!r}.')
@@ -342,18 +344,18 @@ class Context:
         return await self._execution.children.map(name, triggers, max_concurrent, fail_fast=mode == "fail_fast")
 
     def continue_as_new(self, input: Any = None) -> NoReturn:
-        """End this run, and start a fresh one of the same job with another input, in one transaction.
+        """End this run, and start a successor of the same job with another input, in one transaction.
 
-        Labels, priority and concurrency key are carried over; the fresh one begins under the latest version of the job.
-        Whoever waits for this run gets the last one's result. Nothing is undone: a run that goes on has not failed. The
-        runs that it has started without waiting for them are the fresh one's from now on. It does not return.
+        Labels, priority and concurrency key are carried over; the successor begins under the latest version of the job.
+        Waiters for this run get the result of the last successor. Nothing is compensated: this run has not failed. Runs
+        that this run has started without waiting for them become children of the successor. The method does not return.
 
         :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
         """
         raise self._execution.continue_as_new(input)
 
     async def patched(self, change_id: str) -> bool:
-        """Whether the run came to this place after the code was changed: the new way is for these alone.
+        """``True`` when the run should take the changed code: it came to this place after the change.
 
         ``True`` for new runs, ``False`` for runs that were past this place when the code was changed; the same in every
         later execution.
@@ -372,10 +374,10 @@ class Context:
         return self._execution.reference()
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
-        """Tell how far the run has come, in units of your own; may be called freely in a tight loop.
+        """Report how far the run has come, in units of your own; may be called in a tight loop.
 
-        The latest value is kept on the run; at most one frame in 100 ms is written, the last one always. Another
-        thread may call it too.
+        The latest value is kept on the run. At most one frame in 100 ms is written; the last value is always written.
+        Another thread may call it too.
         """
         self._execution.reporting.progress(current, total, message)
 

@@ -1,4 +1,4 @@
-"""Durations, as people write them: a ``timedelta``, a number of seconds, or a text such as ``"30d"``."""
+"""Durations as arguments: a ``timedelta``, a number of seconds, or a text such as ``"30d"``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 def to_timedelta(value: Duration) -> timedelta:
     """A duration as a ``timedelta``; texts are a whole number and one of s, m, h, d, w.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when ``value`` is not a duration.
     """
     if isinstance(value, timedelta):
         return value

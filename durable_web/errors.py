@@ -16,14 +16,14 @@ attributes, and a message that says what happened, why, and what to do::
     ├── LibraryMissing              a library that only this needs is not installed
     ├── InvalidInput                the input does not fit the job's declared type
     ├── InvalidOption               a page has given an unknown parameter, or a wrong one (browser)
-    ├── SerializationError          a value cannot be written down faithfully
+    ├── SerializationError          a value cannot be stored without loss
     ├── NonDeterminismError         the code no longer matches the run's history
-    ├── NotInBody                   a body asked its event loop for what is not recorded
-    ├── NotInStep                   a step's function asked for an operation of its run
+    ├── NotInBody                   a body used its event loop for something that is not recorded
+    ├── NotInStep                   a step's function used an operation of its run
     ├── BodyNeverRests              a body polls instead of awaiting
     ├── StepFailed                  a step ended without a result
-    ├── ChildFailed                 a run that was waited for did not complete
-    ├── CircularWait                a run would wait for one that waits for it
+    ├── ChildFailed                 a child run that was waited for did not complete
+    ├── CircularWait                a run would wait for a run that waits for it
     ├── WaitTimeout                 (also a TimeoutError) what was waited for did not come in time
     │   ├── SignalTimeout, EventTimeout, WebhookTimeout, UpdateTimeout
     ├── UpdateRejected              an update was not accepted, or its run ended without answering
@@ -31,7 +31,7 @@ attributes, and a message that says what happened, why, and what to do::
     ├── FatalError                  raise it yourself to fail a run at once
     └── StorageError                something is wrong with the database
         ├── StorageFullError        disk or browser quota exhausted
-        ├── DatabaseInUseError      somebody else holds the database
+        ├── DatabaseInUseError      another program or tab holds the database
         ├── DatabaseReadOnlyError   the file or its folder may not be written
         ├── NotADatabaseError       the file is not an SQLite database
         ├── SchemaVersionError      a newer durable-web wrote the file, or an older one, and it may not be migrated
@@ -68,7 +68,7 @@ class JobNotFound(DurableWebError):
 
 
 class DuplicateJobError(DurableWebError):
-    """Two definitions that differ, in whatever, were registered under one job name. Attribute: ``name``."""
+    """Two different definitions were registered under one job name. Attribute: ``name``."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -79,7 +79,7 @@ class DuplicateJobError(DurableWebError):
 
 
 class JobModuleError(DurableWebError):
-    """A job module could not be fetched, its packages not installed, or its code not imported. Attribute: ``url``."""
+    """Fetching a job module, installing its packages or importing its code failed. Attribute: ``url``."""
 
     def __init__(self, url: str, problem: str) -> None:
         self.url = url
@@ -95,7 +95,7 @@ class RunNotFound(DurableWebError):
 
 
 class RunNotActive(DurableWebError):
-    """The run has ended, so what was asked is no longer possible. Attributes: ``run_id``, ``status``."""
+    """The run has ended, so the operation is no longer possible. Attributes: ``run_id``, ``status``."""
 
     def __init__(self, run_id: str, status: str, wanted: str) -> None:
         self.run_id = run_id
@@ -104,7 +104,7 @@ class RunNotActive(DurableWebError):
 
 
 class RunNotTerminal(DurableWebError):
-    """What was asked is for runs that have ended, or ended without completing. Attributes: ``run_id``, ``status``."""
+    """The operation is for runs that have ended, or ended without completing. Attributes: ``run_id``, ``status``."""
 
     def __init__(self, run_id: str, status: str, wanted: str) -> None:
         self.run_id = run_id
@@ -124,7 +124,7 @@ class ConflictError(DurableWebError):
         self.run_id = run_id
         super().__init__(
             f"Run {run_id} of job {job!r} with the concurrency key {concurrency_key!r} is pending already. Wait "
-            'for it, cancel it, or trigger with coalesce="skip" to be given that run.'
+            'for it, cancel it, or trigger with coalesce="skip" to get that run.'
         )
 
 
@@ -141,7 +141,7 @@ class RateLimited(DurableWebError):
         group = "" if key is None else f" with the key {key!r}"
         super().__init__(
             f"{limit} run(s) of job {job!r}{group} were made within its rate limit's time: there is room again in "
-            f"{retry_after:g} s. Trigger again then; a throttle would let runs wait instead of refusing them."
+            f"{retry_after:g} s. Trigger again then; a throttle would delay runs instead of rejecting them."
         )
 
 
@@ -155,7 +155,7 @@ class ScheduleNotFound(DurableWebError):
 
 
 class LibraryMissing(DurableWebError):
-    """A library that is only needed for what was asked is not installed. Attribute: ``library``."""
+    """An optional library that the operation needs is not installed. Attribute: ``library``."""
 
     def __init__(self, library: str, needed_for: str, instead: str) -> None:
         self.library = library
@@ -174,7 +174,7 @@ class InvalidInput(DurableWebError):
 
 
 class InvalidOption(DurableWebError):
-    """A page has given a parameter that a method does not have, or a value of another kind. Attribute: ``name``."""
+    """A page passed a parameter that a method does not have, or a value of another type. Attribute: ``name``."""
 
     def __init__(self, name: str, message: str) -> None:
         self.name = name
@@ -182,9 +182,9 @@ class InvalidOption(DurableWebError):
 
 
 class SerializationError(DurableWebError):
-    """A value cannot be written down and read back unchanged.
+    """A value cannot be stored and read back unchanged.
 
-    Attributes: ``path``, where in the value the offender is, such as ``"output of step 'fetch'['rows'][3]"``, and
+    Attributes: ``path``, the place of the wrong part in the value, such as ``"output of step 'fetch'['rows'][3]"``, and
     ``reason``.
     """
 
@@ -203,12 +203,12 @@ class NonDeterminismError(DurableWebError):
         self.found = found
         super().__init__(
             f"{name!r} is recorded as a {recorded}, but the code now calls it as a {found}. The job was changed while "
-            "the run was under way: give the new operation another name, or bring the old code back and retry."
+            "the run was active: give the new operation another name, or restore the old code and retry."
         )
 
 
 class NotInBody(DurableWebError):
-    """A job body asked its event loop for something that is not recorded. Attribute: ``what``."""
+    """A job body used its event loop for something that is not recorded. Attribute: ``what``."""
 
     def __init__(self, what: str, instead: str = "do it in a step: await ctx.step(name, function)") -> None:
         self.what = what
@@ -216,14 +216,14 @@ class NotInBody(DurableWebError):
 
 
 class NotInStep(DurableWebError):
-    """An operation was asked for outside the job body, in a step's function say. Attribute: ``operation``, its name."""
+    """An operation was called outside the job body, as in a step's function. Attribute: ``operation``, its name."""
 
     def __init__(self, operation: str, step: str | None) -> None:
         self.operation = operation
         where = "outside the job body" if step is None else f"inside the function of step {step!r}"
         super().__init__(
-            f"{operation!r} was asked for {where}. Steps, waits and child runs are operations of the job body: ask for "
-            "them there, one after the other or in tasks of the body, and give a step's function only its data."
+            f"{operation!r} was called {where}. Steps, waits and child runs are operations of the job body: call them "
+            "there, one after the other or in tasks of the body, and give a step's function only its data."
         )
 
 
@@ -255,11 +255,11 @@ class StepFailed(DurableWebError):
 
 
 class ChildFailed(DurableWebError):
-    """A child run failed, died, timed out or was cancelled; replays raise the same.
+    """A child run failed, died, timed out or was cancelled; replays raise an equal error.
 
-    Attributes: ``step``, the name under which it was started; ``run_id``, the child's, or of the run that stood for
-    it; ``error_type`` and
-    ``error_message`` of what ended it (``"Cancelled"`` when it was cancelled).
+    Attributes: ``step``, the name under which it was started; ``run_id``, of the child, or of the existing run that
+    flow control returned in its place; ``error_type`` and ``error_message`` of its end (``"Cancelled"`` when it was
+    cancelled).
     """
 
     def __init__(self, step: str, run_id: str, error_type: str, error_message: str) -> None:
@@ -271,9 +271,9 @@ class ChildFailed(DurableWebError):
 
 
 class CircularWait(DurableWebError):
-    """A run cannot wait for a singleton that is under way, and waits for that run. Nothing was started.
+    """A run cannot wait for an active singleton run that waits for the first run. Nothing was started.
 
-    Attributes: ``job``, the child's; ``run_id``, of the run that is under way.
+    Attributes: ``job``, the child's; ``run_id``, of the active singleton run.
     """
 
     def __init__(self, job: str, run_id: str) -> None:
@@ -286,7 +286,7 @@ class CircularWait(DurableWebError):
 
 
 class WaitTimeout(DurableWebError, TimeoutError):
-    """What a run waited for did not come in time; replays raise the same. Attribute: ``name``, that of the wait."""
+    """A wait of a run timed out; replays raise an equal error. Attribute: ``name``, the name of the wait."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -329,7 +329,7 @@ class WebhookNotFound(DurableWebError):
 
 
 class FatalError(DurableWebError):
-    """Raise it in a step or a job body when trying again is pointless: the input itself is wrong, say."""
+    """Raise it in a step or a job body when a retry cannot succeed, for example because the input is wrong."""
 
 
 class StorageError(DurableWebError):
@@ -352,11 +352,11 @@ class StorageFullError(StorageError):
 
 
 class DatabaseInUseError(StorageError):
-    """Another process or tab holds the database."""
+    """Another program or tab holds the database."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            path, f"The database {path} is held by somebody else. Close the other program or tab, or use another file."
+            path, f"Another program or tab holds the database {path}. Close that program or tab, or use another file."
         )
 
 
@@ -401,7 +401,7 @@ class TransactionError(StorageError):
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says for itself, or its class name where it says nothing."""
+    """The message of an error, or its class name when the message is empty."""
     try:
         return str(error) or type(error).__name__
     except Exception:  # an exception class whose __str__ is broken

@@ -1,8 +1,8 @@
-"""Events: what the engine tells listeners of the same process, right after the commit that made it so.
+"""Events: notifications of listeners in the same process, right after the commit that caused them.
 
-Domain events tell what became of runs, and are for applications; operational events tell how the engine went about it.
-Names are as they are on the wire. A listener that raises, or an asynchronous one that fails, goes to the error handler
-and disturbs nobody else.
+Domain events report the states of runs, and are for applications; operational events report the work of the engine.
+Names are as they are on the wire. When a listener raises, or an asynchronous listener fails, its error goes to the
+error handler, and the other listeners are called all the same.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ _TIMES = frozenset({"timestamp", "lease_expires_at"})
 class Event:
     """Something that happened.
 
-    ``timestamp`` is when, in UTC; ``run_id`` is ``None`` only for trouble that concerns no run, ``job_name`` and
+    ``timestamp`` is its time in UTC. ``run_id`` is ``None`` only for an error that concerns no run; ``job_name`` and
     ``labels`` are then empty. ``sequence`` counts this engine's events from 1. The fields that the type adds are in
-    ``fields``, and are attributes as well: ``run:trigger`` has input; ``run:coalesced`` skipped_input,
-    skipped_labels; ``run:complete`` output, duration; ``run:fail`` error, failed_step_name; ``run:dead`` error;
-    ``run:leased`` input, lease_owner, lease_expires_at; ``run:lease-renewed`` lease_expires_at; ``run:progress``
-    progress; ``step:start`` and ``step:cancel`` step_name, step_index; ``step:complete`` also output, duration;
-    ``step:fail`` also error, duration; ``log:write`` step_name, level, message, data; ``worker:error`` error,
-    context. Durations are seconds.
+    ``fields``, and are attributes as well: ``run:trigger`` has input; ``run:coalesced`` skipped_input, skipped_labels;
+    ``run:complete`` output, duration; ``run:fail`` error, failed_step_name; ``run:dead`` error; ``run:leased`` input,
+    lease_owner, lease_expires_at; ``run:lease-renewed`` lease_expires_at; ``run:progress`` progress; ``step:start`` and
+    ``step:cancel`` step_name, step_index; ``step:complete`` also output, duration; ``step:fail`` also error, duration;
+    ``log:write`` step_name, level, message, data; ``worker:error`` error, context. Durations are seconds.
     """
 
     type: str
@@ -62,7 +61,7 @@ class Event:
     fields: dict[str, Any] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
-        """The event as JSON data, to be sent on: names in camelCase, times in milliseconds since 1970-01-01 UTC."""
+        """The event as JSON data for the wire: names in camelCase, times in milliseconds since 1970-01-01 UTC."""
         own = ("type", "timestamp", "sequence", "run_id", "job_name", "labels")
         parts = {name: getattr(self, name) for name in own} | self.fields
         return {
@@ -82,15 +81,15 @@ ErrorHandler = Callable[[BaseException, Event], None]
 
 
 def is_domain_event(event: Event | str) -> bool:
-    """Whether an event, or a type of event, tells what became of a run rather than how the engine went about it."""
+    """``True`` when an event, or a type of event, reports the state of a run, and not the work of the engine."""
     return (event if isinstance(event, str) else event.type) in DOMAIN
 
 
 class Events:
-    """Who listens to what."""
+    """The listeners, by type of event."""
 
     def __init__(self, identify: Callable[[str], tuple[str, dict[str, str]]]) -> None:
-        """``identify`` gives the job's name and the labels of a run."""
+        """``identify`` returns the job's name and the labels of a run."""
         self._identify = identify
         self._listeners: dict[str, list[Listener]] = {}
         self._sequence = itertools.count(1)
@@ -102,7 +101,7 @@ class Events:
         return any(self._listeners.values())
 
     def add(self, type: str, listener: Listener) -> None:
-        """Listen to a type of event.
+        """Add a listener for a type of event.
 
         :raises ValueError, TypeError: when there is no such type, or the listener cannot be called.
         """
@@ -113,17 +112,17 @@ class Events:
         self._listeners.setdefault(type, []).append(listener)
 
     def remove(self, type: str, listener: Listener) -> None:
-        """Listen no longer; does nothing when that listener is not there."""
+        """Remove a listener; does nothing when the listener was not added."""
         if listener in self._listeners.get(type, ()):
             self._listeners[type].remove(listener)
 
     def publish(self, facts: list[Fact]) -> None:
-        """Tell the listeners of what was committed, in order."""
+        """Call the listeners with the committed events, in order."""
         for fact in facts:
             self._tell(fact.type, fact.ts, fact.run_id, dict(fact.fields))
 
     def report(self, error: BaseException, context: str, now: int, run_id: str | None = None) -> None:
-        """Tell of trouble in the engine itself."""
+        """Report an error of the engine itself."""
         info = ErrorInfo(type(error).__name__, str(error))
         self._tell("worker:error", now, run_id, {"error": info, "context": context})
 
@@ -141,7 +140,7 @@ class Events:
     def _call(self, listener: Listener, event: Event) -> None:
         try:
             result = listener(event)
-        except BaseException as error:  # what it tells of is committed: nothing may look as if that had failed
+        except BaseException as error:  # never raised: the event is already committed
             self._handle(error, event)
             return
         if inspect.isawaitable(result):
@@ -150,7 +149,7 @@ class Events:
             task.add_done_callback(self._tasks.discard)
 
     async def _finish(self, result: Awaitable[None], event: Event) -> None:
-        """Wait for an asynchronous listener; asyncio would let a ``SystemExit`` of its task end the event loop."""
+        """Wait for an asynchronous listener, and catch its ``SystemExit``, which would end asyncio's event loop."""
         try:
             await result
         except (Exception, KeyboardInterrupt, SystemExit) as error:

@@ -1,7 +1,7 @@
 """Durable files beside the database: uploads that a job reads, and results that it writes.
 
-Which files there are differs between a desk and a browser, where a file must be opened by an awaited call before
-synchronous code can use it; so the engine is given its ``Files`` through the constructor.
+On CPython the files are in an ordinary folder. In a browser a file must be opened by an awaited call before synchronous
+code can use it. So the engine gets its ``Files`` through the constructor.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ class Files(Protocol):
     """Makes and removes durable files."""
 
     async def create(self, name: str) -> str:
-        """Make an empty file, or empty the one of that name, and return its absolute path for ``open``.
+        """Make an empty file, or empty the file of that name, and return its absolute path for ``open``.
 
         :raises ValueError: when ``name`` is not a plain name without folders.
         """
 
     async def remove(self, name: str) -> None:
-        """Remove a file; does nothing when there is none of that name.
+        """Remove a file; does nothing when there is no file of that name.
 
         :raises ValueError: when ``name`` is not a plain name without folders.
         """

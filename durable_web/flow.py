@@ -1,30 +1,30 @@
-"""Flow control: how many runs of a job may execute or begin, and what becomes of a trigger that comes too soon.
+"""Flow control: how many runs of a job may execute or begin, and what happens to a trigger beyond these limits.
 
 >>> @job("sync", concurrency=Concurrency(limit=2, key="account"), throttle=Throttle(10, "1m"))
 ... async def sync(ctx, input: dict) -> None: ...
 
 A ``key`` divides a job's runs into groups, each with a limit of its own: a dotted path into the input
-(``"customer.id"``), or a function of the input. Without a key all runs of the job are one group. Keys are found when
-the run is triggered, from the input as the job's type has it, and are stored with the limits: a run keeps those that it
+(``"customer.id"``), or a function of the input. Without a key all runs of the job are one group. Keys are computed when
+the run is triggered, from the validated input, and are stored with the limits: a run keeps the keys and limits that it
 was triggered with.
 
-What a trigger itself says (``idempotency_key``, then ``concurrency_key``) comes before what its job says, and that in
-this order: debounce, singleton, rate limit; whatever gives back an existing run counts for none of the later ones, and
-leaves no idempotency key behind. A run that was made begins when all of its gates are open: the turn of its singleton,
-its throttle and its concurrency.
+The options of the trigger (``idempotency_key``, then ``concurrency_key``) are applied before the rules of the job,
+which are applied in this order: debounce, singleton, rate limit. When one of them returns an existing run, the later
+ones do not count the trigger, and its idempotency key is not stored. A new run begins when all of its gates are open:
+the turn of its singleton, its throttle and its concurrency.
 
-All of it holds for every run of the job, whoever starts it:
+The rules hold for every run of the job, however it is started:
 
-- A schedule and an event trigger as a person does.
-- A run that a run starts (``ctx.run_job``, ``start_job``, ``map``) is admitted in the transaction that records it.
-  Where debouncing or a singleton gives back another run, that one stands for the child: its output is the answer,
-  its failure is the child's. Whoever waits for a run that it has not started does not cancel it. Beyond a rate limit a
-  child is not refused, as nobody would come again: it begins when there is room, and takes that room before whoever
-  comes later. A child that would have to wait for a run that waits for it fails as a ``CircularWait``.
-- The run that handles a dead one waits for its turn and for room too, but is never debounced, skipped, or cancelled by
-  a later run: each dead run is handled by itself.
-- A run that goes on as a fresh one (``ctx.continue_as_new``) is under way all along: it keeps its turn, and is not
-  counted again for the rate limit.
+- A schedule and an event trigger runs like ``engine.trigger``.
+- A child run (``ctx.run_job``, ``start_job``, ``map``) is admitted in the transaction that records it. Where debouncing
+  or a singleton returns an existing run, the parent gets the output or the failure of that run, and does not cancel it.
+  Beyond a rate limit a child is delayed, not rejected, because it has no caller that could retry: it begins when there
+  is room, and takes that room before later runs. A child that would have to wait for a run that waits for it fails with
+  ``CircularWait``.
+- The run that handles a dead run waits for its turn and for room too, but is never debounced, skipped, or cancelled by
+  a later run: each dead run has its own handler.
+- A run that continues as new (``ctx.continue_as_new``) stays active: its successor keeps its turn, and the rate limit
+  does not count the successor.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _MODES = ("skip", "queue", "cancel_previous")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concurrency:
-    """At most ``limit`` runs of a group execute at a time, in all engines on a file; the others wait their turn.
+    """At most ``limit`` runs of a group execute at a time, in all engines on a file; the others wait.
 
-    A run that is parked (it waits for a time, a signal, a child) takes up nothing.
+    A parked run (it waits for a time, a signal, a child) occupies no place.
     """
 
     limit: int
@@ -59,9 +59,9 @@ class Concurrency:
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """At most ``limit`` runs of a group begin within any ``per``; those beyond it wait until they may.
+    """At most ``limit`` runs of a group begin within any ``per``; runs beyond the limit wait.
 
-    Only the first execution of a run counts, and that after a retry by hand; going on after a wait does not.
+    The first execution of a run counts, and the first after a retry by hand; an execution after a wait does not.
     """
 
     limit: int
@@ -93,9 +93,9 @@ class RateLimit:
 class Debounce:
     """A run begins ``wait`` after the last trigger of its group, at the latest ``max_wait`` after the first one.
 
-    Triggers until then are given the run that waits, with the disposition ``"debounced"``: their input replaces its
-    own; their other options are dropped. A ``run_at`` of the first trigger that lies later holds. A child run joins in
-    like any trigger; its parent gets the output of the run that came of it.
+    Triggers until then return the waiting run, with the disposition ``"debounced"``: their input replaces the run's
+    input; their other options are dropped. A later ``run_at`` of the first trigger is kept. A child run is debounced
+    like any trigger; its parent gets the output of the resulting run.
     """
 
     key: Key
@@ -110,12 +110,12 @@ class Debounce:
 
 @dataclass(frozen=True, slots=True)
 class Singleton:
-    """At most one run of a group is under way at a time; a run that is parked is under way.
+    """At most one run of a group is active at a time; a parked run is active.
 
-    While one is active, a trigger is given it, with the disposition ``"skipped"`` (mode ``"skip"``); or makes a run
-    that begins when the earlier ones have ended (``"queue"``); or cancels them, and its run begins
-    (``"cancel_previous"``). A run that is retried while another is under way waits for that one in any mode. A parent
-    whose child would be skipped waits for the run that is under way, and gets its output.
+    While a run is active, a trigger returns that run, with the disposition ``"skipped"`` (mode ``"skip"``); or makes a
+    run that begins when the earlier ones have ended (``"queue"``); or cancels the earlier ones, and its run begins
+    (``"cancel_previous"``). In any mode, a run that is retried while another run is active waits for that run. A parent
+    whose child would be skipped waits for the active run, and gets its output.
     """
 
     key: Key = None
@@ -128,7 +128,7 @@ class Singleton:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowControl:
-    """All that a job says of its flow."""
+    """All flow control rules of a job."""
 
     concurrency: Concurrency | None = None
     throttle: Throttle | None = None
@@ -138,7 +138,7 @@ class FlowControl:
 
     @property
     def is_free(self) -> bool:
-        """Whether it says nothing."""
+        """``True`` when there is no rule."""
         return not (self.concurrency or self.throttle or self.rate_limit or self.debounce or self.singleton)
 
 
@@ -146,7 +146,7 @@ FREE = FlowControl()
 
 
 class GateKind(StrEnum):
-    """What a gate lets through: see the map in ``store/schema.sql``."""
+    """The kinds of gates; see the map in ``store/schema.sql``."""
 
     SLOT = "slot"
     START = "start"
@@ -157,7 +157,7 @@ class GateKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What one run has to pass, or is found by. ``period`` is in milliseconds."""
+    """A limit that one run has to pass, or a group in which the run is found. ``period`` is in milliseconds."""
 
     name: str
     kind: GateKind
@@ -166,7 +166,7 @@ class Gate:
 
 
 def gate_name(kind: str, *parts: Any) -> str:
-    """The name of a gate: the same for all runs that share it, and for no others."""
+    """The name of a gate: equal for all runs that share the gate, and for no others."""
     return f"{kind}:{to_json(list(parts))}"
 
 
@@ -196,7 +196,7 @@ def gates_of(job: str, flow: FlowControl, input: Any) -> tuple[Gate, ...]:
 def key_of(job: str, key: Key, input: Any) -> str | int | float | bool | None:
     """The group that a run for ``input`` belongs to.
 
-    :raises InvalidInput: when the key cannot be found in the input, or is no text, number, truth value or ``None``.
+    :raises InvalidInput: when the key cannot be found in the input, or is not a text, number, truth value or ``None``.
     """
     try:
         found = _follow(key, input) if isinstance(key, str) else None if key is None else key(input)

@@ -1,4 +1,4 @@
-"""Identifiers of runs: unique everywhere, and sorting them sorts by time of creation.
+"""Identifiers of runs: globally unique, and ordered by time of creation.
 
 ULIDs (https://github.com/ulid/spec): 48 bits of milliseconds and 80 bits of randomness, as 26 characters of Crockford's
 base 32. Within one millisecond the random part counts up, as the specification's monotonic factory does, so that runs
@@ -23,7 +23,8 @@ class IdentifierFactory:
         self._last = 0
 
     def new(self, milliseconds: int) -> str:
-        """A new id for the time ``milliseconds`` since 1970-01-01 UTC; greater than every id made before here."""
+        """A new id for the time ``milliseconds`` since 1970-01-01 UTC; greater than every earlier id of this
+        factory."""
         if milliseconds > self._last >> _RANDOM_BITS:
             self._last = (milliseconds << _RANDOM_BITS) | int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
         else:
@@ -32,9 +33,9 @@ class IdentifierFactory:
 
 
 def derive(parent: str, name: str) -> str:
-    """The id of the run that the run ``parent`` starts under ``name``: always the same, and sorting beside its parent.
+    """The id of the run that the run ``parent`` starts under ``name``: deterministic, and ordered beside its parent.
 
-    The time is the parent's, and what is random otherwise is a SHA-256 of both.
+    The time part is the parent's; the other part is a SHA-256 of the parent's id and the name.
     """
     digest = hashlib.sha256(f"{parent}/{name}".encode()).digest()[: _RANDOM_BITS // 8]
     return parent[:-16] + _text(int.from_bytes(digest, "big"))[-16:]

@@ -23,22 +23,23 @@ RetryOn = type[BaseException] | Iterable[type[BaseException]] | Callable[[BaseEx
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Whether, and when, a failed step is tried again.
+    """The policy by which failed steps are tried again.
 
     The wait before attempt ``n + 1`` is ``backoff * factor ** (n - 1)`` seconds, at most ``max_delay``, and up to
     ``jitter`` (a fraction) longer or shorter; it is durable, and frees the run's slot.
 
-    :param max_attempts: how often a step is tried in all, at least 1.
+    :param max_attempts: how often a step is tried in total, at least 1.
     :param backoff: seconds before the second attempt, at least 0.
     :param factor: by which each further wait is longer.
     :param max_delay: seconds that a wait takes at most, before the jitter.
     :param jitter: from 0 to 1.
     :param retry_on: an exception class, several of them, or a synchronous predicate of the exception; ``FatalError``
         is never retried.
-    :param timeout: seconds for which an attempt of an asynchronous function may take. It is then cancelled, and fails
-        with ``TimeoutError``; or with what it raises itself on its way out, and one that swallows the cancellation and
-        returns completes with what it returns. Synchronous functions cannot be interrupted.
-    :raises ValueError: when a number is out of its range, or ``retry_on`` is none of these.
+    :param timeout: seconds for which an attempt of an asynchronous function may take. The attempt is then cancelled,
+        and fails with ``TimeoutError``, or with the exception that the function raises during its cancellation. A
+        function that suppresses the cancellation and returns completes with its result. Synchronous functions cannot be
+        interrupted.
+    :raises ValueError: when a number is out of its range, or ``retry_on`` is not one of these.
     """
 
     max_attempts: int = 3
@@ -61,18 +62,18 @@ class Retry:
         object.__setattr__(self, "retry_on", _classes_or_predicate(self.retry_on))
 
     def wants(self, error: BaseException, attempt: int) -> bool:
-        """Whether the failure of attempt number ``attempt`` is followed by another one."""
+        """``True`` when the failure of attempt number ``attempt`` is followed by another attempt."""
         if attempt >= self.max_attempts or isinstance(error, FatalError):
             return False
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
         try:
             wanted: Any = cast("Callable[[BaseException], bool]", self.retry_on)(error)
-            if inspect.iscoroutine(wanted):  # of a lambda, say: nobody can wait for it here
+            if inspect.iscoroutine(wanted):  # from a lambda: it cannot be awaited here
                 wanted.close()
                 return False
             return bool(wanted)
-        except BaseException:  # also SystemExit, say: a predicate that fails decides nothing, the step's failure counts
+        except BaseException:  # also SystemExit: when the predicate fails, the step is not retried
             return False
 
     def delay(self, attempt: int) -> float:
@@ -89,9 +90,9 @@ def _is_number(value: object) -> bool:
 
 
 def _classes_or_predicate(retry_on: Any) -> RetryOn:
-    """What is tried again, with several classes as a tuple.
+    """Check ``retry_on``, and return it with several classes as a tuple.
 
-    :raises ValueError: when it is neither classes of exceptions nor a synchronous function.
+    :raises ValueError: when it is neither exception classes nor a synchronous function.
     """
     if inspect.iscoroutinefunction(retry_on):
         raise ValueError(f"retry_on decides at once, {retry_on!r} is awaited: write `def`, not `async def`.")
@@ -111,19 +112,19 @@ def _is_exception_class(value: object) -> bool:
 
 
 def _check_timeout(timeout: object) -> None:
-    """:raises ValueError: when it is no number of seconds."""
+    """:raises ValueError: when it is not a number of seconds."""
     if timeout is not None and not (_is_number(timeout) and timeout > 0):  # type: ignore[operator]
         raise ValueError(f"timeout is a number of seconds above 0, or None, not {timeout!r}.")
 
 
-# The operating system's randomness: a restored memory snapshot would repeat that of `random`.
+# The operating system's randomness: a restored memory snapshot would repeat the state of `random`.
 _RANDOM = random.SystemRandom()
 NO_RETRY = Retry(max_attempts=1)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job function and how it is to be run; made by :func:`job`. It is still callable as the function that it was."""
+    """A job function and its options; made by :func:`job`. Calling the job calls the function."""
 
     name: str
     function: JobFunction
@@ -143,26 +144,26 @@ class Job:
 
     @property
     def limits_concurrency(self) -> bool:
-        """Whether not any number of its runs may execute at a time."""
+        """``True`` when a limit applies to how many of its runs execute at a time."""
         flow = self.flow
         return self.max_concurrent is not None or flow.concurrency is not None or flow.singleton is not None
 
     def validate_input(self, value: Any) -> Any:
-        """``value`` as the input type has it.
+        """``value``, validated and converted by the input type.
 
         :raises InvalidInput: when it does not fit.
         """
         return self._validate(value, self.input_type, "input")
 
     def validate_output(self, value: Any) -> Any:
-        """``value`` as the output type has it.
+        """``value``, validated and converted by the output type.
 
         :raises InvalidInput: when it does not fit.
         """
         return self._validate(value, self.output_type, "output")
 
     def validate_signal(self, name: str, value: Any) -> Any:
-        """The payload of a signal as its declared type has it.
+        """The payload of a signal, validated and converted by its declared type.
 
         :raises InvalidInput: when it does not fit.
         """
@@ -197,23 +198,24 @@ def job(
 ) -> Callable[[JobFunction], Job]:
     """Make a job of an ``async def`` that takes a ``Context`` and the run's input.
 
-    :param name: how runs find their code, also after a restart and a new release: keep it for ever.
+    :param name: the name by which runs find their code, also after a restart and a new release: never change it.
     :param version: a run goes on under the version it started with; where that is no longer registered, it waits.
-        Several versions may be registered, the one to be triggered last.
+        Several versions may be registered; new runs begin under the one that is registered last.
     :param input, output: types of the input and the output; by default those of the annotations. Dataclasses, enums
         and pydantic models are constructed, a pydantic ``TypeAdapter`` validates, other types pass through.
-    :param retry: for the steps that say nothing else; by default a failed step is not tried again.
+    :param retry: for steps without their own ``retry``; by default a failed step is not tried again.
     :param timeout: seconds from a run's first execution to its deadline.
     :param max_concurrent: how many runs of this job may execute at a time, in all engines on one file.
-    :param dead_letter: the job, or its name, of which a run is started when one of this job is dead; its input is
-        ``{"run_id", "job", "input", "error"}``. It is started once for each, whatever its flow control says; what
-        comes of it, the runs that it starts included, is not handed over again when it dies itself.
+    :param dead_letter: the job, or its name, of which a run is started when a run of this job is dead; its input is
+        ``{"run_id", "job", "input", "error"}``. It is started once for each dead run, whatever its flow control says.
+        No handler is started when that run, or a run that it has started, dies itself.
     :param on_event: topics; ``engine.publish`` on one of them starts a run, with the payload as its input.
     :param signals: types of the payloads of signals, by the signal's name; checked when one is sent.
     :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be
-        made, and what becomes of a trigger that comes too soon; see :mod:`durable_web.flow`.
-    :raises TypeError: when it is not an ``async def`` of two parameters, or ``name`` is not a non-empty string.
-    :raises ValueError: when another option is not what it has to be.
+        made, and what happens to a trigger beyond these limits; see :mod:`durable_web.flow`.
+    :raises TypeError: when the function is not an ``async def`` of two parameters, or ``name`` is not a non-empty
+        string.
+    :raises ValueError: when another option is wrong.
     """
     if not isinstance(name, str) or not name:
         raise TypeError('A job needs a name: write @job("import-csv") above the function.')
@@ -246,7 +248,7 @@ def job(
 
 
 def _check_options(name: str, version: object, retry: object, timeout: object, max_concurrent: object) -> None:
-    """:raises ValueError: when one is not what it has to be."""
+    """:raises ValueError: when an option is wrong."""
     refuse_surrogates("The name of a job", name)
     if version is not None and not isinstance(version, str):
         raise ValueError(f"The version of the job {name!r} is a string, or None, not {version!r}.")
@@ -276,13 +278,13 @@ class Registry:
     """The jobs that an engine knows, by name."""
 
     def __init__(self, jobs: list[Job]) -> None:
-        self._jobs: dict[str, Job] = {}  # the version that was registered last
+        self._jobs: dict[str, Job] = {}  # by name, in the version that was registered last
         self._versions: dict[tuple[str, str | None], Job] = {}
         for item in jobs:
             self.add(item)
 
     def add(self, item: Job) -> None:
-        """Register a job; the same one twice is a no-op.
+        """Register a job; registering a job twice is a no-op.
 
         :raises DuplicateJobError: when another definition has that name already.
         :raises TypeError: when it is not a job.
@@ -298,16 +300,16 @@ class Registry:
             self._versions[item.name, item.version] = self._jobs[item.name] = item
 
     def saturated(self, count_executing: Callable[[str], int]) -> list[str]:
-        """The jobs of which no further run may execute now."""
+        """The names of the jobs of which no further run may execute now."""
         limited = [item for item in self._jobs.values() if item.max_concurrent is not None]
         return [item.name for item in limited if count_executing(item.name) >= (item.max_concurrent or 0)]
 
     def find(self, name: str, version: str | None) -> Job | None:
-        """That version of a job; ``None`` when it is not registered."""
+        """A version of a job; ``None`` when it is not registered."""
         return self._versions.get((name, version))
 
     def get(self, name: str, version: str | None) -> Job:
-        """That version of a job.
+        """A version of a job.
 
         :raises JobNotFound: when it is not registered.
         """
@@ -317,9 +319,9 @@ class Registry:
         return found
 
     def dead_letter_of(self, name: str, default: Job | str | None) -> Job | None:
-        """The job that handles dead runs of another one; ``default`` where that one has none of its own.
+        """The job that handles the dead runs of a job; ``default`` when the job declares none.
 
-        :raises JobNotFound: when that is the name of a job that is not registered.
+        :raises JobNotFound: when the handler is the name of a job that is not registered.
         """
         handler = (self._jobs[name].dead_letter if name in self._jobs else None) or default
         return None if handler is None else self[handler.name if isinstance(handler, Job) else handler]

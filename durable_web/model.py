@@ -1,4 +1,4 @@
-"""What the engine tells about: runs, steps and frames, as frozen dataclasses, and their forms on the wire.
+"""The public data: runs, steps, schedules and frames, as frozen dataclasses, and their forms on the wire.
 
 Times are aware ``datetime`` objects in UTC; durations are seconds. On the wire names are in camelCase and times are
 milliseconds since 1970-01-01 UTC, as JavaScript's ``Date`` takes them.
@@ -19,7 +19,7 @@ from .codec import readable
 
 
 class RunStatus(StrEnum):
-    """Where a run stands."""
+    """The status of a run."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -32,12 +32,12 @@ class RunStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the run has ended: completed, failed, cancelled or dead."""
+        """``True`` when the run has ended: completed, failed, cancelled or dead."""
         return self in TERMINAL
 
     @property
     def is_active(self) -> bool:
-        """Whether the run has not ended: pending, running, waiting or cancelling."""
+        """``True`` when the run has not ended: pending, running, waiting or cancelling."""
         return self not in TERMINAL
 
 
@@ -45,7 +45,7 @@ TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED
 
 
 class StepStatus(StrEnum):
-    """Where a step stands."""
+    """The status of a step."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -54,7 +54,7 @@ class StepStatus(StrEnum):
 
 
 class OperationKind(StrEnum):
-    """What a job body asked of its context, as it is recorded."""
+    """The kinds of recorded operations of a job body."""
 
     STEP = "step"
     TRANSACTION = "transaction"
@@ -72,13 +72,13 @@ class OperationKind(StrEnum):
     START = "start"
     COMPENSATION = "compensation"
     CANCEL = "cancel"
-    """The cancellation of the run: an outcome that no body asked for."""
+    """The cancellation of the run: an outcome without a call of the body."""
     COMPENSATING = "compensating"
-    """The beginning of the compensation: what was completed before it is undone."""
+    """The beginning of the compensation: the steps that were completed before it are undone."""
 
 
 def from_milliseconds(milliseconds: int | None) -> datetime | None:
-    """Milliseconds since 1970-01-01 UTC as an aware ``datetime``; beyond what one can tell, the first or last one."""
+    """Milliseconds since 1970-01-01 UTC as an aware ``datetime``; out of range, the first or the last one."""
     if milliseconds is None:
         return None
     try:
@@ -89,7 +89,7 @@ def from_milliseconds(milliseconds: int | None) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """What went wrong: the exception's class name, its message, and its traceback where one was kept."""
+    """An error as data: the exception's class name, its message, and its traceback where one was kept."""
 
     type: str
     message: str
@@ -112,19 +112,20 @@ class Run:
     ``attempt`` counts the times the job body was begun. ``recoveries`` counts the deaths of its engine that count
     against the run, since its last outcome. ``generation`` rises with every claim and retry; ``lease_owner`` and
     ``lease_expires_at`` are set while the run is leased, ``wake_at`` while it waits for the next attempt at a step.
-    ``ready_at`` is when it could last have been claimed. A ``paused`` run starts no further step; ``waiting_reason``
-    says for what a waiting one waits. ``ending`` is what a cancelling run ends as when its steps are compensated. A
-    child run has its parent's ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the
-    runs of ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
+    ``ready_at`` is when the run last became claimable. A ``paused`` run starts no further step; ``waiting_reason`` says
+    what a waiting run waits for. ``ending`` is the final status of a cancelling run, after its compensations. A child
+    run has its parent's ``parent_run_id`` and ``parent_step``; ``continued_from`` and ``continued_as`` link the runs of
+    ``ctx.continue_as_new``, ``dead_letter_of`` and ``dead_letter_id`` a dead run and the one that handles it.
     ``disposition`` is set on what a trigger returns: ``"created"``, ``"idempotent"``, ``"coalesced"``, ``"skipped"`` or
     ``"debounced"``.
 
     ``input`` and ``output`` are the values as stored: dataclasses, enums and models as plain data. ``failed_step`` is
-    the step whose failure failed the run, ``current_step`` the latest one that is seen to run. ``completed_steps``
-    counts those that are kept: none of a completed run under ``preserve_steps=False``. ``last_seq`` is the
-    number of the latest frame of the run's timeline: what that and all before it tell is in here. Times are aware
-    datetimes in UTC, to the millisecond: ``run_at`` not before which, ``deadline`` until when, ``started_at`` of the
-    first execution, ``completed_at`` of the end, whichever it was.
+    the step whose failure failed the run, ``current_step`` the latest step that is recorded as running.
+    ``completed_steps`` counts the completed steps that are kept: none of a completed run under
+    ``preserve_steps=False``. ``last_seq`` is the number of the latest frame of the run's timeline: this object includes
+    the changes of that frame and of all earlier ones. Times are aware datetimes in UTC, to the millisecond: ``run_at``
+    is the earliest start, ``deadline`` the latest end, ``started_at`` the first execution, ``completed_at`` the end in
+    any terminal status.
     """
 
     id: str
@@ -169,24 +170,24 @@ class Run:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the run has ended: completed, failed, cancelled or dead."""
+        """``True`` when the run has ended: completed, failed, cancelled or dead."""
         return self.status.is_terminal
 
     @property
     def is_active(self) -> bool:
-        """Whether the run has not ended: pending, running, waiting or cancelling."""
+        """``True`` when the run has not ended: pending, running, waiting or cancelling."""
         return self.status.is_active
 
     @property
     def queue_time(self) -> float | None:
-        """Seconds from when the run could first be claimed until it was; ``None`` when it was not yet."""
+        """Seconds from when the run could first be claimed until its first claim; ``None`` before that claim."""
         if self.started_at is None:
             return None
         waited = self.started_at - max(self.created_at, self.run_at or self.created_at)
         return max(waited.total_seconds(), 0.0)  # the clock may have been set back
 
     def public(self) -> dict[str, Any]:
-        """The run without what only engines need, by field name."""
+        """The run without the fields that only engines need, by field name."""
         fields = dataclasses.fields(self)
         return {field.name: getattr(self, field.name) for field in fields if field.name not in _INTERNAL}
 
@@ -196,21 +197,20 @@ _INTERNAL = frozenset({"generation", "lease_owner", "lease_expires_at", "recover
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs are meant: those that pass every part that is given.
+    """A filter of runs: a run passes when it passes every given part.
 
     :param status: one status, or several.
     :param job: one job or its name, or several.
     :param labels: labels that a run must have, all of them.
     :param created_after, created_before: aware datetimes.
     :param search: a run's id, or a text within its job's name, its input or its labels, in any case.
-    :param parent: the id of the run that has started them.
+    :param parent: the id of the run that has started the runs.
 
-    ``None`` is a part that is not given. No run has one of no statuses, or is of one of no jobs: an empty list there,
-    which a program may have come to, passes none.
+    ``None`` is a part that is not given. An empty list of statuses or jobs passes no run.
     """
 
     status: str | Iterable[str] | None = None
-    job: Any = None  # of a floor above this one
+    job: Any = None  # `Job` is defined in a module that imports this one
     labels: dict[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -218,7 +218,7 @@ class RunFilter:
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        """Take down what can be gone through only once. :raises TypeError: when ``search`` is no text."""
+        """Copy iterables, which may be iterable only once. :raises TypeError: when ``search`` is not a text."""
         if not isinstance(self.search, str | None):
             raise TypeError(f"search is a text, such as a run's id, or None, not {self.search!r}.")
         for name in ("status", "job"):
@@ -228,7 +228,7 @@ class RunFilter:
 
     @property
     def statuses(self) -> list[RunStatus] | None:
-        """The statuses that are meant; ``None`` for all.
+        """The statuses that pass; ``None`` for all.
 
         :raises ValueError: when a status is unknown.
         """
@@ -236,7 +236,7 @@ class RunFilter:
 
     @property
     def jobs(self) -> list[str] | None:
-        """The names of the jobs that are meant; ``None`` for all."""
+        """The names of the jobs that pass; ``None`` for all."""
         return None if self.job is None else job_names(self.job)
 
 
@@ -246,14 +246,14 @@ def names(one_or_more: str | Iterable[str] | None) -> list[str]:
 
 
 def job_names(one_or_more: Any) -> list[str]:
-    """The names of one job or more, each of them given as it is, or by its name."""
+    """The names of one job or several, each given as a job or by its name."""
     jobs = [one_or_more] if hasattr(one_or_more, "name") else names(one_or_more)
     return [getattr(item, "name", item) for item in jobs]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One failed attempt at a step, which another one followed or may follow; ``queue_time`` as in :class:`Step`."""
+    """One failed attempt at a step that is or may be tried again; ``queue_time`` is as in :class:`Step`."""
 
     number: int
     error: ErrorInfo
@@ -267,13 +267,14 @@ class Step:
     """A named unit of work in a run. ``index`` is its place in the order of first recording, from 0.
 
     ``attempt`` is the number of the latest try; ``failed_attempts`` are those before it. ``retry_at`` is when the next
-    one is due, while the step waits for it. ``kind`` is ``"step"``, ``"transaction"`` or ``"value"`` (``ctx.now`` and
-    the like), or that of a durable wait (``"sleep"``, ``"signal"`` ...): ``wake_at`` is when that is over or times out,
-    ``waiting_for`` says in words what it waits for, while it does. ``output`` is the value as stored, dataclasses,
-    enums and models as plain data; ``error`` is set on a failed step, and on one that waits for its next attempt.
+    attempt is due, while the step waits for it. ``kind`` is ``"step"``, ``"transaction"`` or ``"value"`` (``ctx.now``
+    and the like), or the kind of a durable wait (``"sleep"``, ``"signal"`` ...): ``wake_at`` is when the wait is over
+    or times out, ``waiting_for`` describes what the step waits for, while it waits. ``output`` is the value as stored,
+    dataclasses, enums and models as plain data; ``error`` is set on a failed step, and on a step that waits for its
+    next attempt.
 
     ``queue_time`` is how many seconds the latest attempt could have begun and waited for an engine or a slot: a retry
-    since it was due; the first steps after the run was claimed as long as the run itself had to wait to be claimed. A
+    counts from its due time; the first steps after a claim count the time that the run itself waited for the claim. A
     step that follows another at once has waited 0 s; what the job body does between steps is not queue time.
     """
 
@@ -295,10 +296,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a job is triggered again and again: at ``cron``'s times in ``timezone``, or ``every`` so many seconds.
+    """A job that is triggered repeatedly: at the times of ``cron`` in ``timezone``, or ``every`` so many seconds.
 
     ``next_due`` is the next due time, ``last_due`` the latest that made a run, and ``last_run_id`` that run. ``skips``
-    counts how often due times were passed over, ``last_skipped`` is the latest of these (of several that were missed at
+    counts how often due times were skipped, ``last_skipped`` is the latest skipped time (of several that were missed at
     once, the first), and ``skip_reason`` says why. ``jitter`` is in seconds.
     """
 
@@ -336,9 +337,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class RunStatusFrame(Frame):
-    """The run's status changed. ``reason`` says why, where the status alone does not.
+    """The run's status changed. ``reason`` says why, where the status alone does not say it.
 
-    ``current_step`` is the step that was recorded as running then: the one that a run waits for or goes on with.
+    ``current_step`` is the step that was recorded as running then: the step that the run waits for or goes on with.
     """
 
     status: RunStatus
@@ -352,7 +353,7 @@ class RunStatusFrame(Frame):
 class StepStatusFrame(Frame):
     """A step began (and was still running at the next commit) or ended; ``duration`` in seconds.
 
-    A frame with ``retry_at`` tells of an attempt that failed and will be followed by another one then. ``type`` is the
+    A frame with ``retry_at`` reports an attempt that failed; the next attempt is due at that time. ``type`` is the
     kind of operation: ``"step"``, ``"transaction"``, ``"sleep"``, ``"signal"`` ...; ``wake_at`` is when a wait that
     has begun is over, or times out.
     """
@@ -398,7 +399,7 @@ class ValueFrame(Frame):
 
 @dataclass(frozen=True, slots=True)
 class RunDeletedFrame(Frame):
-    """The run was deleted, and its timeline with it; this frame alone is left, for a while."""
+    """The run was deleted, with its timeline; only this frame is kept, for 30 days."""
 
     job: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -415,7 +416,7 @@ FRAME_TYPES: dict[str, type[Frame]] = {
 
 
 class StoredFrame(NamedTuple):
-    """A frame as the store has it: ``body`` is the JSON object text of the fields that its kind adds."""
+    """A frame as it is stored: ``body`` is the JSON object text of the fields that its kind adds."""
 
     id: int
     seq: int
@@ -425,7 +426,7 @@ class StoredFrame(NamedTuple):
     body: str
 
     def to_json(self) -> str:
-        """The frame's wire form, spliced without parsing the body."""
+        """The frame's wire form, built without parsing the body."""
         head = f'{{"id":{self.id},"seq":{self.seq},"ts":{self.ts},"runId":"{self.run_id}","kind":"{self.kind}",'
         return head + self.body[1:]
 
@@ -447,7 +448,7 @@ class StoredFrame(NamedTuple):
 
 
 def to_wire(value: Any) -> Any:
-    """What the engine returns as JSON data for a page: its own times as milliseconds, values of users as readable."""
+    """A result of the engine as JSON data for a page: its times as milliseconds, values of users in readable form."""
     kind = type(value)
     if kind in _WIRE_ATOMS:
         return value
@@ -470,7 +471,7 @@ _WIRE_ATOMS = frozenset({type(None), bool, int, str})
 
 @functools.cache
 def _wire_parts(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
-    """The fields of one of our own classes: their names, those on the wire, and whether they are times."""
+    """The fields of a class above: name, name on the wire, and ``True`` for a time; ``None`` for other classes."""
     if not issubclass(kind, (Run, Step, Attempt, Frame, ErrorInfo, Progress, Schedule)):
         return None
     names = [part.name for part in dataclasses.fields(kind)]
@@ -498,7 +499,7 @@ _OWN_TIMES = frozenset(
 
 
 def camel_case(name: str) -> str:
-    """A name of ours as it is on the wire."""
+    """A field name in camelCase, as on the wire."""
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)
 
@@ -506,7 +507,7 @@ def camel_case(name: str) -> str:
 def to_milliseconds(moment: datetime | None) -> int | None:
     """An aware ``datetime`` as milliseconds since 1970-01-01 UTC.
 
-    :raises ValueError: when it is none, or has no time zone.
+    :raises ValueError: when it is not a ``datetime``, or has no time zone.
     """
     if moment is None:
         return None
@@ -517,5 +518,5 @@ def to_milliseconds(moment: datetime | None) -> int | None:
     return min(max(round(moment.timestamp() * 1000), _EARLIEST), LATEST)
 
 
-_EARLIEST = -62_135_596_800_000  # the first millisecond that a datetime in UTC can tell
-LATEST = 253_402_300_799_999  # the last millisecond that a datetime can tell, to which datetime.max belongs
+_EARLIEST = -62_135_596_800_000  # the first millisecond that a datetime in UTC can hold
+LATEST = 253_402_300_799_999  # the last millisecond that a datetime can hold, that of datetime.max

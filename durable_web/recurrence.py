@@ -1,10 +1,9 @@
-"""When something comes again: at cron's times in a time zone, or every so often.
+"""Recurring times: those of a cron expression in a time zone, or a fixed interval.
 
-Cron expressions are read by CronSim (https://github.com/cuu508/cronsim), which goes by Debian's cron, also where clocks
-are changed. What names an hour and falls into one that is left out comes right after it, and in an hour that comes
-twice it comes once; what comes every so many minutes or hours goes by the time that really passes. The library is
-imported when it is needed, and so is the time zone data of the package ``tzdata`` where the system has none (in a
-browser).
+Cron expressions are read by CronSim (https://github.com/cuu508/cronsim), which follows Debian's cron, also where clocks
+are changed. A time with a fixed hour that a change of the clocks skips comes right after the change, and a time that
+the change repeats comes once. Times every so many minutes or hours follow the elapsed time. CronSim is imported when it
+is needed, and so is the package ``tzdata`` where the system has no time zone data (in a browser).
 """
 
 from __future__ import annotations
@@ -34,32 +33,32 @@ class Recurrence:
 
     @property
     def libraries(self) -> list[str]:
-        """The packages that are needed to work it out."""
+        """The packages that are needed to compute the times."""
         if self.cron is None:
             return []
         return ["cronsim"] if self.timezone == UTC_NAME else ["cronsim", "tzdata"]
 
     def check(self) -> None:
-        """Make sure that it can be worked out.
+        """Check that the times can be computed.
 
-        :raises ValueError: when the expression or the zone is wrong, or it never comes.
-        :raises LibraryMissing: when the library that reads it is not installed.
+        :raises ValueError: when the expression or the time zone is wrong, or the expression matches no date.
+        :raises LibraryMissing: when the library that computes the times is not installed.
         """
         if self.next_after(self.anchor) is None:
             raise ValueError(f"The cron expression {self.cron!r} never comes: there is no such date.")
 
     def next_after(self, moment: int) -> int | None:
-        """The first time strictly after a moment; ``None`` when it never comes again."""
+        """The first time strictly after a moment; ``None`` when there is none."""
         if self.every is not None:
             return self.anchor + ((moment - self.anchor) // self.every + 1) * self.every
         times = self._times_after(moment)
         following = next(times, None)
-        while following is not None and following <= moment:  # the first of two hours that have the same name
+        while following is not None and following <= moment:  # the first of two hours with the same local time
             following = next(times, None)
         return following
 
     def latest_until(self, due: int, now: int) -> int:
-        """The last time that is not after ``now``, given one, ``due``, that is not."""
+        """The last time that is not after ``now``; ``due`` is a time that is not after ``now``."""
         if self.every is not None:
             return due + (now - due) // self.every * self.every
         for span in _LOOK_BACK:

@@ -1,11 +1,11 @@
-"""Watching timelines: replay what is stored, then follow what commits, without a gap and without a duplicate.
+"""Watch timelines: replay the stored frames, then follow new commits, without a gap and without a duplicate.
 
-A watcher has one cursor: the run's ``seq``, or the ``id`` over all runs. It is served from a short tail of fresh frames
-that all watchers of a run (or of everything) share, or, when it is further behind than that, from the store in pages.
-So a slow watcher costs the engine nothing, loses nothing, and holds one page at the most.
+A watcher has one cursor: the run's ``seq``, or the ``id`` over all runs. The watcher gets its frames from a short tail
+of recent frames that all watchers of a run (or of all runs) share. A watcher that is further behind reads pages from
+the store. So a slow watcher costs the engine nothing, loses nothing, and holds at most one page.
 
-A watcher may give an ``Offer``: while it waits for news, what commits is handed to it on the spot, without a turn of
-the event loop; what it does not take then comes in the next batch.
+A watcher may pass an ``Offer``: while the watcher waits, each commit offers its frames directly, without a turn of the
+event loop. Frames that the offer does not take come in the next batch.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _ENDS = re.compile(f'"status":"(?:{"|".join(sorted(TERMINAL))})"')
 _EVERYTHING = ""  # the key of the tail of all runs; no run has this id
 
 Offer = Callable[[list[StoredFrame]], bool]
-"""Is called with frames right after their commit; returns whether it has taken them. It may not raise."""
+"""Called with frames right after their commit; returns ``True`` when it takes them. It may not raise."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A watcher that has seen everything up to its cursor, and may take what comes on the spot."""
+    """A watcher that has all frames up to its cursor, and may take new frames directly."""
 
     cursor: int
     offer: Offer
-    last: StoredFrame | None = None  # that it took
+    last: StoredFrame | None = None  # the last frame that it took
 
 
 class _Tail:
-    """The latest frames that are watched together, and who is waiting for the next."""
+    """The latest frames of one run, or of all runs, and the watchers that wait for the next ones."""
 
     def __init__(self, cursor: str) -> None:
         self.position = attrgetter(cursor)
@@ -58,7 +58,7 @@ class _Tail:
         self.characters = 0
         self.watchers = 0
         self.waiting: list[_Waiting] = []
-        self._changed: asyncio.Event | None = None  # for the watchers that have come back since the last change
+        self._changed: asyncio.Event | None = None  # of the watchers that wait since the last change
 
     def push(self, frame: StoredFrame) -> None:
         frames = self.frames
@@ -74,7 +74,7 @@ class _Tail:
         self.characters = 0
 
     def wake(self) -> None:
-        """Offer what is new to those who take it on the spot; wake the others, and those who have now seen the end."""
+        """Offer new frames to the waiting watchers; wake those that do not take them, or have reached the end."""
         are_content = [self._offer(waiting) for waiting in self.waiting]
         if self._changed is not None and (self.watchers > len(are_content) or not all(are_content)):
             self.wake_all()
@@ -86,20 +86,20 @@ class _Tail:
 
     @property
     def changed(self) -> asyncio.Event:
-        """Is set with the next change."""
+        """An event that the next change sets."""
         if self._changed is None:
             self._changed = asyncio.Event()
         return self._changed
 
     def _offer(self, waiting: _Waiting) -> bool:
-        """Whether the watcher has taken everything and waits for more."""
+        """Offer new frames to a watcher; ``True`` when it has taken all of them and waits for more."""
         frames = self.after(waiting.cursor)
         if not frames:
             return frames is not None
         try:
             if not waiting.offer(frames):
                 return False
-        except Exception:  # it meets the same when it goes on by itself, and then its own caller is told
+        except Exception:  # the error comes again in the watcher's own task, which raises it to its caller
             return False
         waiting.cursor = self.position(frames[-1])
         waiting.last = frames[-1]
@@ -107,7 +107,7 @@ class _Tail:
 
     @contextmanager
     def offering(self, waiting: _Waiting) -> Iterator[None]:
-        """Offer what comes to this watcher meanwhile."""
+        """Offer new frames to a watcher inside the ``with`` block."""
         self.waiting.append(waiting)
         try:
             yield
@@ -124,7 +124,7 @@ class _Tail:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which frames of all runs are meant: those that pass every part that is given.
+    """A filter of the frames of all runs: a frame passes when it passes every given part.
 
     :param jobs: names of jobs; ``None`` means every job, an empty set none.
     :param labels: labels that a frame's run must have, all of them.
@@ -151,7 +151,7 @@ class Selection:
 
     @property
     def asks_for_runs(self) -> bool:
-        """Whether it can only be told with the frame's run."""
+        """``True`` when the filter needs the job or the labels of the frame's run."""
         return self.jobs is not None or bool(self.labels)
 
     def takes_run(self, job: str, labels: dict[str, str]) -> bool:
@@ -159,36 +159,36 @@ class Selection:
 
 
 class Timeline:
-    """The frames of one store, for those who watch in this process."""
+    """The frames of one store, for the watchers in this process."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._tails: dict[str, _Tail] = {}
-        self._newest = 0  # the last frame that the tails were told of, while there are any
-        self._reading = 0.0  # seconds for which histories were read and handed on since the loop has turned for it
+        self._newest = 0  # the id of the last frame that the tails got, while there are tails
+        self._reading = 0.0  # seconds spent on reading and sending histories since the last pause for it
         self._closed = False
 
-    # --- telling -----------------------------------------------------------------------------------------------------
+    # --- publishing --------------------------------------------------------------------------------------------------
 
     def publish(self, frames: list[StoredFrame]) -> None:
-        """Hand freshly committed frames to the watchers."""
+        """Publish committed frames to the watchers."""
         if not self._tails or not frames:
             return
         if frames[0].id == self._newest + 1:
             self._hand_out(frames)
         else:
-            self.look_again()  # another process has written in between
+            self.look_again()  # another process has committed in between
 
     def look_again(self) -> None:
-        """Tell the watchers what another process has committed: read once for all of them."""
+        """Publish the frames that another process has committed: read them once for all watchers."""
         if not self._tails:
             return
         newest = self._store.newest_frame_id()
         frames = self._store.read_all_frames(self._newest, PAGE_FRAMES)
         if frames and frames[-1].id == newest:
             self._hand_out(frames)
-        elif frames:  # too much for the tails: everybody reads for himself
+        elif frames:  # too many for the tails: each watcher reads pages from the store
             self._newest = newest
             for tail in self._tails.values():
                 tail.clear()
@@ -219,9 +219,9 @@ class Timeline:
     async def watch(
         self, run_id: str, from_seq: int = 0, offer: Offer | None = None
     ) -> AsyncIterator[list[StoredFrame]]:
-        """Batches of a run's frames strictly after ``from_seq``, in order; ends with the run.
+        """Batches of a run's frames strictly after ``from_seq``, in order, until the run ends.
 
-        :param offer: takes frames on the spot that commit while this waits for them; those come in no batch then.
+        :param offer: takes new frames directly while the watch waits; the frames that it takes are in no batch.
         :raises RunNotFound: when there is no such run.
         """
         if not self._store.runs.exists(run_id):
@@ -248,16 +248,16 @@ class Timeline:
                     seq, has_ended = await self._news(tail, changed, seq, offer)
 
     def is_end(self, frame: StoredFrame) -> bool:
-        """Whether a frame has ended its run, and nothing has followed it by now, as when the run was retried."""
+        """``True`` when a frame has ended its run, and no later frame exists, as there is after a retry."""
         return ends_run(frame) and self._store.newest_seq(frame.run_id) == frame.seq
 
     def _has_ended(self, run_id: str) -> bool:
-        """Whether a run has ended, or is gone."""
+        """``True`` when a run has ended, or does not exist."""
         standing = self._store.runs.standing(run_id)
         return standing is None or standing[0].is_terminal
 
     async def _news(self, tail: _Tail, changed: asyncio.Event, cursor: int, offer: Offer | None) -> tuple[int, bool]:
-        """Wait until there is more than was taken on the spot: the cursor then, and whether the run's end was taken."""
+        """Wait for frames that ``offer`` does not take; returns the new cursor, and ``True`` if it took the end."""
         if offer is None:
             await changed.wait()
             return cursor, False
@@ -269,10 +269,10 @@ class Timeline:
     def watch_all(
         self, from_id: int | None, selection: Selection, offer: Offer | None = None
     ) -> AsyncIterator[list[StoredFrame]]:
-        """Batches of the frames of all runs strictly after ``from_id``, in commit order; ends when the engine stops.
+        """Batches of the frames of all runs strictly after ``from_id``, in commit order, until the engine stops.
 
         :param from_id: ``None`` for the frames that are committed from this call on.
-        :param offer: as ``watch`` has it.
+        :param offer: as in ``watch``.
         """
         return self._watch_all(self._store.newest_frame_id() if from_id is None else from_id, selection, offer)
 
@@ -306,7 +306,7 @@ class Timeline:
     async def logs(self, run_id: str, from_seq: int, limit: int, levels: list[str]) -> list[StoredFrame]:
         """The first ``limit`` log lines of a run after ``from_seq`` whose level is one of ``levels``.
 
-        A run's frames are numbered without gaps, so they are looked through in windows, with room for others between.
+        A run's frames are numbered without gaps, so they are read in windows, with pauses for other work between them.
 
         :raises RunNotFound: when there is no such run.
         """
@@ -324,7 +324,7 @@ class Timeline:
 
     @contextmanager
     def _tail(self, key: str, cursor: str) -> Iterator[_Tail]:
-        """The tail of a run, or of everything, while somebody watches it."""
+        """The tail of a run, or of all runs, while it has a watcher."""
         if not self._tails:
             self._newest = self._store.newest_frame_id()
         tail = self._tails.get(key)
@@ -339,9 +339,9 @@ class Timeline:
                 self._tails.pop(key, None)
 
     async def _may_read(self, *, is_first: bool) -> None:
-        """A long history leaves room for other work between its pages, and now and then for messages from outside.
+        """Pause for other work between the pages of a long history, and from time to time for messages from outside.
 
-        The first page of each watcher is there at once, unless much was read without a pause.
+        The first page of a watcher is read at once, unless much was read without a pause.
         """
         if self._reading > TURN_SECONDS:
             self._reading = 0.0
@@ -350,12 +350,12 @@ class Timeline:
             await asyncio.sleep(0)
 
     def count(self, seconds: float) -> None:
-        """Count the time that was spent on reading a history, or on handing it on."""
+        """Count the time that was spent on reading a history, or on sending it."""
         self._reading += seconds
 
 
 class _Counted:
-    """Counts the time that is spent in it; a class, not a generator, because every batch is."""
+    """Counts the time that its block takes. A class and not a generator, because one is used for every batch."""
 
     __slots__ = ("_began", "_timeline")
 
@@ -370,7 +370,7 @@ class _Counted:
 
 
 class _Chosen:
-    """Chooses the frames of a selection, and remembers which of the latest runs belong to it."""
+    """Chooses the frames of a selection, and caches which of the latest runs belong to it."""
 
     def __init__(self, store: Store, selection: Selection) -> None:
         self._store = store
@@ -386,7 +386,7 @@ class _Chosen:
         return frames
 
     def _takes(self, frame: StoredFrame) -> bool:
-        if frame.kind == "run_deleted":  # its run cannot be asked any more
+        if frame.kind == "run_deleted":  # its run is not in the store any more
             told = frame.to_frame()
             assert isinstance(told, RunDeletedFrame)
             self._runs.pop(frame.run_id, None)
@@ -412,7 +412,7 @@ def at_least(level: str | None) -> list[str]:
 
 
 def ends_run(frame: StoredFrame) -> bool:
-    """Whether the frame says that its run has ended, or is gone."""
+    """``True`` when the frame says that its run has ended, or was deleted."""
     if frame.kind == "run_deleted":
         return True
     return frame.kind == "run_status" and _ENDS.search(frame.body) is not None

@@ -1,4 +1,4 @@
-"""What may be said when a run is triggered, checked before anything is written."""
+"""The options of a trigger, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]+")
 
 @dataclass(frozen=True)
 class Trigger:
-    """A run that is wanted; for ``engine.trigger_many``.
+    """The job, the input and the options of a run to be made; for ``engine.trigger_many``.
 
     :param job: a job, or the name of one.
     :param input: what the job function gets.
-    :param idempotency_key: unique per job for ever: a second trigger with it is given the run of the first, in whatever
-        state; only once that is deleted or purged, the key is free again.
-    :param concurrency_key: at most one run of the job with it is pending, and executing runs with it never overlap,
-        across jobs and engines. One that is cancelled or overdue lets go of what it holds, for 5 seconds at the most,
-        before the next one of its engine begins; an engine in another process does not wait for that.
-    :param coalesce: what to do when a run of the job with the concurrency key is there already: ``"skip"`` gives back
-        a pending one, ``"active"`` a pending, else a running, else a waiting one.
+    :param idempotency_key: unique per job for ever: a second trigger with the key returns the run of the first,
+        whatever its status. The key is free again when that run is deleted or purged.
+    :param concurrency_key: at most one run of the job with the key is pending, and executing runs with the key never
+        overlap, across jobs and engines. A run that is cancelled or overdue has up to 5 seconds to clean up before the
+        same engine begins the next run; an engine in another process does not wait for that.
+    :param coalesce: what to do when a run of the job with the concurrency key exists: ``"skip"`` returns a pending run,
+        ``"active"`` a pending, else a running, else a waiting run.
     :param labels: texts by which runs can be found; keys of letters, digits and ``._/-``.
-    :param priority: higher ones first; then the oldest.
-    :param run_at: not before this time.
+    :param priority: runs of higher priority begin first; among equals, the oldest.
+    :param run_at: the run does not begin before this time.
     :param deadline: the run fails with ``DeadlineExceeded`` when it has not ended by then.
     """
 
@@ -47,7 +47,7 @@ class Trigger:
     deadline: datetime | None = None
 
     def check(self, registry: Registry) -> tuple[Job, str]:
-        """The job, and the input as text.
+        """Check the trigger; returns the job, and the input as the codec's text.
 
         :raises JobNotFound: when no such job is registered.
         :raises InvalidInput: when the input does not fit the job's type.
@@ -98,14 +98,14 @@ class Trigger:
 
 
 def checked_input(job: Job, value: Any) -> str:
-    """An input as the job's type has it, as text.
+    """Validate an input by the job's type, and return it as the codec's text.
 
-    :raises InvalidInput: when it does not fit the job's type.
-    :raises SerializationError: when it cannot be stored.
+    :raises InvalidInput: when the input does not fit the job's type.
+    :raises SerializationError: when the input cannot be stored.
     """
     return encode(job.validate_input(value), job.input_type, path=f"input of job {job.name!r}")
 
 
 def stored_input(job: Job, input_text: str) -> Any:
-    """An input that was stored, as the job's type has it."""
+    """Decode a stored input to the job's type."""
     return job.validate_input(decode(input_text))

@@ -1,4 +1,4 @@
-"""The engine's home in a browser: only ever imported inside Pyodide, in the leader's worker.
+"""The engine in a browser. This package is only imported inside Pyodide, in the leader's worker.
 
 ``engine-worker.js`` calls ``start`` once the storage is mounted and the packages are installed.
 """

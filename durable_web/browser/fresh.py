@@ -1,9 +1,8 @@
-"""What a Python that was restored from a memory snapshot must not have in common with every other one.
+"""Re-initialize per-process state (random seed, language, time zone) after restoring a memory snapshot.
 
-Everything in memory is as it was when the snapshot was made, on another computer, and the same in every worker: the
-state of ``random``, the time zone, the language. What asks the browser at the time (``os.urandom``, ``secrets``,
-``uuid``, the clocks) needs no renewal. The seed of ``hash`` cannot be renewed: sets of strings have the same order in
-every worker.
+The snapshot was made on another computer, and every worker restores the same memory: the state of ``random``, the time
+zone, the language. Functions that ask the browser with each call (``os.urandom``, ``secrets``, ``uuid``, the clocks)
+need no renewal. The seed of ``hash`` cannot be changed: sets of strings have the same order in every worker.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _HALF_A_YEAR = 365 * 24 * 60 * 60 // 2
 
 
 def renew(language: str) -> None:
-    """Make this Python one of its own, in this place.
+    """Seed ``random``, and set the language and the time zone of this browser.
 
     :param language: the browser's, such as "en-US".
     """
@@ -28,7 +27,7 @@ def renew(language: str) -> None:
 
 
 def _renew_time_zone() -> None:
-    """Set the constants of ``time`` as CPython does when it is imported: standard time is what is further behind."""
+    """Set the constants of ``time`` as CPython does on import: standard time is the one with the smaller UTC offset."""
     now = int(time.time())
     zones = [time.localtime(moment) for moment in (now, now + _HALF_A_YEAR)]
     standard, summer = sorted(zones, key=lambda moment: moment.tm_gmtoff)

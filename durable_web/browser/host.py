@@ -1,10 +1,10 @@
-"""Ties an engine to the page: requests come in as JSON text, answers and frames go out as JSON text.
+"""Connect an engine to its pages: requests, responses and frames are JSON texts.
 
 Messages from a page: ``{"type": "request", "id", "method", "params"}``; ``{"type": "watch", "id", "from", "credit"}``
 with ``"runId"``, or with ``"filters"`` for all runs; ``{"type": "credit", "id", "credit"}``; ``{"type": "unwatch",
 "id"}``. Messages to it: ``response``, ``frames``, ``end`` and ``engine``.
 
-A message is worked on in the turn of the event loop in which it arrives, as far as it comes without waiting.
+A message is handled in the turn of the event loop in which it arrives, up to the first wait.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .turns import share_turns
 
 
 class _WorkerClock(SystemClock):
-    """The worker's clock. Pyodide's shortest sleeps take turns among themselves, before any message of the page."""
+    """The worker's clock. Its ``turn`` lets messages of the page go first, which Pyodide's shortest sleeps do not."""
 
     def __init__(self, give_way: Callable[[Any], None]) -> None:
         self._give_way = give_way
@@ -60,7 +60,7 @@ class _OpfsFiles:
 
 
 async def _install(libraries: list[str]) -> None:
-    """Load packages that the site's own lock file names; importing one that could not be had says what is missing."""
+    """Load packages that the site's own lock file names. When one cannot be loaded, its import raises the error."""
     import pyodide_js
     from pyodide.ffi import to_js
 
@@ -72,7 +72,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
 
     :param send: posts a text to the page.
     :param options_json: ``{"database": path, "jobs": [urls], "durability": "full" | "normal", "maxRecoveries": number,
-        "life": id, "ends": {id: "closed" | "died"}}``; the last three as :class:`Engine` has them, and optional.
+        "life": id, "ends": {id: "closed" | "died"}}``; the last three are optional, and described in :class:`Engine`.
     :param files: a JavaScript object with ``create(name)`` and ``remove(name)``.
     :raises JobModuleError: when a job module cannot be loaded.
     :raises StorageError: when the database cannot be used.
@@ -98,7 +98,7 @@ async def start(send: Send, options_json: str, files: Any) -> Host:
     )
     host.attach(engine)
     await engine.start()
-    gc.freeze()  # the modules stay as long as the worker: looking for garbage among them would only take time
+    gc.freeze()  # the modules live as long as the worker: the garbage collector need not scan them
     return host
 
 
@@ -129,7 +129,7 @@ class Host:
         self._first.receive(text)
 
     def greet(self) -> None:
-        """Tell the page that started the engine in which state it is; to be called when it can listen."""
+        """Send the engine's state to the page that started the engine, when the page can receive messages."""
         self._first.greet()
 
     async def watches(self) -> list[int]:
@@ -137,20 +137,20 @@ class Host:
         return sorted(session.watches for session in self._sessions)
 
     async def stop(self) -> None:
-        """Give the executing runs back, and close the database. Clients are not told that their watches end: they go on
-        with the next engine."""
+        """Release the executing runs, and close the database. Watches get no ``end``: they go on with the next
+        engine."""
         self.is_stopping = True
         await self.engine.stop(drain=False)
 
     def tell_state(self, state: str, message: str) -> None:
-        """Tell every client that the engine is running, or why it is not."""
+        """Send the engine's state to every client."""
         self._state = (state, message)
         for session in self._sessions:
             session.tell_state(state, message)
 
 
 class Session:
-    """One client: its requests, its watches, and how it is answered."""
+    """One client: its requests and its watches."""
 
     def __init__(self, host: Host, methods: dict[str, Method], send: Send) -> None:
         self._host = host
@@ -167,7 +167,7 @@ class Session:
     def receive(self, text: str) -> None:
         """Take a message from the client."""
         if self._host.is_stopping:
-            return  # left to the next engine
+            return  # the next engine answers it
         message = json.loads(text)
         kind, request_id = message["type"], message["id"]
         if kind == "credit":
@@ -184,7 +184,7 @@ class Session:
             self._begin(request_id, self._answer(request_id, message))
 
     def _begin(self, request_id: Any, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work; where it does not have to wait, it is done when this returns."""
+        """Start the work as a task; work that does not have to wait is done when this method returns."""
 
         def forget(done: object) -> None:
             self._tasks.pop(request_id, None)
@@ -198,24 +198,24 @@ class Session:
             task.add_done_callback(forget)
 
     def greet(self) -> None:
-        """Tell the client in which state the engine is, unless it is simply running."""
+        """Send the engine's state to the client, unless the engine is running normally."""
         state, message = self._host._state
         if state != "running":
             self.tell_state(state, message)
 
     def tell_state(self, state: str, message: str) -> None:
-        """Tell the client of the engine's state."""
+        """Send the engine's state to the client."""
         self._post({"type": "engine", "state": state, "message": message})
 
     def close(self) -> None:
-        """The client is gone: drop its watches. What it has asked for is done all the same."""
+        """Drop the watches of a client that has disconnected. Its requests are completed all the same."""
         self._host._sessions.discard(self)
         self._send = lambda text: None
         for request_id in list(self._senders):
             self._drop(request_id)
 
     def _drop(self, request_id: Any) -> None:
-        """End a watch that nobody wants any more; does nothing when it has ended."""
+        """Cancel a watch; does nothing when the watch has ended."""
         if self._senders.pop(request_id, None) is not None:
             self._tasks[request_id].cancel()
 
@@ -226,7 +226,7 @@ class Session:
                 raise DurableWebError(f"The engine has no method {message['method']!r}.")
             result = to_wire(await method.call(message["params"]))
         except Exception as error:
-            if not self._host.is_stopping:  # it may only have failed for that
+            if not self._host.is_stopping:  # the stop itself may have caused the error
                 self._post({"type": "response", "id": request_id, "error": to_error(error)})
         else:
             self._post({"type": "response", "id": request_id, "result": result})
@@ -249,7 +249,7 @@ class Session:
         if "runId" in message:
             return engine.runs.watch_batches(message["runId"], message["from"], offer=sender.offer)
         from_id = message["from"]
-        if from_id is None:  # the client has to know from where, should it have to ask again
+        if from_id is None:  # the client needs the position to reconnect
             from_id = engine.runs.newest_frame_id()
             self._post({"type": "frames", "id": request_id, "size": 0, "cursor": from_id, "frames": []})
         return engine.runs.watch_all_batches(from_id, **message["filters"], offer=sender.offer)
@@ -262,7 +262,7 @@ class Session:
 
 
 def to_error(error: Exception) -> dict[str, Any]:
-    """An error for the page: our own with their data, anything else with its traceback."""
+    """An error as JSON data for a page: durable-web's errors with their attributes, others with their traceback."""
     described = describe(error)
     told: dict[str, Any] = {"code": described["type"], "message": described["message"]}
     if isinstance(error, DurableWebError):

@@ -1,7 +1,7 @@
 """The methods of an engine that a page may call, by their names on the wire.
 
 A page gives parameters by name, in camelCase, and times in milliseconds since 1970-01-01 UTC; the names in Python are
-the same in snake_case. What a method does not know is refused, in the page's spelling.
+the same in snake_case. An unknown parameter is rejected, with its name in camelCase.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Method:
         self._function = function
         parameters = list(inspect.signature(function).parameters.values())
         names = [each.name for each in parameters if each.kind != each.VAR_KEYWORD]
-        if len(names) < len(parameters):  # `**options` are those of a trigger
+        if len(names) < len(parameters):  # `**options` are the options of a trigger
             names += [field.name for field in dataclasses.fields(Trigger)]
         self.parameters = {camel_case(each): each for each in names}
-        """The names of its parameters in Python, by those on the wire."""
+        """The parameters' names in Python, by their names on the wire."""
 
     async def call(self, parameters: dict[str, Any]) -> Any:
-        """Call it.
+        """Call the method.
 
         :param parameters: by name, as a page gives them.
-        :raises InvalidOption: when it has no such parameter, or a time is none.
+        :raises InvalidOption: when the method has no such parameter, or a time is not a number.
         """
         given = {}
         for name, value in parameters.items():
@@ -78,12 +78,12 @@ def methods_of(engine: Engine) -> dict[str, Method]:
 
 
 def camel_case(name: str) -> str:
-    """A name of Python's as JavaScript has it."""
+    """Convert a name from snake_case to camelCase."""
     return _AFTER_UNDERSCORE.sub(lambda found: found[1].upper(), name)
 
 
 def snake_case(name: str) -> str:
-    """A name of JavaScript's as Python has it."""
+    """Convert a name from camelCase to snake_case."""
     return _CAPITAL.sub(lambda found: f"_{found[0].lower()}", name)
 
 

@@ -35,9 +35,10 @@ _DIRECT_REFERENCE = re.compile(r"^\s*[A-Za-z0-9._-]+(?:\[[^\]]*\])?\s*@\s*(?P<ur
 async def load_jobs(urls: list[str]) -> list[Job]:
     """Load the modules at ``urls``, in that order, and return the jobs that they define or import.
 
-    All modules land in one folder on ``sys.path``, so a module may import those listed before it.
+    All modules are written to one folder on ``sys.path``, so a module may import those listed before it.
 
-    :raises JobModuleError: when a module cannot be fetched, a package not installed, or the code not imported.
+    :raises JobModuleError: when a module cannot be fetched, a package cannot be installed, or the code cannot be
+        imported.
     """
     sources = await asyncio.gather(*(_fetch(url) for url in urls))
     FOLDER.mkdir(exist_ok=True)
@@ -68,7 +69,7 @@ def module_name(url: str) -> str:
 
 
 def dependencies(url: str, source: str) -> list[str]:
-    """What a module declares to need: package names, or absolute URLs of wheels.
+    """The packages that a module declares: package names, or absolute URLs of wheels.
 
     :raises JobModuleError: when the declaration cannot be read.
     """
@@ -91,7 +92,7 @@ def _resolve(url: str, requirement: str) -> str:
 
 
 async def _fetch(url: str) -> bytes:
-    from durable_worker import fetch  # begun while Python started
+    from durable_worker import fetch  # it has begun while Python started
     from pyodide.ffi import JsException
 
     try:
@@ -132,7 +133,7 @@ def _import(url: str) -> ModuleType:
 
 
 def _forget_importlib(error: BaseException) -> None:
-    """Begin the traceback at the author's own code."""
+    """Remove the frames of importlib from a traceback, so that it begins at the author's code."""
     step = error.__traceback__
     while step is not None and not step.tb_frame.f_code.co_filename.startswith(str(FOLDER)):
         step = step.tb_next

@@ -1,10 +1,10 @@
-"""The frames of one watch on their way to a client, against credit and at a pace.
+"""Send the frames of one watch to a client, limited by credit and batched over time.
 
-Credit is counted in characters and given back by the client when its own code has taken the frames. So neither the
-port nor the page holds more of a watch than was granted, however slow the page is.
+Credit is counted in characters. The client grants it again when its own code has taken the frames. So neither the port
+nor the page holds more of a watch than was granted, however slow the page is.
 
-What commits is sent on the spot, in the turn of its commit, unless something was sent a moment before: then it waits
-for what comes after it, so that many small commits do not become as many messages.
+Frames are sent in the turn of their commit, unless other frames were sent a moment before: then they wait for later
+frames, so that many small commits share one message.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class FrameSender:
         self._last_sent = 0.0
 
     def grant(self, characters: int) -> None:
-        """The client takes so many more characters."""
+        """Add credit for so many more characters."""
         self._credit += characters
         self._granted.set()
 
     def offer(self, frames: list[StoredFrame]) -> bool:
-        """Send what has just committed, if it may go on the spot; whether it was sent."""
+        """Send frames that were just committed, if they may be sent at once; returns ``True`` when they were sent."""
         if self._credit <= 0 or time.perf_counter() - self._last_sent < PACE_SECONDS:
             return False
         if len(frames) > PIECE_FRAMES or sum(len(frame.body) for frame in frames) > PIECE_CHARACTERS:
@@ -56,7 +56,7 @@ class FrameSender:
     async def send(self, frames: list[StoredFrame]) -> None:
         """Send frames when there is credit for them.
 
-        They are sent while there is any left, so that a frame which is longer than all of it gets through.
+        Frames are sent while any credit is left, so that a frame which is longer than the whole credit is sent too.
         """
         for text, last in pieces(frames):
             while self._credit <= 0:
@@ -73,7 +73,7 @@ class FrameSender:
 
 
 def pieces(batch: list[StoredFrame]) -> Iterator[tuple[str, StoredFrame]]:
-    """A batch as JSON texts that a page reads in a moment each: frames separated by commas, and the last of them."""
+    """Split a batch into JSON texts of limited length: frames separated by commas, each with its last frame."""
     texts: list[str] = []
     characters = 0
     last = batch[-1]

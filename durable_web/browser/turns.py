@@ -1,11 +1,11 @@
-"""Turns of the worker's event loop that cost little.
+"""Batch the callbacks of the worker's event loop, so that several share one turn of the browser.
 
-Pyodide's loop asks the browser for a turn of its own for every callback, and for two where Python may wait for a
-promise in the middle of synchronous code (JSPI). Here all callbacks that are ready share one turn, and so does what
-they make ready, for a few milliseconds; then the browser's other tasks go first, messages of pages above all.
+Pyodide's loop asks the browser for a separate turn for every callback, and for two where Python may wait for a promise
+in the middle of synchronous code (JSPI). Here all ready callbacks share one turn, with the callbacks that they make
+ready, for a few milliseconds; then the browser's other tasks go first, above all the messages of pages.
 
-A callback that waits for a promise in the middle of synchronous code (``pyodide.ffi.run_sync``) holds up no other: the
-browser was asked for another turn before it began, in which the rest goes on.
+A callback that waits for a promise in the middle of synchronous code (``pyodide.ffi.run_sync``) blocks no other
+callback: before it begins, the browser is asked for another turn, in which the other callbacks go on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TURN_SECONDS = 0.004
 
 
 class SharedTurns:
-    """Takes the callbacks of a loop of Pyodide's."""
+    """Runs the callbacks of a Pyodide event loop in shared turns."""
 
     def __init__(self, loop: Any, ask: Callable[[], None], give_way: Callable[[], None]) -> None:
         """
-        :param ask: asks the browser to call ``take`` in a turn of its own, soon.
-        :param give_way: asks it to call ``go_on`` when it has executed the tasks that are queued now.
+        :param ask: asks the browser to call ``take`` soon, in a new turn.
+        :param give_way: asks the browser to call ``go_on`` when it has executed the tasks that are queued now.
         """
         self._loop = loop
         self._ask = ask
@@ -36,16 +36,16 @@ class SharedTurns:
         self._gives_way = False
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
-        """Stands in for the loop's method of that name."""
+        """Replacement of the loop's method ``call_soon``."""
         handle = asyncio.Handle(callback, args, self._loop, context)
         self._ready.append(handle)
         self._need_turn()
         return handle
 
     def take(self) -> None:
-        """Call what is ready, and what that makes ready, until it has taken long enough."""
+        """Run the ready callbacks, and those that they make ready, until the time of the turn is used up."""
         self._has_asked = False
-        if self._gives_way:  # it was asked for before the time was over
+        if self._gives_way:  # requested before the time was used up
             return
         self._loop._install_running_loop()
         self._loop._install_asyncgen_hooks()
@@ -63,7 +63,7 @@ class SharedTurns:
                 return
 
     def go_on(self) -> None:
-        """Go on with what is left."""
+        """Run the remaining callbacks."""
         self._gives_way = False
         if self._ready:
             self._need_turn()
@@ -75,10 +75,10 @@ class SharedTurns:
 
 
 def share_turns(ask: Callable[[Any], None], give_way: Callable[[Any], None]) -> None:
-    """Let the callbacks of the running loop share turns.
+    """Make the callbacks of the running loop share turns.
 
-    :param ask: asks the browser to call a function in a turn of its own, soon, so that it may wait for promises.
-    :param give_way: asks it to call a function when the browser has executed the tasks that are queued now.
+    :param ask: asks the browser to call a function soon, in a new turn, so that it may wait for promises.
+    :param give_way: asks the browser to call a function when the browser has executed the tasks that are queued now.
     """
     from pyodide.ffi import create_proxy
 

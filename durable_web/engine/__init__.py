@@ -1,9 +1,10 @@
-"""The engine: its public interface, which run executes when, and what reaches runs from outside.
+"""The engine: its public interface, the order in which runs execute, and the delivery of messages to runs.
 
-``engine`` is the class, ``runs`` and ``schedules`` are the groups of its methods; ``running`` holds what exists only
-between start and stop. ``dispatcher`` has runs executed as slots are free, and ``claiming`` says which one is next.
-``admission`` applies a job's flow control to what is triggered, ``delivery`` brings signals, events and updates to
-runs, ``scheduler`` triggers what schedules say, and ``dead_letters`` the handlers of dead runs.
+``engine`` is the class, ``runs`` and ``schedules`` are the groups of its methods, and ``running`` holds the parts that
+exist only between start and stop.
+``dispatcher`` executes runs while slots are free, and ``claiming`` chooses the next one. ``admission`` applies a job's
+flow control to what is triggered, ``delivery`` brings signals, events and updates to runs, ``scheduler`` triggers the
+runs of schedules, and ``dead_letters`` starts the handlers of dead runs.
 """
 
 from .engine import Engine

@@ -1,7 +1,7 @@
-"""What a job's flow control makes of a trigger: a run that stands for it, a refusal, or a run that waits.
+"""Apply a job's flow control to a trigger: return an existing run, reject the trigger, or insert a run that may wait.
 
-Whoever triggers from outside can come again, and is refused beyond a rate limit. What a run starts, and the handler of
-a dead run, begin when there is room: nobody would come again for them. A handler is never merged into another run.
+A trigger beyond the rate limit is rejected, because its caller can retry. Child runs and the handlers of dead runs are
+delayed instead: they have no caller that could retry. A handler is never merged into another run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..triggers import stored_input
 
 
 class Admitted(NamedTuple):
-    """The run that stands for what was wanted; ``new`` as it was made, unless it was there before."""
+    """The run that answers a trigger; ``new`` is the inserted run, or ``None`` when an existing run is returned."""
 
     run_id: str
     disposition: str
@@ -29,7 +29,7 @@ class Admitted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Admission:
-    """One run that is wanted, in the transaction that is open; ``lease`` as ``runs.insert`` has it."""
+    """One trigger, in the open transaction; ``lease`` is as in ``runs.insert``."""
 
     store: Store
     job: Job
@@ -38,24 +38,25 @@ class Admission:
     lease: Lease | None = None
 
     def admit(self) -> Admitted:
-        """Insert the run, or find the one that stands for it.
+        """Insert the run, or find the existing run that answers the trigger.
 
         :raises RateLimited: when the rate limit has no room.
         """
         return self._debounce() or self._skip() or self._insert(self._count_or_refuse())
 
     def admit_child(self, *, awaited: bool) -> str:
-        """The same for a run that another one starts: its id. Beyond the rate limit it begins when there is room.
+        """Admit a child run, and return its id. Beyond the rate limit the child begins when there is room.
 
-        :param awaited: whether the other one waits for its end.
-        :raises CircularWait: when it would wait for one that waits for it, or cancel it. Nothing is written then.
+        :param awaited: ``True`` when the parent waits for the child's end.
+        :raises CircularWait: when the child would wait for, or cancel, a run that waits for the child. Nothing is
+            written.
         """
         if awaited:
             self._refuse_circle()
         return (self._debounce() or self._skip() or self._insert(self._count())).run_id
 
     def admit_dead_letter(self) -> None:
-        """Insert the run that handles a dead one: it waits for its turn and for room, and stands for itself alone."""
+        """Insert the run that handles a dead one. It waits for its turn and for room, and is never merged."""
         gates = tuple(gate for gate in self.run.gates if gate.kind != GateKind.DEBOUNCE)
         run = dataclasses.replace(self.run, gates=gates, run_at=self._count())
         self.store.runs.insert(run, self.now)
@@ -98,7 +99,7 @@ class Admission:
         for run_id in self._active(rule):
             if self.store.runs.serves_dead_letter(run_id):
                 continue
-            with suppress(RunNotActive):  # one that another of them had started went with that
+            with suppress(RunNotActive):  # it was a child of another of them, and was cancelled with its parent
                 self.store.family.cancel(run_id, self.now)
 
     def _count_or_refuse(self) -> int | None:
@@ -112,7 +113,7 @@ class Admission:
         return self._count()
 
     def _count(self) -> int | None:
-        """Count the run for the rate limit, from when there is room for it: that time, unless it is now."""
+        """Count the run for the rate limit; return when it has room, or ``None`` if it has room now."""
         rule = self.job.flow.rate_limit
         if rule is None:
             return None
@@ -141,7 +142,7 @@ class Admission:
 
 
 def _debounced_until(rule: Debounce, first: int, now: int) -> int:
-    """When a debounced run begins whose first trigger came at ``first``, and whose latest one comes now."""
+    """The time at which a debounced run begins, from its first trigger (``first``) and its latest one (``now``)."""
     until = now + duration_in_milliseconds(rule.wait)
     if rule.max_wait is None:
         return until

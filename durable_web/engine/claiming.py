@@ -1,4 +1,4 @@
-"""Which run is claimed next: the one whose turn it is, that no limit holds back, and whose code is here."""
+"""Choose the run that is claimed next: the first one that no limit holds back and whose code is registered here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Claiming:
 
     :param owner: the engine's id.
     :param lease: how long a lease lasts, in milliseconds.
-    :param exclusive: whether no other engine is at work on the database.
+    :param exclusive: ``True`` when no other engine uses the database.
     """
 
     def __init__(self, store: Store, registry: Registry, owner: str, lease: int, *, exclusive: bool) -> None:
@@ -24,12 +24,13 @@ class Claiming:
         self._lease = lease
         self._exclusive = exclusive
         self.has_new_times = False
-        """Whether it has made something due at a time for which no timer is set yet."""
+        """``True`` when claiming has made something due at a time for which no timer is set yet."""
 
     def claim(self, now: int, *, alone: bool) -> Claim | None:
         """Lease the run whose turn it is; ``None`` when there is none.
 
-        :param alone: whether this engine executes nothing else; a suspect run waits for that, and holds up the others.
+        :param alone: ``True`` when this engine executes nothing else. A suspect run is claimed only then, and holds up
+            others.
         """
         has_openings = self._store.flow.admit(now)
         saturated = self._registry.saturated(self._store.runs.count_executing)
@@ -47,12 +48,13 @@ class Claiming:
         return claim
 
     def lease(self, job: Job, now: int) -> Lease | None:
-        """With what a run of a job may be leased the moment it is made; ``None`` where there is more to it."""
+        """The lease for a run that is claimed as it is inserted; ``None`` if the job's limits have to be checked
+        first."""
         is_limited = job.max_concurrent is not None or job.timeout is not None
         return None if is_limited else Lease(self.owner, now + self._lease)
 
     def unblock(self, now: int) -> None:
-        """Let the runs go on that waited for a version of a job that is registered now."""
+        """Make the blocked runs claimable whose version of a job is registered now."""
         for job in self._registry:
             self._store.runs.unblock(job.name, job.version, now)
 
@@ -66,15 +68,16 @@ class Claiming:
         if claim.recoveries > 1:
             deaths, what = claim.recoveries, "has died while it executed a step of this run"
         message = (
-            f"This run is executed alone until it comes further: since it last did, its engine {what} {deaths} times."
+            "This run is executed alone until its next outcome: since its last outcome, "
+            f"its engine {what} {deaths} times."
         )
         fields = {"recoveries": claim.recoveries, "interruptions": claim.interruptions}
         body = {"level": "warning", "message": message, "fields": fields, "step": None, "attempt": claim.attempt}
         self._store.steps.append_log(claim.run_id, now, body)
 
     def _obstacle(self, claim: Claim) -> str | None:
-        """Why a run has to wait for another engine, or for its code: it never goes on under another version."""
-        if claim.job not in self._registry:  # such a run fails; but not before it has undone what it has done
+        """Why this engine cannot execute a run, which never goes on under another version; ``None`` if it can."""
+        if claim.job not in self._registry:  # such a run fails; but compensation needs its code
             return None if claim.ending is None else f"the job {claim.job!r} is not registered"
         if self._registry.find(claim.job, claim.version) is not None:
             return None
@@ -82,12 +85,13 @@ class Claiming:
         return f"the job {claim.job!r} is not registered {which}"
 
     def _timeout_of(self, claim: Claim) -> float | None:
-        """How long the job's runs may take, where this claim is the first of its run, or the first after a retry."""
+        """The job's timeout in seconds, when this claim is the first of its run or the first after a retry."""
         is_first = claim.attempt == 1 or claim.deadline is None
         job = self._registry.find(claim.job, claim.version) if is_first and claim.job in self._registry else None
         return None if job is None or job.timeout == math.inf else job.timeout
 
     def _unblock_one(self, now: int, saturated: list[str]) -> bool:
-        """Let one such run go on that an engine has blocked which does not have its version; whether there is any."""
+        """Unblock one run whose version is registered here, but was not where it was blocked; ``False`` if there is
+        none."""
         jobs = (job for job in self._registry if job.name not in saturated)
         return any(self._store.runs.unblock(job.name, job.version, now, at_most=1) for job in jobs)

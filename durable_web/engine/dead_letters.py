@@ -1,4 +1,4 @@
-"""Dead letters: a run that is dead is handed to a job that looks after it, once, in the transaction that buries it."""
+"""Dead letters: when a run is marked dead, start its dead-letter job exactly once, in the same transaction."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .admission import Admission
 class DeadLetters:
     """Starts the runs that handle dead ones.
 
-    What comes of handling a dead run is never handed over again, be it the handler itself, a run that it has started,
-    or one as which it goes on: so two jobs may handle each other's dead runs. A job does not handle its own.
+    A dead run starts no handler when it is itself a handler, a run that a handler has started, or the continuation of
+    one. So two jobs may handle each other's dead runs without a loop. A job does not handle its own dead runs.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class DeadLetters:
         default: Job | str | None,
         new_id: Callable[[], str],
     ) -> None:
-        """``default`` handles the dead runs of jobs that say nothing of it."""
+        """``default`` handles the dead runs of jobs that declare no ``dead_letter``."""
         self._store = store
         self._registry = registry
         self._clock = clock
@@ -41,7 +41,7 @@ class DeadLetters:
         self._new_id = new_id
 
     def send(self, run_id: str, job: str, input_text: str, error: dict[str, str]) -> None:
-        """Start the run that handles a dead one, where there is such a job; once for each."""
+        """Start the run that handles a dead one, if the job has a handler; once per dead run."""
         try:
             handler = self._registry.dead_letter_of(job, self._default)
         except JobNotFound as trouble:
@@ -57,7 +57,7 @@ class DeadLetters:
         self._store.runs.link_dead_letter(run_id, made.id)
 
     def _new_run(self, handler: Job, trigger: Trigger, run_id: str) -> NewRun:
-        """Make the run; one that does not go with the flow control of its job goes without: no letter is lost."""
+        """Make the run, without gates if the job's flow control rejects the input, so that no letter is lost."""
         text, now = encode(trigger.input), self._clock.now()
         try:
             run = dataclasses.replace(trigger.new_run(self._new_id(), handler, text), dead_letter_of=run_id)

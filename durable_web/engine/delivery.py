@@ -1,4 +1,4 @@
-"""What reaches runs from outside: signals, events, webhooks, updates, pausing and resuming."""
+"""Deliver messages to runs from outside: signals, events, webhooks and updates."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Delivery:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def publish(self, topic: str, payload: Any, event_id: str | None) -> list[str]:
-        """Let an event reach whoever waits for it, and start the jobs that it starts; the ids of all these runs.
+        """Deliver an event to the runs that wait for it, and start its jobs; returns the ids of all these runs.
 
         Inside a transaction.
         """
@@ -98,7 +98,7 @@ class Delivery:
     # --- updates -----------------------------------------------------------------------------------------------------
 
     def update(self, run_id: str, name: str, argument: Any, update_id: str | None) -> str:
-        """Send an update, inside a transaction; its id. One that was sent before is not sent again."""
+        """Send an update, inside a transaction, and return its id. An update that was sent before is not sent again."""
         run = self._store.runs.last_link(run_id)
         run_id, text = run.id, encode(argument, path=f"argument of update {name!r}")
         message_id = update_id or os.urandom(16).hex()
@@ -113,9 +113,9 @@ class Delivery:
         return message_id
 
     async def answer(self, run_id: str, name: str, message_id: str) -> Any:
-        """What the run answers to an update.
+        """Wait for the run's answer to an update, and return it.
 
-        :raises UpdateRejected: when it does not accept it, or ends without an answer.
+        :raises UpdateRejected: when the run does not accept the update, or ends without an answer.
         """
         while True:
             with suppress(RunNotFound):
@@ -133,33 +133,34 @@ class Delivery:
             await asyncio.shield(changed)
 
     def look_again(self, run_ids: set[str] | None = None) -> None:
-        """Let those who wait for an answer of these runs, or of any, look whether it has come."""
+        """Recheck the pending answers of these runs, or of all runs."""
         for key in list(self._answers):
             if run_ids is None or key[0] in run_ids:
                 self._answers.pop(key).set_result(None)
 
     def close(self) -> None:
-        """Tell whoever waits for an answer that none will come here."""
+        """Fail every pending answer, because the engine stops."""
         for waiting in self._answers.values():
             waiting.set_exception(
                 DurableWebError(
                     "The engine stopped before the update was answered. The update stays sent: give the next engine "
-                    "the same update_id to be told the answer."
+                    "the same update_id to receive the answer."
                 )
             )
-            waiting.exception()  # nobody may be waiting any more
+            waiting.exception()  # marks it as retrieved: there may be no waiter any more
         self._answers.clear()
 
 
 def includes(whole: Any, part: Any) -> bool:
-    """Whether ``part`` is in ``whole``: of dictionaries every key with an equal value, of all else equality."""
+    """``True`` when ``whole`` contains ``part``: of dictionaries the keys of ``part`` are compared, other values are
+    equal."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(key in whole and includes(whole[key], part[key]) for key in part)
     return _equal(whole, part)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Equality that tells ``True`` from ``1``, at every depth."""
+    """Equality that distinguishes ``True`` from ``1``, at every depth."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):

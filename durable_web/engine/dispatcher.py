@@ -1,12 +1,12 @@
-"""Which run executes when: slots, claims, leases and timers.
+"""Decide which run executes when: slots, claims, leases and timers.
 
 There is no polling inside a process. A trigger, the end of a run and the next due time (one timer, for the earliest)
-lead to a claim. Only where other processes may write to the same file is the file's version looked at, twice a second.
+lead to a claim. Only where other processes may write to the same file is the file's version polled, twice a second.
 
 What is due (a scheduled run, the next attempt at a step, a deadline, the end of a lease) is due by the wall clock,
-because it has to outlive this process and its timers. When that clock is set back, what waits waits longer, a dead
-engine's lease included; nothing begins early. When it goes forward, as while a computer sleeps, what is due is seen
-with the next heartbeat, though timers go on from where they stood. Heartbeats themselves do not depend on it.
+because it has to outlive this process and its timers. When that clock is set back, waits take longer, a dead engine's
+lease included; nothing begins early. When that clock jumps forward, as while a computer sleeps, the next heartbeat
+finds what is due, although timers go on from where they stood. Heartbeats themselves do not depend on the wall clock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PARKED = frozenset({RunStatus.WAITING, RunStatus.PENDING, RunStatus.CANCELLING}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many runs execute or stay parked in memory, how patient the engine is, and what it keeps."""
+    """How many runs execute or stay parked in memory, how long leases last, and which steps are kept."""
 
     max_concurrent_runs: int
     max_parked: int
@@ -129,8 +129,8 @@ class Dispatcher:
         self.parked: dict[str, Execution] = {}
         self._due = LATEST  # when the timer for what is due next fires, in milliseconds
         self._is_executing = False
-        self._context = copy_context()  # of every run: none begins with what the code that makes room for it has set
-        self._leaving: set[Execution] = set()  # of runs that have ended, and whose functions have not
+        self._context = copy_context()  # of every run, not that of the code that freed its slot
+        self._leaving: set[Execution] = set()  # of runs that have ended while their functions are still executing
         self._has_left = asyncio.Event()  # set when a run is no longer executing
         self._claims_left: float = 0
         self._has_ended = False
@@ -142,7 +142,7 @@ class Dispatcher:
     # --- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Take back what a dead engine left, and begin to watch the time; claims nothing yet."""
+        """Take back the runs of a dead engine, and set the timers; claims nothing yet."""
         with self._store.transaction():
             self._recover(everything=self._limits.exclusive)
             self.claiming.unblock(self._clock.now())
@@ -154,12 +154,12 @@ class Dispatcher:
             self._look_at_neighbours()
 
     def claim(self, at_most: float = float("inf")) -> None:
-        """Execute runs as they come, this many at the most; 0 stops claiming, as does the end of the engine."""
+        """Claim and execute runs, at most this many; 0 stops claiming, as does the end of the engine."""
         self._claims_left = 0 if self._has_ended else at_most
         self.fill_slots()
 
     def is_asked_by_job(self) -> bool:
-        """``True`` when it is a job that asks, in its body or in the function of a step."""
+        """``True`` when the caller is a job's body or the function of a step."""
         is_body = isinstance(asyncio.get_running_loop(), RunLoop)
         return is_body or (current_step.get() is not None and bool(self.executing))
 
@@ -170,7 +170,7 @@ class Dispatcher:
             await self._has_left.wait()
 
     async def stop(self) -> None:
-        """Give back what is executing, and end it."""
+        """Release the leases of the executing runs, and end their executions."""
         self._claims_left = 0
         executions = [*self.executing.values(), *self.parked.values()]
         claims = [execution.claim for execution in self.executing.values()] + self._trouble.unreleased
@@ -185,14 +185,14 @@ class Dispatcher:
         await self.end(executions)
 
     async def end(self, executions: list[Execution] | None = None) -> None:
-        """Leave every execution where it is, and every timer unfired; nothing is written."""
+        """Detach every execution and cancel every timer, and wait for the executions to end; nothing is written."""
         executions = [*self.executing.values(), *self.parked.values()] if executions is None else executions
         self.leave(executions)
         if executions:
             await asyncio.wait([execution.left for execution in executions], timeout=PATIENCE_SECONDS)
 
     def leave(self, executions: list[Execution] | None = None) -> None:
-        """``end``, without waiting until what was executing has ended."""
+        """Detach every execution and cancel every timer, without waiting for their end; nothing is written."""
         self._claims_left = 0
         self._has_ended = True
         self._trouble.end()
@@ -207,11 +207,11 @@ class Dispatcher:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is executing; after ``fill_slots``, that nothing could be."""
+        """``True`` when nothing is executing; after ``fill_slots``, nothing could be executed either."""
         return not self.executing
 
     def _is_one_alone(self) -> bool:
-        """Whether at most one run is executing."""
+        """``True`` when at most one run is executing."""
         return len(self.executing) <= 1
 
     # --- claiming and executing --------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Dispatcher:
             self._filling.cancel()
             self._filling = None
         try:
-            while self._free_slots() and self._store.runs.has_claimable():  # mostly nothing: then no transaction
+            while self._free_slots() and self._store.runs.has_claimable():  # mostly none: then no transaction
                 claimed = self.claimed
                 with self._store.transaction():
                     self.claim_in_transaction()
@@ -234,7 +234,7 @@ class Dispatcher:
             self._on_idle()
 
     def claim_in_transaction(self, ending: str = "") -> None:
-        """Inside a transaction: lease a run for every free slot. They are executed once that is committed.
+        """Inside a transaction: lease a run for every free slot. The leased runs are executed after the commit.
 
         :param ending: the id of an executing run that ends in this transaction, so that its slot is free.
         """
@@ -244,18 +244,18 @@ class Dispatcher:
             if claim is None:
                 break
             free = 0 if claim.is_suspect else free - 1
-        if self._claims_left:  # what may be left now is claimed when there is a slot for it
+        if self._claims_left:  # what remains is claimed when a slot is free
             self._store.journal.has_claimable = False
 
     def lease_at_once(self, job: Job) -> Lease | None:
-        """Inside a transaction: with what a run is leased that is made now, where it would be claimed next."""
+        """Inside a transaction: the lease for a run that is inserted now; ``None`` if it would not be claimed next."""
         if self._free_slots() <= len(self._store.journal.claims) or self._store.runs.has_claimable():
             return None
         return self.claiming.lease(job, self._clock.now())
 
     def execute(self) -> None:
-        """Execute the runs that were leased in transactions that are committed now."""
-        if self._is_executing:  # a run could not be executed, and in the transaction of its end others were leased
+        """Execute the runs that committed transactions have leased."""
+        if self._is_executing:  # called again from below: the transaction that ended a run has leased others
             return
         self._is_executing = True
         try:
@@ -277,11 +277,11 @@ class Dispatcher:
         self._suspect = next((claim.run_id for claim in claims if claim.is_suspect), self._suspect)
 
     def _executes_nothing(self, ending: str = "") -> bool:
-        """Whether nothing is executing, or about to be, but the run that ends."""
+        """``True`` when nothing is executing, or about to be, except the run that ends."""
         return not (self.executing.keys() - {ending} or self._leased or self._store.journal.claims)
 
     def _is_suspect_executing(self, ending: str) -> bool:
-        """Whether a run is executed alone: a suspect one, until it has ended, parks or has an outcome."""
+        """``True`` while a suspect run is executed alone: until it ends, parks or has an outcome."""
         if any(claim.is_suspect for claim in self._store.journal.claims):
             return True
         if self._suspect is None:
@@ -304,7 +304,7 @@ class Dispatcher:
             self.executing[claim.run_id] = parked
             parked.resume(claim)
             return
-        for stale in (parked, self.executing.get(claim.run_id)):  # of before it went on, or was retried, elsewhere
+        for stale in (parked, self.executing.get(claim.run_id)):  # another engine has continued it since
             if stale is not None:
                 stale.detach()
         job, missing = Job(claim.job, _no_function), None
@@ -325,7 +325,7 @@ class Dispatcher:
         execution.begin(self.new_context(execution, self._files), self._context.copy())
 
     def _begin_after(self, stopping: set[asyncio.Future[None]], execution: Execution) -> None:
-        """Begin a run once what it may not overlap with has ended, or will not."""
+        """Begin a run when the executions that it may not overlap with have ended, or did not end in time."""
         timer = self._clock.call_later(PATIENCE_SECONDS, lambda: begin(None))
         left, has_begun = len(stopping), False
 
@@ -341,7 +341,8 @@ class Dispatcher:
             other.add_done_callback(begin)
 
     def _stopping(self, claim: Claim) -> set[asyncio.Future[None]]:
-        """What has to end before a run may begin: of itself, and of those that it may not overlap with.
+        """The executions that have to end before a run may begin: earlier ones of it, and those it may not overlap
+        with.
 
         A run that was cancelled, or is overdue, has ended in the database, though its code may still clean up.
         """
@@ -352,20 +353,20 @@ class Dispatcher:
         return {other.left for other in same | kept_apart if not other.left.done()}
 
     def _are_kept_apart(self, one: Claim, other: Claim) -> bool:
-        """Whether not both may execute at the same time."""
+        """``True`` when the two runs may not execute at the same time."""
         if one.job == other.job and one.job in self._registry and self._registry[one.job].limits_concurrency:
             return True
         return one.concurrency_key is not None and one.concurrency_key == other.concurrency_key
 
     def _admit_child(self, child: NewRun, now: int, awaited: bool) -> str:
-        """Insert a run that another one starts, or find the one that stands for it: its id."""
+        """Insert a child run, or find the existing run that answers for it; returns its id."""
         job = self._registry[child.job]
         if not job.flow.is_free or child.run_at is not None or child.deadline is not None:
             self._loop.call_soon(self.look_at_the_time)  # once it is committed
         return Admission(self._store, job, child, now).admit_child(awaited=awaited)
 
     def look_at(self, run_ids: set[str]) -> None:
-        """Something has happened to these runs, or there may be new ones: let them know, and fill the slots."""
+        """Refresh the executions of these runs after a change, and fill the slots."""
         for run_id in run_ids:
             for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
                 if run_id in place:
@@ -374,7 +375,7 @@ class Dispatcher:
             self._filling = self._loop.call_soon(self.fill_slots)
 
     def _look_at(self, execution: Execution, statuses: frozenset[RunStatus]) -> None:
-        """Leave a run that is no longer ours; else let it learn what others have recorded."""
+        """Detach an execution whose run this engine no longer owns; else deliver the outcomes recorded by others."""
         standing = self._store.runs.standing(execution.claim.run_id)
         if standing is None or standing[0] not in statuses or standing[1] != execution.claim.generation:
             has_ended = standing is None or standing[0].is_terminal
@@ -386,11 +387,11 @@ class Dispatcher:
         execution.refresh()
 
     def on_settled(self, execution: Execution) -> None:
-        """A run has ended, and others are claimed for its slot, if there were any."""
+        """Handle the end of a run: execute the runs that were claimed for its slot."""
         self._remove(execution)
 
     def _remove(self, execution: Execution) -> bool:
-        """Forget an execution; whether it was known."""
+        """Forget an execution; ``False`` when it was not known."""
         run_id = execution.claim.run_id
         for place in (self.executing, self.parked):
             if place.get(run_id) is execution:
@@ -402,7 +403,7 @@ class Dispatcher:
         return False
 
     def on_left(self, execution: Execution) -> None:
-        """Nothing of a run is executed here any more."""
+        """Handle the end of an execution: nothing of its run is executed here any more."""
         has_left_now = self._remove(execution)
         self._leaving.discard(execution)
         if has_left_now:
@@ -411,13 +412,13 @@ class Dispatcher:
             self._on_idle()
 
     def _report_defect(self, error: BaseException, run_id: str) -> None:
-        """A defect of the engine, not of the job."""
+        """Report a defect of the engine, not of the job."""
         self._events.report(error, "executing a run", self._clock.now(), run_id)
         message = f"executing run {run_id} failed inside the engine"
         self._loop.call_exception_handler({"message": message, "exception": error})
 
     def on_parked(self, execution: Execution) -> None:
-        """A run waits without a slot."""
+        """Handle the parking of a run: it waits without a slot."""
         run_id = execution.claim.run_id
         self.parked[run_id] = self.executing.pop(run_id)
         self._has_left.set()
@@ -429,7 +430,7 @@ class Dispatcher:
         self.fill_slots()
 
     def on_wanted(self, execution: Execution) -> None:
-        """A parked body wants to go on before its time."""
+        """Handle a parked body that can go on before its wake time."""
         try:
             with self._store.transaction():
                 claim = execution.claim
@@ -442,7 +443,7 @@ class Dispatcher:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def look_at_the_time(self) -> None:
-        """Do what is due, and set the timer for what is due next."""
+        """Run what is due, and set the timer for the next due time."""
         if self._has_ended:
             return
         self.claiming.has_new_times = False
@@ -489,7 +490,7 @@ class Dispatcher:
         return True
 
     def _beat(self) -> None:
-        """Three times in a lease: renew what is ours, and take back what others have let expire."""
+        """Three times per lease: renew the leases of this engine, and take back the runs whose leases have expired."""
         self._last_step.beat()
         self._set_timer("beat", self._limits.lease / 3000, self._beat)
         offset = self._offset_of_the_clock()
@@ -508,7 +509,7 @@ class Dispatcher:
         self.fill_slots()
 
     def _offset_of_the_clock(self) -> float:
-        """Seconds by which the wall clock is ahead of the timers' clock; another number after one of them jumped."""
+        """Seconds by which the wall clock is ahead of the timers' clock; the number changes when one of them jumps."""
         return self._clock.now() / 1000 - self._clock.monotonic()
 
     def _renew(self) -> None:
@@ -534,7 +535,7 @@ class Dispatcher:
             self._dead_letters.send(run_id, job, input_text, error)
 
     def _look_at_neighbours(self) -> None:
-        """Notice what another process has committed to the file."""
+        """Poll the file's version, and refresh when another process has committed to the file."""
         self._set_timer("neighbours", NEIGHBOUR_SECONDS, self._look_at_neighbours)
         try:
             version = self._store.data_version()
@@ -545,14 +546,14 @@ class Dispatcher:
             self._leave_what_is_no_longer_ours()
         except StorageError as trouble:
             if not self._trouble.is_known:
-                self._trouble.report(trouble, "looking at what other processes have done")
+                self._trouble.report(trouble, "reading what other processes have committed")
             return
         self._data_version = version
         self.look_at_the_time()
         self.fill_slots()
 
     def _leave_what_is_no_longer_ours(self) -> None:
-        """Tell the runs that another process has cancelled, taken over, paused, or sent something to."""
+        """Refresh the runs that another process has cancelled, taken over, paused, or sent a message to."""
         for place, statuses in ((self.executing, _EXECUTING), (self.parked, _PARKED)):
             for execution in list(place.values()):
                 self._look_at(execution, statuses)
@@ -569,4 +570,4 @@ class Dispatcher:
 
 
 async def _no_function(context: object, input: object) -> None:
-    """Stands where the code of a run's job should be."""
+    """A placeholder for a job function that is not registered."""

@@ -1,4 +1,4 @@
-"""Waiting for the end of a run, whoever ends it; its timeline is not read for that."""
+"""Wait for the end of a run without reading its timeline."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..store import Store
 
 
 class Endings:
-    """Those who wait until a run of one store has ended."""
+    """Waiters for the end of runs of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # of each run that somebody waits for
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}  # by run id
         self._is_closed = False
 
     async def wait(self, run_id: str) -> None:
-        """Return when a run may have ended: at once when it has, is gone, or was never there, or the engine stops."""
+        """Return when the run has ended or does not exist, or when the engine stops."""
         standing = None if self._is_closed else self._store.runs.standing(run_id)
         if standing is None or standing[0].is_terminal:
             return
@@ -32,13 +32,13 @@ class Endings:
                 del self._waiting[run_id]
 
     def look_again(self, run_ids: Iterable[str] | None = None) -> None:
-        """Let those who wait for the end of these runs, or of any, look whether it has come."""
+        """Recheck the waiters for these runs, or for all runs, after a commit."""
         for run_id in list(self._waiting) if run_ids is None else run_ids:
             for may_have_ended in self._waiting.pop(run_id, ()):
                 if not may_have_ended.done():
                     may_have_ended.set_result(None)
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """Release every waiter, because the engine stops."""
         self._is_closed = True
         self.look_again()

@@ -32,7 +32,7 @@ from .trouble import OnState
 
 
 async def _nothing_to_install(libraries: list[str]) -> None:
-    """On a desk, whoever installs durable-web installs what it needs."""
+    """Install nothing. On CPython the libraries come with ``pip install 'durable-web[schedules]'``."""
 
 
 class Engine:
@@ -51,14 +51,14 @@ class Engine:
         A death counts against the run whose step was executing when the page or the parent process saw the engine die
         (``ends``), or when the engine vanished within 60 seconds after the step began.
     :param max_parked: how many waiting runs stay in memory; those beyond it are replayed when they wake.
-    :param exclusive: no other engine uses the file at the same time (a browser's leader); what an engine that died has
-        left behind is then taken back at once instead of when its lease runs out.
+    :param exclusive: no other engine uses the file at the same time (a browser's leader); the runs of an engine that
+        died are then taken back at once instead of when their leases expire.
     :param migrate: ``False`` refuses a file that an earlier version wrote (``SchemaVersionError``) instead of migrating
         it, which cannot be reverted.
     :param life: an id for this life of the engine, under which its runs are leased; made up by default.
-    :param ends: how earlier lives ended, by their id, for whoever outlives an engine: ``"closed"`` after a shutdown in
-        good order that the engine had no time to note, which counts against no run; ``"died"`` where a page or a parent
-        process saw the engine die or fall silent, which counts however long ago the step began.
+    :param ends: how earlier lives ended, by their id, as seen by the page or the process that started the engine:
+        ``"closed"`` after a clean shutdown that the engine had no time to record, which counts against no run;
+        ``"died"`` where the engine died or stopped responding, which counts however long ago the step began.
     :param clock: where the time comes from.
     :param files: where ``ctx.files`` makes files; by default in the folder ``<path>.files``.
     :param dead_letter: the job, or its name, of which a run is started when a run of a job that has none of its own is
@@ -135,7 +135,7 @@ class Engine:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self, *, claim: bool = True) -> None:
-        """Open and migrate the database, take back what a dead engine left, and begin to execute.
+        """Open and migrate the database, take back the runs of a dead engine, and begin to execute.
 
         :param claim: without it nothing is executed until ``run_one`` or ``run_until_idle`` is called.
         :raises StorageError: when the database cannot be used; its subclasses say why.
@@ -173,7 +173,7 @@ class Engine:
         await self.stop(drain=exception[0] is None)
 
     async def run_until_idle(self, max_runs: int | None = None) -> int:
-        """Execute what can be executed now, at most ``max_runs`` runs, until it has ended or waits; returns how many.
+        """Execute the runs that can execute now, at most ``max_runs``, until each has ended or waits; returns how many.
 
         Runs that wait for a later time are not waited for. For engines started with ``claim=False``.
         """
@@ -186,7 +186,7 @@ class Engine:
     # --- triggering --------------------------------------------------------------------------------------------------
 
     def register(self, *jobs: Job) -> None:
-        """Add jobs. Registering the same one twice is a no-op.
+        """Add jobs. Registering a job twice is a no-op.
 
         :raises DuplicateJobError: when another definition has that name already.
         """
@@ -210,11 +210,11 @@ class Engine:
         run_at: datetime | None = None,
         deadline: datetime | None = None,
     ) -> Run:
-        """Make a run of ``job`` for ``input``; it begins as soon as it is its turn.
+        """Make a run of ``job`` for ``input``; the run begins when its turn comes.
 
         The options are those of :class:`Trigger`. The run's ``disposition`` is ``"created"``, or ``"idempotent"``,
-        ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run came back. Raises what ``trigger_many``
-        raises.
+        ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run is returned. Raises what
+        ``trigger_many`` raises.
         """
         labels = {} if labels is None else labels
         trigger = Trigger(job, input, idempotency_key, concurrency_key, coalesce, labels, priority, run_at, deadline)
@@ -248,7 +248,7 @@ class Engine:
     async def trigger_with_signal(
         self, job: Job | str, input: Any, name: str, payload: Any = None, signal_id: str | None = None, **options: Any
     ) -> Run:
-        """``trigger`` a run, or find the one that stands for it, and send it a signal, in one transaction.
+        """``trigger`` a run, or find the run that answers the trigger, and send it a signal, in one transaction.
 
         Takes the options of ``trigger``. Raises what ``trigger`` and ``runs.signal`` raise; then neither has happened.
         """
@@ -278,7 +278,7 @@ class Engine:
         return reached
 
     async def deliver_webhook(self, token: str, body: Any = None) -> bool:
-        """Deliver what was sent to a webhook of ``ctx.webhook``; ``False`` when it was delivered before.
+        """Deliver a body to a webhook of ``ctx.webhook``; ``False`` when one was delivered before.
 
         :raises WebhookNotFound: when the token is wrong, or its run has ended.
         :raises SerializationError: when the body cannot be stored.
@@ -314,7 +314,7 @@ class Engine:
 
     @property
     def is_running(self) -> bool:
-        """Whether the engine has been started, and neither stopped nor died."""
+        """``True`` when the engine has been started, and has neither stopped nor died."""
         return self._running is not None
 
     @property
@@ -328,8 +328,8 @@ class Engine:
         return self._running
 
     def kill(self) -> RunningEngine | None:
-        """End the engine where it stands, as the death of its process would: nothing more is written, and nothing given
-        back. Returns what was running."""
+        """End the engine as the death of its process would: nothing more is written, and no lease is released. Returns
+        what was running."""
         running, self._running = self._running, None
         if running is not None:
             running.leave()

@@ -1,13 +1,13 @@
 """The step that an engine began last: kept in a side file next to the database, and read after the engine's death.
 
 Recovery counts a death only against the run whose step was executing. So the engine writes the run and the step's key
-into its side file before it calls a step's function: one positioned write without a flush, because what was handed to
-the operating system, or to the browser, survives the death of the process. With each heartbeat the engine writes that
-it is alive.
+into its side file before it calls a step's function: one positioned write without a flush, because what the operating
+system, or the browser, has accepted survives the death of the process. With each heartbeat the engine writes the time
+at which it was alive.
 
 An exclusive engine has the side file ``<database>-step``. Engines that share a file have one each,
 ``<database>-step-<life>``. The side files of a database in memory are in memory too and last as long as the process, so
-a simulated crash leaves behind what a real one would.
+a simulated crash leaves the same data as a real one.
 
     offset 0    when the engine was last seen alive: milliseconds since 1970-01-01 UTC, padded to 15 places; a line feed
     offset 16   ["<life>", "<run id>", "<step's key>", <when it began>]: JSON in ASCII; a line feed
@@ -111,7 +111,7 @@ class LastStep:
             self._write(self._alive(), 0)
 
     def close(self) -> None:
-        """Leave the side file as it is; later calls of ``begin`` write nothing."""
+        """Close the side file without deleting it; later calls of ``begin`` write nothing."""
         descriptor, self._descriptor, self._write = self._descriptor, None, _write_nothing
         if descriptor is not None:
             os.close(descriptor)
@@ -132,7 +132,7 @@ class LastStep:
     def remove_stale(self, has_leases: Callable[[str], bool]) -> None:
         """Delete the side files of engines that shared the database and have not been seen alive for an hour.
 
-        :param has_leases: whether runs are still leased under a life, so that its side file is needed.
+        :param has_leases: returns ``True`` when runs are still leased under a life, so that its side file is needed.
         """
         if self._is_in_memory:
             return
@@ -181,7 +181,7 @@ class Deaths:
         self._lease = lease
 
     def has_died(self, owner: str) -> bool:
-        """Whether an engine has died: it was not shut down cleanly, nor is it this one, which let its leases expire."""
+        """``True`` when another engine has died: it was not shut down cleanly. This engine's leases may expire too."""
         return owner != self._life and self._ends.get(owner) != "closed"
 
     def culprit(self, owner: str, lease_expires_at: int) -> tuple[str, str] | None:
@@ -213,7 +213,7 @@ def _write_in_memory(content: bytearray, data: bytes, at: int) -> None:
 
 
 def _write_nothing(data: bytes, at: int) -> None:
-    """Stands in where no side file is open."""
+    """The writer that is used while no side file is open."""
 
 
 def _parse(content: bytes) -> BegunStep | None:

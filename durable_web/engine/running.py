@@ -1,4 +1,4 @@
-"""What exists only while an engine runs: one object, made by ``Engine.start`` with all its parts."""
+"""The parts of an engine that exist only while it runs: one object, made by ``Engine.start``."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Install = Callable[[list[str]], Awaitable[None]]
 
 @dataclass
 class Settings:
-    """What an engine was made with, as ``Engine`` describes it; it outlives every start.
+    """The arguments of ``Engine``, which describes them; they are kept from one start to the next.
 
     Attributes:
-    ``new_context``: makes the context of an execution; tests put their own in its place.
+    ``new_context``: makes the context of an execution; tests replace it.
     """
 
     path: str
@@ -115,7 +115,7 @@ class RunningEngine:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self, *, claim: bool) -> None:
-        """Take back what a dead engine left, and begin to execute, if it is to claim."""
+        """Take back the runs of a dead engine and, with ``claim``, begin to execute."""
         if libraries := self.scheduler.libraries():
             await self.settings.install(libraries)
         self.dispatcher.start()
@@ -130,8 +130,8 @@ class RunningEngine:
         """
         if self.dispatcher.is_asked_by_job():
             raise RuntimeError(
-                "A job cannot stop the engine that executes it: it would wait for its own end. Tell the code that "
-                "started the engine to stop it, with an asyncio.Event for example."
+                "A job cannot stop the engine that executes it: it would wait for its own end. Let the code that "
+                "started the engine stop it: set an asyncio.Event that this code awaits, for example."
             )
         self.dispatcher.claim(0)
         if drain:
@@ -144,12 +144,12 @@ class RunningEngine:
             return True
 
     def close(self) -> None:
-        """End what waits for the engine, and close the database."""
+        """Release every waiter, and close the database."""
         self._end_waits()
         self.store.close()
 
     def leave(self) -> None:
-        """End it where it stands, as the death of its process would: nothing more is written, nothing given back."""
+        """End the engine as the death of its process would: nothing more is written, and no lease is released."""
         self.store.close()
         self.dispatcher.leave()
         self._end_waits()
@@ -183,7 +183,7 @@ class RunningEngine:
         store = self.store
         checked = [(trigger, *trigger.check(self.registry)) for trigger in triggers]
         if any(job.flow.singleton is not None for _, job, _ in checked):
-            self.dispatcher.commits.flush()  # what the runs that may be cancelled have recorded
+            self.dispatcher.commits.flush()  # a trigger may cancel runs: their deferred writes come first
         with store.transaction():
             runs = self.make_all(checked) if len(checked) != 1 else [self._make_one(*checked[0])]
             if not store.journal.claims:
@@ -193,7 +193,7 @@ class RunningEngine:
         return runs
 
     def _make_one(self, trigger: Trigger, job: Job, input_text: str) -> Run:
-        """Make a run; where it would be claimed next, it is leased at once."""
+        """Make a run, and lease it at once if it would be claimed next."""
         now = self.clock.now()
         made = self.make(self.store, trigger, job, input_text, now, lease=self.dispatcher.lease_at_once(job))
         if made.new is None:
@@ -216,9 +216,9 @@ class RunningEngine:
         gates: tuple[Gate, ...] = (),
         lease: Lease | None = None,
     ) -> Admitted:
-        """Inside a transaction, insert a run, with further gates, or find the one that stands for it.
+        """Inside a transaction, insert a run, with further gates, or find the existing run that answers the trigger.
 
-        :param lease: as ``runs.insert`` has it.
+        :param lease: as in ``runs.insert``.
         """
         if trigger.idempotency_key is not None:
             found = store.runs.find_by_idempotency_key(job.name, trigger.idempotency_key)
@@ -274,7 +274,7 @@ class RunningEngine:
     # --- after a commit ----------------------------------------------------------------------------------------------
 
     def _on_commit(self, frames: list[StoredFrame], facts: list[Fact]) -> None:
-        """Hand on what was committed; an error here does not look like a failed commit."""
+        """Publish committed frames and events. Errors are logged, never raised: the commit has already succeeded."""
         try:
             self.timeline.publish(frames)
             ended = {frame.run_id for frame in frames if ends_run(frame)}
@@ -284,15 +284,15 @@ class RunningEngine:
             if facts:
                 self.events.publish(facts)
         except Exception:
-            logging.getLogger("durable_web").exception("Handing on what was committed failed")
+            logging.getLogger("durable_web").exception("Publishing what was committed failed")
 
     def _on_change(self, run_ids: set[str]) -> None:
-        """Let runs go on after a commit; an error here does not look like a failed commit either."""
+        """Refresh runs after a commit. Errors are reported, never raised: the commit has already succeeded."""
         try:
             self.dispatcher.look_at(run_ids)
             self.delivery.look_again(run_ids)
         except StorageError as trouble:
-            self.events.report(trouble, "looking at runs that have changed", self.clock.now())
+            self.events.report(trouble, "refreshing runs that have changed", self.clock.now())
 
     def _on_neighbour(self) -> None:
         self.delivery.look_again()

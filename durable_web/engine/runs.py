@@ -1,4 +1,4 @@
-"""``engine.runs``: reading runs, talking to them, and managing them, one by one or many."""
+"""``engine.runs``: reading runs, sending them messages, and managing them, one by one or many."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SAME: Any = object()
 class Runs:
     """The runs of an engine.
 
-    :param running: gives what there is of the engine while it runs, or raises.
+    :param running: returns the running engine's parts; raises when the engine is not running.
     """
 
     def __init__(self, running: Callable[[], RunningEngine]) -> None:
@@ -66,15 +66,15 @@ class Runs:
         cursor: str | None = None,
         payloads: bool = True,
     ) -> builtins.list[Run]:
-        """A page of the runs that pass every filter that is given; the filters are those of :class:`RunFilter`.
+        """A page of the runs that pass every given filter; the filters are those of :class:`RunFilter`.
 
         :param order: ``"newest"`` or ``"oldest"`` first; the order is stable.
         :param limit: at most so many, from 1 to 1,000.
         :param cursor: the id of the last run of the page before this one.
-        :param payloads: whether the runs come with their ``input`` and ``output``; without, both are ``None``, and a
-            page of runs is small however much they hold.
-        :raises ValueError: when a status, the order or the limit is none.
-        :raises TypeError: when it is no text that is searched for.
+        :param payloads: ``False`` leaves ``input`` and ``output`` ``None``, so that a page is small however large they
+            are.
+        :raises ValueError: when a status, the order or the limit is not a valid one.
+        :raises TypeError: when ``search`` is not a string.
         """
         _check_limit(limit)
         if order not in ("newest", "oldest"):
@@ -103,7 +103,7 @@ class Runs:
         return store.steps.get(run_id)
 
     async def value(self, run_id: str, key: str, default: Any = None) -> Any:
-        """The value that a run has published last under ``key`` (``ctx.set_event``), or ``default``.
+        """The latest value that a run has published under ``key`` (``ctx.set_event``), or ``default``.
 
         :raises RunNotFound: when there is no such run.
         """
@@ -120,7 +120,7 @@ class Runs:
         :param limit: at most so many, from 1 to 1,000; fewer come when there are no more.
         :param level: only lines at least so severe: ``"debug"``, ``"info"``, ``"warning"`` or ``"error"``.
         :raises RunNotFound: when there is no such run.
-        :raises ValueError: when the limit or the level is none.
+        :raises ValueError: when the limit or the level is not a valid one.
         """
         _check_limit(limit)
         found = await self._running().timeline.logs(run_id, from_seq, limit, at_least(level))
@@ -129,7 +129,7 @@ class Runs:
     # --- watching ----------------------------------------------------------------------------------------------------
 
     async def watch(self, run_id: str, from_seq: int = 0) -> AsyncIterator[Frame]:
-        """Every frame of a run strictly after ``from_seq``: first the history, then what commits; ends with the run.
+        """Every frame of a run strictly after ``from_seq``: first the history, then new frames; ends with the run.
 
         :raises RunNotFound: when there is no such run.
         """
@@ -144,11 +144,12 @@ class Runs:
         labels: dict[str, str] | None = None,
         kinds: str | Iterable[str] | None = None,
     ) -> AsyncIterator[Frame]:
-        """Every run's frames in commit order: first the history, then what commits; ends when the engine stops.
+        """Every run's frames in commit order: first the history, then new frames; ends when the engine stops.
 
-        Of a run that was deleted the history has one frame, of the kind ``run_deleted``, for 30 days.
+        The history of a deleted run is one frame, of the kind ``run_deleted``, which is kept for 30 days.
 
-        :param from_id: the ``id`` of the last frame that is known already; ``None`` for what is committed from now on.
+        :param from_id: the ``id`` of the last frame that the caller has; ``None`` for the frames that are committed
+            from now on.
         :param jobs: only frames of runs of these jobs: one or its name, or several; an empty list passes none.
         :param labels: only frames of runs that have these labels, all of them.
         :param kinds: only frames of these kinds: ``"run_status"``, or several; an empty list passes none.
@@ -159,10 +160,10 @@ class Runs:
     def watch_batches(
         self, run_id: str, from_seq: int = 0, *, offer: Offer | None = None
     ) -> AsyncIterator[builtins.list[StoredFrame]]:
-        """What ``watch`` gives, in batches of stored frames; for forwarding to another process or a page.
+        """The frames of ``watch``, in batches of stored frames; for forwarding to another process or a page.
 
-        :param offer: is called with frames right after their commit, when all before them were taken, and returns
-            whether it has taken these; they come in no batch then. It may not raise.
+        :param offer: is called with frames right after their commit, when all earlier frames were taken. It returns
+            ``True`` when it takes them; they are in no batch then. It may not raise.
         """
         return self._running().timeline.watch(run_id, from_seq, offer)
 
@@ -175,15 +176,15 @@ class Runs:
         kinds: str | Iterable[str] | None = None,
         offer: Offer | None = None,
     ) -> AsyncIterator[builtins.list[StoredFrame]]:
-        """What ``watch_all`` gives, in batches of stored frames; ``offer`` as ``watch_batches`` has it."""
+        """The frames of ``watch_all``, in batches of stored frames; ``offer`` is as in ``watch_batches``."""
         return self._running().timeline.watch_all(from_id, Selection.of(jobs, labels, kinds), offer)
 
     def is_end(self, frame: StoredFrame) -> bool:
-        """Whether a frame has ended its run, and nothing has followed it by now: with it a watch of the run ends."""
+        """``True`` when a frame has ended its run and is still the last one: a watch of the run ends with it."""
         return self._running().timeline.is_end(frame)
 
     def newest_frame_id(self) -> int:
-        """The ``id`` of the frame that was committed last, after which all is new; 0 before any."""
+        """The ``id`` of the frame that was committed last; 0 when there is none."""
         return self._running().store.newest_frame_id()
 
     async def wait(
@@ -194,11 +195,11 @@ class Runs:
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogFrame], None] | None = None,
     ) -> Run:
-        """Wait until a run has ended, and return it; of one that has continued as new, the last one.
+        """Wait until a run has ended, and return it; when it has continued as new, return the last run.
 
         :param timeout: seconds to wait at most; the run itself goes on.
-        :param on_progress, on_log: called with what the run reports meanwhile, from its beginning.
-        :raises TimeoutError: when it has not ended by then.
+        :param on_progress, on_log: called with the run's progress and log frames, from the beginning of the run.
+        :raises TimeoutError: when the run has not ended by then.
         :raises RunNotFound: when there is no such run.
         """
         async with asyncio.timeout(timeout):
@@ -226,7 +227,7 @@ class Runs:
         :raises InvalidInput, SerializationError: when the payload does not fit its declared type, or cannot be stored.
         """
         running = self._running()
-        running.dispatcher.commits.flush()  # an earlier signal may be on its way back from a wait that was called off
+        running.dispatcher.commits.flush()  # a cancelled wait may still have to requeue an earlier signal
         with running.store.transaction():
             return running.delivery.signal(run_id, name, payload, signal_id)
 
@@ -256,7 +257,7 @@ class Runs:
     # --- managing ----------------------------------------------------------------------------------------------------
 
     async def pause(self, run_id: str) -> Run:
-        """Let a run start no further step until it is resumed; the step that is executing is finished.
+        """Pause a run: it starts no further step until it is resumed; the step that is executing is finished.
 
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended or is being compensated.
         """
@@ -266,7 +267,7 @@ class Runs:
         return running.store.runs.get(run_id)
 
     async def resume(self, run_id: str) -> Run:
-        """Let a run go on that is paused, or stands at a breakpoint; does nothing to another one.
+        """Resume a run that is paused or waits at a breakpoint; does nothing to another run.
 
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
@@ -285,8 +286,8 @@ class Runs:
         """Cancel an active run and the runs it has started. The status is committed first; then the job gets
         ``asyncio.CancelledError``.
 
-        :param compensate: undo the completed steps that have a compensation; the run is ``cancelling`` until that is
-            done. This returns at once.
+        :param compensate: undo the completed steps that have a compensation; the run is ``cancelling`` until they are
+            undone. The method returns at once.
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
         running = self._running()
@@ -296,16 +297,17 @@ class Runs:
         return running.store.runs.get(run_id)
 
     async def retry(self, run_id: str, *, input: Any = _SAME) -> Run:
-        """Let a run that failed, died or was cancelled go on: completed steps are kept, the others are called again.
+        """Retry a run that failed, died or was cancelled: completed steps are kept, the others are called again.
 
-        So are those that were undone by their compensation. Attempts are counted anew; a deadline is forgotten, and a
-        job's timeout counts from now. The run goes on under the version of the job with which it began.
+        Steps that their compensation has undone are called again too. Attempts are counted anew; a deadline is
+        forgotten, and a job's timeout counts from now. The run goes on under the version of the job with which it
+        began.
 
-        :param input: another input for it; completed steps are kept all the same.
+        :param input: another input for the run; completed steps are kept all the same.
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
         :raises ConflictError: when another run of the job with its concurrency key is pending.
-        :raises JobNotFound: with another input, when no job of the run's name is registered. Where only its version is
-            not, the input is checked when the run goes on.
+        :raises JobNotFound: with another input, when no job of the run's name is registered. When only the run's
+            version is not registered, the input is checked when the run goes on.
         :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
         """
         running = self._running()
@@ -327,7 +329,8 @@ class Runs:
         return store.runs.get(run_id)
 
     async def retrigger(self, run_id: str) -> Run:
-        """A new run with the same job, input, labels, priority and concurrency key; raises what ``trigger`` raises."""
+        """Make a new run with the same job, input, labels, priority and concurrency key; raises what ``trigger``
+        raises."""
         running = self._running()
         run = running.store.runs.get(run_id)
         same = Trigger(
@@ -336,14 +339,14 @@ class Runs:
         return running.trigger([same])[0]
 
     async def fork(self, run_id: str, from_step: str) -> Run:
-        """A new run that has the completed steps which were recorded before ``from_step``, and goes on from there.
+        """Make a new run that has the completed steps which were recorded before ``from_step``, and goes on from there.
 
-        It begins under the latest version of the job, and has the values that these steps have published. What it has
-        taken over it does not undo, should it fail.
+        The new run begins under the latest version of the job, and has the values that these steps have published. If
+        it fails, it does not undo the steps that it was given.
 
         :raises RunNotFound: when there is no such run.
         :raises ValueError: when the run has recorded no step of that name.
-        :raises ConflictError: when the flow control of the job gives back another run instead of a new one.
+        :raises ConflictError: when the flow control of the job returns an existing run instead of a new one.
         """
         running = self._running()
         store = running.store
@@ -376,7 +379,7 @@ class Runs:
         """Delete runs that ended before ``older_than``, the oldest first, at most ``limit``; returns how many.
 
         :param older_than: an aware ``datetime``.
-        :raises ValueError: when it is none, or ``limit`` is not at least 1.
+        :raises ValueError: when ``older_than`` is not aware, or ``limit`` is not at least 1.
         """
         if type(limit) is not int or limit < 1:
             raise ValueError(f"limit is a whole number of at least 1, not {limit!r}.")
@@ -407,7 +410,7 @@ class Runs:
             for run in page:
                 if not applies(run):
                     continue
-                with suppress(RunNotActive, RunNotTerminal, RunNotFound, ConflictError):  # it has changed meanwhile
+                with suppress(RunNotActive, RunNotTerminal, RunNotFound, ConflictError):  # changed since it was listed
                     await act(run.id)
                     done.append(run.id)
         return done
@@ -423,7 +426,7 @@ def _check_limit(limit: int) -> None:
 
 
 async def _frames(batches: AsyncIterator[list[StoredFrame]]) -> AsyncIterator[Frame]:
-    """The frames of batches one by one; leaving them leaves the batches at once."""
+    """The frames of batches, one by one; closing this iterator closes the batches at once."""
     async with aclosing(batches):  # type: ignore[type-var]
         async for batch in batches:
             for frame in batch:

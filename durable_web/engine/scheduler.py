@@ -1,8 +1,8 @@
 """Schedules: jobs that are triggered again and again, each due time once.
 
-A due time becomes a run, or is passed over, in the transaction that moves the schedule on to its next one: that holds
-when the engine dies in between, and when several engines share the file. Nothing polls: the dispatcher's one timer is
-set for the earliest due time of all.
+A due time becomes a run, or is skipped, in the transaction that advances the schedule to its next due time. So each due
+time counts once, also when the engine dies or when several engines share the file. Nothing polls: the dispatcher's one
+timer is set for the earliest due time of all.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from .admission import Admitted
 SCHEDULE_LABEL = "durable/schedule"
 SCHEDULED_AT_LABEL = "durable/scheduled-at"
 MISSED_SECONDS = 60.0
-BATCH = 100  # due times that are made up for in one transaction
+BATCH = 100  # missed due times that are handled in one transaction
 
 _OVERLAPS = ("skip", "queue", "allow")
 _CATCH_UPS = ("none", "latest", "all")
 
 
 class Make(Protocol):
-    """Inserts the run of a trigger with further gates, or finds the one that stands for it, in the open transaction."""
+    """Inserts a trigger's run with further gates, or finds the run that answers the trigger, in the open
+    transaction."""
 
     def __call__(
         self, store: Store, trigger: Trigger, job: Job, input_text: str, now: int, gates: tuple[Gate, ...]
@@ -61,7 +62,7 @@ class Scheduler:
         self._clock = clock
         self._make = make
         self._report = report
-        self._broken: set[str] = set()  # schedules that cannot be worked out here; another engine may be able to
+        self._broken: set[str] = set()  # schedules whose times cannot be computed here; another engine may be able to
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class Scheduler:
         return self._store.schedules.get(schedule.name).public()
 
     def pause(self, name: str) -> Schedule:
-        """Let no due time trigger any more.
+        """Pause a schedule: its due times trigger no runs.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
@@ -87,7 +88,7 @@ class Scheduler:
         return self._store.schedules.get(name).public()
 
     def resume(self, name: str) -> Schedule:
-        """Let a paused schedule go on with the first due time from now on.
+        """Resume a paused schedule at its first due time after now.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
@@ -115,18 +116,18 @@ class Scheduler:
         return [schedule.public() for schedule in self._store.schedules.list()]
 
     def libraries(self) -> builtins.list[str]:
-        """What the schedules that are in force need."""
+        """The libraries that the active schedules need."""
         in_force = [each for each in self._store.schedules.list() if not each.paused and each.job in self._registry]
         return sorted({library for each in in_force for library in each.recurrence.libraries})
 
     # --- time --------------------------------------------------------------------------------------------------------
 
     def next_due(self) -> int | None:
-        """When a schedule is due next; ``None`` when there is none."""
+        """The earliest due time of the schedules; ``None`` when there is none."""
         return self._store.schedules.next_due(self._fires_here)
 
     def fire(self, now: int) -> None:
-        """Make what is due of runs, up to a batch of them, in the transaction that is open."""
+        """Make the runs that are due, at most one batch, in the open transaction."""
         left = BATCH
         for schedule in self._store.schedules.due(now, self._fires_here):
             if left <= 0:
@@ -135,13 +136,13 @@ class Scheduler:
                 left -= self._fire(schedule, now, left)
             except (LibraryMissing, ValueError) as error:  # the time of no due run was written by then
                 self._broken.add(schedule.name)
-                self._report(error, f"working out the schedule {schedule.name!r}", now)
+                self._report(error, f"computing the schedule {schedule.name!r}", now)
 
     def _fires_here(self, schedule: str, job: str) -> bool:
         return job in self._registry and schedule not in self._broken
 
     def _fire(self, schedule: StoredSchedule, now: int, at_most: int) -> int:
-        """Make runs of the due times, and move the schedule on; returns how many due times that were."""
+        """Make runs for the due times, and advance the schedule; returns the number of due times."""
         recurrence, due = schedule.recurrence, schedule.next_due or 0
         dues = [due]
         if schedule.catch_up == "all":
@@ -163,7 +164,7 @@ class Scheduler:
         return len(dues)
 
     def _trigger(self, schedule: StoredSchedule, due: int, now: int) -> None:
-        """Make a run of one due time, or note why it was passed over."""
+        """Make a run for one due time, or record why it was skipped."""
         presence = gate_name("schedule", schedule.name)
         active = self._store.flow.present(presence) if schedule.overlap == "skip" else []
         if active:
@@ -203,11 +204,11 @@ def checked_schedule(
     jitter: Duration | None,
     labels: dict[str, str] | None,
 ) -> StoredSchedule:
-    """A schedule as it is to be stored, but for its due time.
+    """Check the options of a schedule, and return it as it is stored, without its due time.
 
     :raises JobNotFound: when no such job is registered.
     :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
-    :raises ValueError: when anything else is wrong.
+    :raises ValueError: when another option is wrong.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"A schedule's name is a non-empty string, not {name!r}.")
@@ -230,10 +231,10 @@ def checked_schedule(
 
 
 def with_next_due(schedule: StoredSchedule, now: int) -> StoredSchedule:
-    """The schedule, due at its first time after now.
+    """The schedule with its first due time after ``now``.
 
-    :raises ValueError: when the expression or the zone is wrong, or it never comes.
-    :raises LibraryMissing: when the library that reads it is not installed.
+    :raises ValueError: when the expression or the time zone is wrong, or the schedule has no due time.
+    :raises LibraryMissing: when the library that computes the times is not installed.
     """
     recurrence: Recurrence = schedule.recurrence
     recurrence.check()
@@ -255,6 +256,7 @@ def _trigger_of(schedule: StoredSchedule, due: int) -> Trigger:
 
 
 def _delay(schedule: StoredSchedule, due: int) -> int:
-    """Milliseconds by which a due time's run is put off: spread evenly, and always the same for that due time."""
+    """Milliseconds by which a due time's run is delayed: uniformly distributed, and always the same for one due
+    time."""
     digest = hashlib.sha256(f"{schedule.name} {due}".encode()).digest()
     return math.floor(int.from_bytes(digest[:8], "big") / 2**64 * schedule.jitter)

@@ -16,7 +16,7 @@ from .scheduler import checked_schedule, with_next_due
 class Schedules:
     """The schedules of an engine: how jobs are triggered again and again.
 
-    :param running: gives what there is of the engine while it runs, or raises.
+    :param running: returns the running engine's parts; raises when the engine is not running.
     """
 
     def __init__(self, running: Callable[[], RunningEngine]) -> None:
@@ -36,21 +36,21 @@ class Schedules:
         jitter: Duration | None = None,
         labels: dict[str, str] | None = None,
     ) -> Schedule:
-        """Trigger a job again and again, from now on, also after restarts; each due time at most once.
+        """Trigger a job repeatedly, from now on, also after restarts; each due time at most once.
 
-        The same name again changes the schedule; it keeps its next due time unless ``cron``, ``every`` or ``timezone``
-        is another, and stays paused when it is. Runs carry the labels ``durable/schedule``, the name, and
-        ``durable/scheduled-at``, the due time in ISO format.
+        A second call with a name changes the schedule of that name. The schedule keeps its next due time unless
+        ``cron``, ``every`` or ``timezone`` changes, and stays paused if it is paused. Runs carry the labels
+        ``durable/schedule``, the name, and ``durable/scheduled-at``, the due time in ISO format.
 
-        :param cron: five fields, as ``"30 7 * * MON-FRI"``. How hours that are missing or come twice are treated, see
+        :param cron: five fields, as ``"30 7 * * MON-FRI"``. For hours that a change of the clocks skips or repeats, see
             :mod:`durable_web.recurrence`.
         :param every: instead, a ``timedelta``, a number of seconds or a text such as ``"15m"``, counted from now.
         :param timezone: of ``cron``: a name such as ``"Europe/Berlin"``; by default UTC.
-        :param overlap: when a run of this schedule is still active: ``"skip"`` passes the due time over, ``"queue"``
-            lets its run begin when the earlier ones have ended, all of them in order, ``"allow"`` lets it begin.
-        :param catch_up: what becomes of due times at which no engine was there (nor within a minute after): ``"none"``
-            passes them over, ``"latest"`` makes one run for the latest of them, ``"all"`` one for each.
-        :param jitter: put each run off by up to this long; by how long depends on the name and the due time alone.
+        :param overlap: what happens while a run of this schedule is still active: ``"skip"`` skips the due time,
+            ``"queue"`` begins its run when the earlier ones have ended, in order, ``"allow"`` begins it at once.
+        :param catch_up: what happens to due times at which no engine was running (nor within a minute after):
+            ``"none"`` skips them, ``"latest"`` makes one run for the latest of them, ``"all"`` one for each.
+        :param jitter: delay each run by up to this long; the delay depends only on the name and the due time.
         :raises JobNotFound, InvalidInput, SerializationError: as ``trigger`` does.
         :raises ValueError: when the timing, the zone or another option is wrong.
         :raises LibraryMissing: when the library that ``cron`` or ``timezone`` needs is not installed.
@@ -71,14 +71,14 @@ class Schedules:
         return self._running().scheduler.list()
 
     async def pause(self, name: str) -> Schedule:
-        """Let a schedule trigger nothing until it is resumed.
+        """Pause a schedule: it triggers nothing until it is resumed.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
         return self._running().scheduler.pause(name)
 
     async def resume(self, name: str) -> Schedule:
-        """Let a schedule go on with its next due time; those in between are passed over, whatever ``catch_up`` says.
+        """Resume a schedule at its next due time. The due times of the pause are skipped, whatever ``catch_up`` is.
 
         :raises ScheduleNotFound: when there is none of that name.
         """
@@ -88,7 +88,7 @@ class Schedules:
         return resumed
 
     async def delete(self, name: str) -> None:
-        """Delete a schedule; the runs that it has made stay.
+        """Delete a schedule; its runs stay.
 
         :raises ScheduleNotFound: when there is none of that name.
         """

@@ -1,6 +1,4 @@
-"""What an engine does while its storage is in trouble: it tells of it, claims nothing that it could not give back, and
-tries again, less and less often, until what could not be written is.
-"""
+"""Handle storage errors: report them, stop claiming, and retry the pending writes with increasing delays."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ OnState = Callable[[str, str], None]
 
 
 class Trouble:
-    """The trouble of one store.
+    """The storage errors of one store, and the retries after them.
 
     :param on_state: called with the engine's state and a message when that changes.
-    :param call_later: sets the one timer that there is.
-    :param go_on: claims runs again, once they can be.
+    :param call_later: sets the timer of the next retry.
+    :param go_on: claims runs again when the storage works.
     """
 
     def __init__(
@@ -35,7 +33,7 @@ class Trouble:
         call_later: Callable[[float, Callable[[], None]], None],
         go_on: Callable[[], None],
     ) -> None:
-        self.unreleased: list[Claim] = []  # of runs that were left, and could not be given back
+        self.unreleased: list[Claim] = []  # of runs that were detached, and whose leases could not be released
         self._store = store
         self._clock = clock
         self._events = events
@@ -49,15 +47,15 @@ class Trouble:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is trouble, and it was told of."""
+        """``True`` while a storage error is reported and not yet resolved."""
         return self._state != "running"
 
     def end(self) -> None:
-        """Tell of nothing any more."""
+        """Stop reporting."""
         self._has_ended = True
 
     def report(self, error: StorageError, context: str) -> None:
-        """Tell of it, and try again later."""
+        """Report a storage error, and retry later."""
         if self._has_ended:
             return
         self._events.report(error, context, self._clock.now())
@@ -69,24 +67,24 @@ class Trouble:
             self._on_state(state, str(error))
 
     def leave(self, claim: Claim, error: StorageError) -> None:
-        """A run had to be left because its commit failed: stop claiming, and try to give it back later."""
+        """Handle a run that was detached because its commit failed: stop claiming, and release its lease later."""
         self.unreleased.append(claim)
         self.report(error, "committing a step")
 
     def wake_later(self, execution: Execution, error: StorageError) -> None:
-        """A parked run could not be woken before its time."""
+        """Handle a parked run that could not be woken early: wake it later."""
         self._unwoken.append(execution)
         self.report(error, "waking a run")
 
     def on_flush_failure(self, error: BaseException) -> None:
-        """What nobody waited for, such as log lines, was not written."""
+        """Handle a failed write of something that no caller waits for, such as log lines."""
         if isinstance(error, StorageError):
             self.report(error, "writing log lines")
         else:
             self._events.report(error, "writing log lines", self._clock.now())
 
     def _try_again(self) -> None:
-        """Write what could not be written; when it can be, go on."""
+        """Retry the pending writes; when they succeed, claim runs again."""
         troubled, self._state = self._state, "running"
         self._delay = min(self._delay * 2, LONGEST_PROBE_SECONDS)
         try:
@@ -103,6 +101,6 @@ class Trouble:
             self._state = troubled
             self._call_later(self._delay, self._try_again)
             return
-        if not self.is_known:  # and claiming met no trouble either
+        if not self.is_known:  # claiming has met no storage error either
             self._delay = FIRST_PROBE_SECONDS
             self._on_state("running", "")

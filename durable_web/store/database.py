@@ -49,11 +49,11 @@ _TROUBLE = frozenset(
 )
 
 _ERRORS = (sqlite3.Error, UnicodeEncodeError, OverflowError)
-_ROOM = 10_000  # bytes of a row for what else belongs to it
+_ROOM = 10_000  # bytes of a row for its other columns
 _UNBINDABLE = re.compile(r"parameter.* type '(.+)' is not supported")
 
-# The comments make these texts the engine's own: a transaction function that says "COMMIT" is prepared, and refused,
-# by itself instead of being served our statement from the connection's cache.
+# The comments make these texts unique: the connection's statement cache never serves the engine's COMMIT to a
+# transaction function, so that SQLite prepares that function's own "COMMIT" and the authorizer refuses it.
 _BEGIN = "BEGIN IMMEDIATE /* durable-web */"
 _COMMIT = "COMMIT /* durable-web */"
 _ROLLBACK = "ROLLBACK /* durable-web */"
@@ -71,7 +71,8 @@ class Database:
     :param path: the database file, whose folder must exist; or an SQLite URI, ``file:...``.
     :param durability: ``"full"`` flushes on every commit and survives power loss; ``"normal"`` flushes at checkpoints
         and survives the death of any process, and is faster.
-    :param exclusive: nobody else will open the file, so locks are taken once and no shared memory is needed (browser).
+    :param exclusive: no other connection will open the file: locks are taken once, and no shared memory is needed
+        (browser).
     :param migrate: ``False`` refuses a file with an older schema instead of migrating it.
     :raises NotADatabaseError, SchemaVersionError, DatabaseReadOnlyError, DatabaseInUseError: see their docstrings.
     """
@@ -112,7 +113,7 @@ class Database:
         return found
 
     def close(self) -> None:
-        """Close the connection; the last one to go folds the write-ahead log into the file."""
+        """Close the connection; the last connection that closes checkpoints the write-ahead log into the file."""
         self.connection.close()
 
     # --- statements --------------------------------------------------------------------------------------------------
@@ -121,10 +122,10 @@ class Database:
     def execute(self, text: str, parameters: Parameters = ()) -> sqlite3.Cursor:
         """Execute a statement that gives no rows.
 
-        :raises StorageError: when the storage is in trouble; other mistakes stay ``sqlite3.Error``.
+        :raises StorageError: when the storage fails; errors of the statement stay ``sqlite3.Error``.
         :raises SerializationError: when a parameter, or a row, is too long.
         :raises ValueError: when a parameter is a text with lone surrogates.
-        :raises TypeError: when a parameter is nothing that SQLite knows.
+        :raises TypeError: when a parameter has no SQLite type.
         """
         try:
             return self.connection.execute(text, parameters)
@@ -160,7 +161,8 @@ class Database:
             self._raise(error)
 
     def each(self, text: str, parameters: Parameters = ()) -> Iterator[Any]:
-        """The rows that a statement gives, one by one, for whoever may stop early; raises what ``execute`` does."""
+        """The rows that a statement gives, one by one, for callers that may stop early; raises what ``execute``
+        does."""
         try:
             yield from self.connection.execute(text, parameters)
         except _ERRORS as error:
@@ -170,7 +172,7 @@ class Database:
 
     @property
     def in_transaction(self) -> bool:
-        """``True`` while a transaction is open on the connection; of a closed one, none is."""
+        """``True`` while a transaction is open on the connection; ``False`` when the connection is closed."""
         try:
             return self.connection.in_transaction
         except sqlite3.ProgrammingError:
@@ -187,9 +189,10 @@ class Database:
         return found
 
     def begin(self) -> None:
-        """Begin a transaction that may write: nobody else can until it has ended. Raises what ``execute`` does.
+        """Begin a transaction that may write: no other connection can write until it has ended. Raises what ``execute``
+        does.
 
-        :raises TransactionError: when one is open, because a function given to ctx.transaction waits for a promise.
+        :raises TransactionError: when a transaction is open, because a function of ctx.transaction waits for a promise.
         """
         if self.connection.in_transaction:
             raise TransactionError(
@@ -203,7 +206,7 @@ class Database:
             self._raise(error)
 
     def commit(self) -> None:
-        """Commit the transaction; when that cannot be done, it is rolled back. Raises what ``execute`` does."""
+        """Commit the transaction, or roll it back when the commit fails. Raises what ``execute`` does."""
         try:
             self.connection.execute(_COMMIT)
         except BaseException as error:
@@ -224,14 +227,14 @@ class Database:
         try:
             yield
         except BaseException:
-            if self.connection.in_transaction:  # SQLite itself rolls back all of it when the disk is full
+            if self.connection.in_transaction:  # SQLite itself rolls back the transaction when the disk is full
                 self.connection.execute(_ROLLBACK_PART)
                 self.connection.execute(_RELEASE_PART)
             raise
         self.connection.execute(_RELEASE_PART)
 
     def is_trouble(self, error: BaseException) -> bool:
-        """Whether an error means that the storage itself is in trouble, and not what was done with it."""
+        """``True`` when an error means that the storage fails, and not that a statement is wrong."""
         if isinstance(error, sqlite3.Error):
             return getattr(error, "sqlite_errorcode", 0) & 0xFF in _TROUBLE
         return isinstance(error, StorageError) and not isinstance(error, TransactionError)
@@ -240,11 +243,11 @@ class Database:
     def guarded_savepoint(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection to foreign code inside the open transaction; roll back only its part when it raises.
 
-        Inside, transaction control, attaching databases, changing pragmas and whatever would change the engine's own
-        tables are refused. A conflict that rolls back, as ``INSERT OR ROLLBACK`` does, cannot be: it ends the whole
-        transaction, after which nothing more is written.
+        The authorizer refuses transaction control, attaching databases, changing pragmas and changes to the engine's
+        own tables. It cannot refuse a conflict that rolls back, as ``INSERT OR ROLLBACK`` does: such a conflict ends
+        the whole transaction, after which nothing more is written.
 
-        :raises TransactionError: when that code has done something of this.
+        :raises TransactionError: when the code has tried or done one of these.
         """
         self.connection.execute(_SAVEPOINT)
         factories = self.connection.row_factory, self.connection.text_factory
@@ -256,7 +259,7 @@ class Database:
             if self.connection.in_transaction:
                 self.connection.execute(_ROLLBACK_TO)
                 self.connection.execute(_RELEASE)
-            elif not self.is_trouble(error):  # SQLite itself rolls back when the disk is full, say
+            elif not self.is_trouble(error):  # SQLite itself rolls back when the disk is full
                 raise self._rolled_back() from error
             if isinstance(error, sqlite3.DatabaseError) and "not authorized" in str(error):
                 raise TransactionError(
@@ -288,7 +291,7 @@ class Database:
             return sqlite3.SQLITE_OK
         if action in _HARMLESS:
             return sqlite3.SQLITE_OK
-        if not self.connection.in_transaction:  # it would be committed by itself
+        if not self.connection.in_transaction:  # outside a transaction a statement commits by itself
             return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_PRAGMA:
             is_reading = second is None or (first or "").lower() in _READING_PRAGMAS
@@ -297,7 +300,8 @@ class Database:
         return sqlite3.SQLITE_DENY if is_ours or action in _FORBIDDEN else sqlite3.SQLITE_OK
 
     def translate(self, error: BaseException) -> None:
-        """Raise an error of the storage, as of foreign code, as what ``execute`` would raise; let others be."""
+        """Raise an error of SQLite, also one from foreign code, as ``execute`` would raise it; do nothing for other
+        errors."""
         if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):
             self._raise(error)
 
@@ -366,7 +370,7 @@ class Database:
         return found
 
     def _refuse_schema(self, migrate: bool) -> None:
-        """Refuse a newer schema, or an older one that may not be migrated, before any pragma writes to the file."""
+        """Reject a newer schema, or an older one that may not be migrated, before any pragma writes to the file."""
         found = self._user_version()
         if found > SCHEMA_VERSION or (0 < found < SCHEMA_VERSION and not migrate):
             raise SchemaVersionError(self.path, found, SCHEMA_VERSION)
@@ -382,7 +386,7 @@ class Database:
             return
         self.begin()
         try:
-            found = self._user_version()  # asked again: somebody else may have been faster
+            found = self._user_version()  # read again: another process may have migrated the file
             for script in _MIGRATIONS[:1] if found == 0 else _MIGRATIONS[found:]:
                 for statement in _statements(files(__package__).joinpath(script).read_text("utf-8")):
                     self.connection.execute(statement)
@@ -394,7 +398,7 @@ class Database:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that foreign code, while it is lent, can neither close nor make refuse what the engine does."""
+    """A connection that foreign code cannot close while it is lent, nor configure to refuse the engine's statements."""
 
     path = ""
     is_lent = False
@@ -415,7 +419,7 @@ class _Connection(sqlite3.Connection):
         self._refuse("setlimit")
         return super().setlimit(*arguments)
 
-    def backup(self, *arguments: Any, **keywords: Any) -> None:  # it would wait for this transaction for ever
+    def backup(self, *arguments: Any, **keywords: Any) -> None:  # a backup would wait for this transaction for ever
         self._refuse("backup")
         super().backup(*arguments, **keywords)
 
@@ -439,7 +443,7 @@ def check_durability(durability: str) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, one by one: ``executescript`` would commit behind our back."""
+    """The statements of a script, one by one; ``executescript`` would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

@@ -1,11 +1,11 @@
-"""Runs that belong together: when a child ends, its parent hears of it; when a run is cancelled, so are its children.
+"""Parents and children: propagate the end of a run to its parent, and the cancellation of a run to its children.
 
-A child that a person cancels together with its parent is cancelled as that person says. One that the engine cancels,
-because its parent has failed or waits for it no longer, undoes what it has done first, where its steps say how. One
-that is undoing its steps already is left to it.
+A call of ``runs.cancel`` says for the run and for its children whether they compensate their steps. A child that the
+engine cancels, because its parent has failed or has stopped waiting for the child, compensates its steps before it
+ends. A child that is already compensating is not interrupted.
 
-A run may also wait for one that it has not started: that which, by the flow control of its job, stands for the child
-that it wanted. It hears of that one's end, and otherwise has nothing to do with it.
+A run may also follow a run that it has not started: flow control may return an existing run in place of a new child.
+The follower's wait ends with the followed run, and the follower never cancels the followed run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEADLINE_EXCEEDED = {
 
 
 class Family:
-    """What the end of one run means for others."""
+    """The effects of a run's end or cancellation on other runs."""
 
     def __init__(self, journal: Journal, runs: Runs, steps: Steps, waits: Waits) -> None:
         self._journal = journal
@@ -34,8 +34,8 @@ class Family:
         self._waits = waits
 
     def end(self, ended: Ended, now: int) -> None:
-        """A run has ended: cancel the children that it was waiting for, and end its parent's wait for it."""
-        if ended.status != RunStatus.CANCELLED:  # whoever cancelled it has said what becomes of its children
+        """Handle the end of a run: cancel the children that it was waiting for, and end its parent's wait."""
+        if ended.status != RunStatus.CANCELLED:  # `cancel` has handled its children
             self.cancel_awaited(ended.run_id, now)
         if ended.continued_as is not None:
             self._runs.adopt_children(ended.run_id, ended.continued_as)
@@ -55,11 +55,11 @@ class Family:
         self._waits.settle(parent_run_id, step, now, output=ended.output, error=error, reason=reason)
 
     def follow(self, run_id: str, record: StepRecord, followed_id: str) -> None:
-        """Let a wait for a child end with another run, which stands for that child and is not the waiting run's own."""
+        """Let a wait for a child end with an existing run, which flow control has returned in place of the child."""
         self._steps.note(run_id, record._replace(topic=following(followed_id), detail=encode(followed_id)))
 
     def waiting_for(self, run_id: str) -> set[str]:
-        """The ids of a run and of all that wait for its end, directly or not."""
+        """The ids of a run and of all runs that wait for its end, directly or not."""
         return self._waits.waiting_for(run_id)
 
     def cancel_awaited(self, run_id: str, now: int) -> None:
@@ -68,9 +68,9 @@ class Family:
             self.cancel(child_id, now, compensate=True)
 
     def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:
-        """The body itself waits no longer, for a child or for anything else: the child is cancelled.
+        """Cancel a wait that the body has stopped waiting for; when it is a wait for a child, cancel the child.
 
-        The record of the wait as it was; ``None`` when it never began.
+        Returns the record of the wait as it was; ``None`` when the wait never began.
         """
         found = self._waits.call_off(run_id, name, now)
         child_id = self._runs.active_child(run_id, name) if found is not None and found.kind == "child" else None
@@ -79,7 +79,7 @@ class Family:
         return found
 
     def expire(self, run_id: str, now: int) -> None:
-        """Fail an active run because its deadline has passed, after compensating what has to be."""
+        """Fail an active run because its deadline has passed, after its compensations."""
         if not self._runs.begin_compensation(run_id, RunStatus.FAILED, now, DEADLINE_EXCEEDED):
             self._steps.cancel_running(run_id, now)
             self._runs.expire(run_id, now, DEADLINE_EXCEEDED)
@@ -88,7 +88,7 @@ class Family:
     def cancel(self, run_id: str, now: int, *, compensate: bool = False) -> None:
         """Cancel an active run, and every active run that it has started.
 
-        :param compensate: let runs that have steps to compensate do so before they end; one that is at it, goes on.
+        :param compensate: compensate the steps of the runs before they end; a run that is compensating already goes on.
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended.
         """
         standing = self._runs.standing(run_id)

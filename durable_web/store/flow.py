@@ -1,8 +1,7 @@
-"""Gates: which pending runs may execute, by the limits of their groups.
+"""Gates: decide which pending runs may execute, by the limits of their groups.
 
-The triggers in ``schema.sql`` keep the gates in step with the statuses of runs, whoever changes these, and put runs to
-be looked at when a gate of theirs may have opened. ``admit`` looks at them; it costs one probe of an index when there
-are none.
+The triggers in ``schema.sql`` update the gates with every change of a run's status, and queue a run for a check when
+one of its gates may have opened. ``admit`` checks the queued runs; without any, it costs one probe of an index.
 """
 
 from __future__ import annotations
@@ -200,7 +199,7 @@ class Flow:
     # --- entering ----------------------------------------------------------------------------------------------------
 
     def enter(self, run_id: str, gates: tuple[Gate, ...]) -> None:
-        """Put a run that was just inserted before its gates."""
+        """Insert the gates of a run that was just inserted."""
         self._database.execute(ENTER, {"run_id": run_id})
         for gate in gates:
             passed = gate.kind in (GateKind.PRESENCE, GateKind.DEBOUNCE)
@@ -209,28 +208,28 @@ class Flow:
         self._database.execute(HOLD_NEW, {"run_id": run_id})
 
     def copy(self, source_run_id: str, run_id: str) -> None:
-        """Put a run that was just inserted before the gates of another one, which it continues: it keeps its turn."""
+        """Give a run that was just inserted the gates of the run that it continues, and its turn."""
         values = {"source_run_id": source_run_id, "run_id": run_id}
         if self._database.execute(COPY_GATES, values).rowcount > 0:
             self.enter(run_id, ())
 
     def withdraw(self, run_id: str) -> None:
-        """Take a pending run away from its gates, as long as it is paused."""
+        """Withdraw a pending run from its gates while it is paused."""
         for text in (RELEASE_HELD, WITHDRAW):
             self._database.execute(text, {"run_id": run_id})
 
     def free_slot(self, run_id: str) -> None:
-        """Let others have the slot of a run that does not execute, and let the first of them be looked at."""
+        """Free the slot of a run that does not execute, and queue the first run that waits for the slot."""
         for (gate,) in self._database.rows(FREE_SLOT, {"run_id": run_id}):
             self._database.execute(LOOK_AT_FIRST, {"gate": gate})
 
     # --- admitting ---------------------------------------------------------------------------------------------------
 
     def admit(self, now: int) -> bool:
-        """Let runs pass whose gates are open; returns whether some now wait for a time.
+        """Admit the queued runs whose gates are open; returns ``True`` when some now wait for a time.
 
-        Every run that is looked at is admitted, or waits at its first closed gate. The next that waits at one of its
-        open gates is looked at then, because nothing else would tell that one that there is room.
+        Each queued run is admitted, or waits at its first closed gate. Then the first run that waits at one of its open
+        gates is queued, because no other event would cause that run to be checked.
         """
         has_openings = False
         while (run_id := self._value(TO_LOOK_AT)) is not None:
@@ -238,7 +237,7 @@ class Flow:
             closed = next((gate for gate in gates if not self._is_open(gate, now)), None)
             if closed is None:
                 self._pass(run_id)
-                if any(gate.kind == GateKind.START for gate in gates):  # which will be a use
+                if any(gate.kind == GateKind.START for gate in gates):  # its start will be a use
                     self._forget_uses(now)
             else:
                 self._database.execute(HOLD, {"run_id": run_id, "gate": closed.gate})
@@ -262,12 +261,12 @@ class Flow:
             self._database.execute(text, {"run_id": run_id})
 
     def _wait_for_opening(self, gate: _Passing, now: int) -> bool:
-        """Note when a closed gate opens, where time opens it."""
+        """Record when a closed gate opens, if it opens by time."""
         if gate.kind != GateKind.START:
             return False
         free_for_uses = gate.capacity - self._value(COUNT_PASSED, gate=gate.gate)
         if free_for_uses <= 0:
-            return False  # a start that is reserved; the next is looked at when it begins
+            return False  # all starts are reserved; the next run is queued when a reserved one begins
         opens_at = self._value(NTH_LATEST_USE, gate=gate.gate, now=now, offset=free_for_uses - 1)
         self._database.execute(SET_OPENING, {"gate": gate.gate, "opens_at": opens_at})
         return True
@@ -275,12 +274,12 @@ class Flow:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def next_opening(self) -> int | None:
-        """When the next gate opens by time; ``None`` when none does."""
+        """The time when the next gate opens; ``None`` when no gate opens by time."""
         found: int | None = self._value(NEXT_OPENING)
         return found
 
     def open(self, now: int) -> None:
-        """Look at the runs that wait at gates whose time has come."""
+        """Queue the runs that wait at gates whose time has come."""
         for (gate,) in self._database.rows(TAKE_OPENINGS, {"now": now}):
             self._database.execute(LOOK_AT_FIRST, {"gate": gate})
         self._forget_uses(now)
@@ -292,27 +291,27 @@ class Flow:
         return [row[0] for row in self._database.rows(PRESENT, {"gate": gate})]
 
     def debounced(self, gate: str, now: int) -> tuple[str, int] | None:
-        """The run that waits for further triggers of a group, and when it was made."""
+        """The debounced run that waits for further triggers of a group, and when it was made."""
         found: tuple[str, int] | None = self._database.row(DEBOUNCED, {"gate": gate, "now": now})
         return found
 
     def postpone(self, run_id: str, input_text: str, run_at: int, now: int) -> None:
-        """Give a debounced run another input, and another time unless that is earlier than its own."""
+        """Give a debounced run another input, and a later time; an earlier time does not count."""
         values = {"run_id": run_id, "input": input_text, "run_at": run_at, "now": now}
         self._database.execute(POSTPONE, values)
 
     def opens_at(self, gate: str, capacity: int, now: int) -> int | None:
-        """When a limit per time has room again; ``None`` when it has."""
+        """The time when a limit per time has room again; ``None`` when it has room now."""
         found: int | None = self._value(NTH_LATEST_USE, gate=gate, now=now, offset=capacity - 1)
         return found
 
     def use(self, gate: str, now: int, *, expires_at: int) -> None:
-        """Count one use of a limit per time; one that lies ahead takes the room that there is then."""
+        """Count one use of a limit per time; a use in the future takes the room of that time."""
         self._database.execute(USE, {"gate": gate, "expires_at": expires_at})
         self._forget_uses(now)
 
     def _forget_uses(self, now: int) -> None:
-        """A few at a time: more than are added, so that groups that are never seen again leave nothing behind."""
+        """Delete a few expired uses: more than are added, so that groups which are not used again leave no rows."""
         self._database.execute(FORGET_USES, {"now": now, "limit": EXPIRED_BATCH})
 
     def _value(self, text: str, **parameters: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .database import Database
 
 EVENT_IDS_KEPT = 30 * 24 * 60 * 60 * 1000
-"""For how long it is known that an event was published. Milliseconds."""
+"""How long the id of a published event is kept, in milliseconds."""
 FORGOTTEN_BATCH = 10
 
 SEND = """
@@ -88,23 +88,23 @@ class Messages:
         return self._database.row(SEND, values) is not None
 
     def next(self, run_id: str, topic: str) -> Message | None:
-        """The message that was sent first and that nobody has taken."""
+        """The pending message that was sent first."""
         row = self._database.row(NEXT, {"run_id": run_id, "topic": topic})
         return None if row is None else Message(*row)
 
     def mark(self, run_id: str, topic: str, message_id: str, status: str, outcome: str | None = None) -> None:
-        """Note what became of a message: 'taken', 'rejected', 'answered' or 'failed'."""
+        """Record the status of a message: 'taken', 'rejected', 'answered' or 'failed'."""
         values = {"run_id": run_id, "topic": topic, "message_id": message_id, "status": status, "outcome": outcome}
         self._database.execute(MARK, values)
 
     def put_back(self, run_id: str, topic: str, message_id: str) -> None:
-        """Let the next wait have a message that was taken; it keeps its place."""
+        """Requeue a message that was taken, at its earlier place, for the next wait."""
         self._database.execute(PUT_BACK, {"run_id": run_id, "topic": topic, "message_id": message_id})
 
     def take_along(self, run_id: str, successor_id: str) -> None:
-        """Give the messages of a run, also those that it has taken, to the one as which it goes on.
+        """Move the messages of a run, also those that it has taken, to the run as which it continues.
 
-        Those that are pending are its to take; a repeated message is noticed by the id of the first.
+        The successor takes the pending messages. The ids of the others still reject a repeated message.
         """
         self._database.execute(TAKE_ALONG, {"run_id": run_id, "successor_id": successor_id})
 
@@ -115,12 +115,12 @@ class Messages:
         return found
 
     def publish(self, event_id: str, topic: str, now: int) -> bool:
-        """Note that an event is published; ``False`` when it was in the last 30 days."""
+        """Record that an event is published; ``False`` when an event of that id was published in the last 30 days."""
         self._forget_events(now)
         values = {"id": event_id, "topic": topic, "now": now}
         return self._database.row(PUBLISH, values) is not None
 
     def _forget_events(self, now: int) -> None:
-        """A few at a time: more than are added."""
+        """Delete a few expired event ids: more than are added."""
         values = {"forget_before": now - EVENT_IDS_KEPT, "limit": FORGOTTEN_BATCH}
         self._database.execute(FORGET_EVENTS, values)

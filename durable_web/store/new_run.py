@@ -1,4 +1,4 @@
-"""A run that is to be made: as a row, and as it then stands."""
+"""A run that is about to be inserted: its data, its row, and the ``Run`` that it becomes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class NewRun:
     gates: tuple[Gate, ...] = ()
 
     def is_due(self, now: int) -> bool:
-        """Whether it need not wait for its time."""
+        """``True`` when the run has no start time, or its start time has come."""
         return self.run_at is None or self.run_at <= now
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What a run is leased with that nothing keeps from being executed the moment it is made."""
+    """The lease of a run that is claimed as it is inserted, because nothing keeps it from being executed."""
 
     owner: str
     expires_at: int
@@ -73,7 +73,7 @@ def row_of(run: NewRun, now: int, lease: Lease | None) -> tuple[Any, ...]:
 
 
 def as_made(run: NewRun, now: int) -> Run:
-    """A run as it stands the moment it is made, as ``get`` would give it."""
+    """The run right after its insertion, as ``get`` would return it."""
     created_at, run_at = from_milliseconds(now), from_milliseconds(run.run_at)
     assert created_at is not None
     return Run(

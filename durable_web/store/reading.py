@@ -1,4 +1,4 @@
-"""Runs as they stand: one, or those that pass a filter."""
+"""Read runs: one, or those that pass a filter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .queries import listing as queries
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where a run stands, and its output as the codec's text."""
+    """The status of a run, and its output as the codec's text."""
 
     run_id: str
     status: RunStatus
@@ -32,7 +32,7 @@ class RunReading:
     def get(self, run_id: str, disposition: str | None = None) -> Run:
         """The run of that id.
 
-        :param disposition: what a trigger says of it.
+        :param disposition: how a trigger found or made the run; see ``Run``.
         :raises RunNotFound: when there is none.
         """
         row = self._database.row(queries.GET_RUN, {"id": run_id})
@@ -41,15 +41,15 @@ class RunReading:
         return _run(row, disposition)
 
     def exists(self, run_id: str) -> bool:
-        """Whether there is such a run."""
+        """``True`` when a run of that id exists."""
         return self._value(queries.RUN_EXISTS, {"id": run_id}) is not None
 
     def serves_dead_letter(self, run_id: str) -> bool:
-        """Whether a run handles a dead one, or was started by a run that does, or goes on from one."""
+        """``True`` when a run handles a dead run, was started by a run that does, or continues one that does."""
         return self._value(queries.SERVES_DEAD_LETTER, {"id": run_id}) is not None
 
     def latest(self, run_id: str) -> Outcome | None:
-        """What has become of a run, or of the last one as which it went on; ``None`` when it is not there."""
+        """The outcome of a run, or of the last run as which it continued; ``None`` when it does not exist."""
         found = None
         while (row := self._database.row(queries.RUN_OUTCOME, {"id": run_id})) is not None:
             found = Outcome(run_id, RunStatus(row[0]), row[1])
@@ -59,7 +59,7 @@ class RunReading:
         return found
 
     def last_link(self, run_id: str) -> Run:
-        """The run of that id, or the last one as which it went on.
+        """The run of that id, or the last run as which it continued.
 
         :raises RunNotFound: when there is none.
         """
@@ -69,14 +69,14 @@ class RunReading:
         return run
 
     def standing(self, run_id: str) -> tuple[RunStatus, int, bool] | None:
-        """The status and the generation of a run, and whether it is paused; ``None`` when it is gone."""
+        """The status, the generation and the paused flag of a run; ``None`` when it does not exist."""
         row = self._database.row(queries.RUN_STANDING, {"id": run_id})
         return None if row is None else (RunStatus(row[0]), row[1], bool(row[2]))
 
     def list(
         self, wanted: RunFilter, *, oldest_first: bool, after: str | None, limit: int, payloads: bool = True
     ) -> list[Run]:
-        """Runs that pass the filter, from the one after the id ``after`` on; with their payloads, or without."""
+        """Runs that pass the filter, after the id ``after``; with their payloads, or without."""
         text, parameters = queries.list_runs(wanted, oldest_first, after, limit, payloads)
         return [_run(row) for row in self._database.rows(text, parameters)]
 
@@ -85,7 +85,7 @@ class RunReading:
         return dict(self._database.rows(queries.count_runs(by)))
 
     def identity(self, run_id: str) -> tuple[str, dict[str, str]]:
-        """The job's name and the labels of a run; empty when it is gone."""
+        """The job's name and the labels of a run; empty when the run does not exist."""
         row = self._database.row(queries.RUN_IDENTITY, {"id": run_id})
         return ("", {}) if row is None else (row[0], json.loads(row[1]))
 

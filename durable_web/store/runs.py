@@ -1,4 +1,4 @@
-"""Runs: triggering, claiming, settling, taking back, and everything else that changes a run's status."""
+"""Runs: inserting, claiming, settling, recovering, and every other change of a run's status."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .queries import runs as queries
 from .reading import RunReading
 
 DELETED_RUNS_KEPT = 30 * 24 * 60 * 60 * 1000
-"""For how long it is known that a run was deleted. Milliseconds."""
+"""How long the frame of a deleted run is kept, in milliseconds."""
 
 _FOR_EVER = 1 << 62
-_MIGRATION = "migration"  # who leases, in migrations/5.sql, the runs that cannot go on
+_MIGRATION = "migration"  # the owner of the leases, in migrations/5.sql, of the runs that cannot go on
 _RECORDED_EARLIER = {
     "type": "RecordedByEarlierVersion",
     "message": "The run was recorded by an earlier version of durable-web, which did not record in which order "
@@ -32,22 +32,22 @@ _RECORDED_EARLIER = {
 
 
 class EngineDeaths(Protocol):
-    """What is known of how the engines ended whose runs are taken back; ``owner`` is the owner of their leases."""
+    """How engines ended whose runs are taken back; ``owner`` is the owner of their leases."""
 
     def has_died(self, owner: str) -> bool:
-        """Whether it has, and was not shut down in good order."""
+        """``True`` when the engine has died, and was not shut down cleanly."""
 
     def culprit(self, owner: str, lease_expires_at: int) -> tuple[str, str] | None:
         """The id of the run, and the key of its step, against which the death counts; ``None`` for no run."""
 
 
 class LeaseLost(Exception):
-    """The run was cancelled, taken over or deleted: whoever executed it may not write any more."""
+    """The run was cancelled, taken over or deleted: the engine that executed it may not write any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A run that has just ended, for whoever waits for it; ``output`` is the codec's text."""
+    """A run that has just ended, as its waiters need it; ``output`` is the codec's text."""
 
     run_id: str
     parent_run_id: str | None
@@ -59,15 +59,15 @@ class Ended:
 
 
 def following(run_id: str) -> str:
-    """The topic of waits that end with a run which is not a child of theirs."""
+    """The topic of waits that end with a run which is not a child of the waiting run."""
     return f"run:{run_id}"
 
 
 class Runs(RunReading):
     """The verbs on runs.
 
-    ``on_end`` is called, in the transaction, with every run that ends; ``on_cancelling`` with the id of one that is to
-    be compensated, and ``before_burial`` with that of one that is to be dead.
+    ``on_end`` is called, in the transaction, with every run that ends; ``on_cancelling`` with the id of a run that is
+    to be compensated, and ``before_burial`` with the id of a run that is marked dead next.
     """
 
     on_end: Callable[[Ended, int], None] = staticmethod(lambda ended, now: None)
@@ -85,7 +85,7 @@ class Runs(RunReading):
         """Add a pending run.
 
         :param lease: claim it in the same moment, if it is due, without gates, and without a concurrency key. For
-            whoever knows that nothing else is to be claimed before it.
+            callers that know that no other run is to be claimed first.
         """
         if lease is not None and (not run.is_due(now) or run.gates or run.concurrency_key is not None):
             lease = None
@@ -123,14 +123,14 @@ class Runs(RunReading):
             self._note_claim(claim, lease.owner, now)
 
     def find_by_idempotency_key(self, job: str, key: str) -> str | None:
-        """The id of the run of ``job`` that was triggered with that key, in whatever state it is."""
+        """The id of the run of ``job`` that was triggered with that key, whatever its status."""
         found: str | None = self._value(queries.FIND_BY_IDEMPOTENCY_KEY, {"job": job, "key": key})
         return found
 
     def find_by_concurrency_key(self, job: str, key: str, statuses: Iterable[str], besides: str = "") -> str | None:
         """The id of a run of ``job`` with that key in the first of ``statuses`` in which there is one.
 
-        :param besides: the id of a run that is not meant.
+        :param besides: the id of a run that does not count.
         """
         for status in statuses:
             wanted = {"job": job, "key": key, "status": status, "besides": besides}
@@ -153,11 +153,11 @@ class Runs(RunReading):
     ) -> Claim | None:
         """Lease the pending run whose turn it is; ``None`` when there is none.
 
-        :param alone: whether the engine executes nothing else. A suspect run is only claimed then; while it waits for
-            that, no run behind it is claimed either.
+        :param alone: ``True`` when the engine executes nothing else. A suspect run is only claimed then; until then no
+            run behind it is claimed either.
         :param saturated: jobs of which no further run may execute now.
-        :param find_obstacle: why a run cannot be executed by this engine; one for which there is a reason is blocked,
-            and the next one's turn comes.
+        :param find_obstacle: returns the reason why this engine cannot execute a run, or ``None``. With a reason the
+            run is blocked, and the next run is tried.
         """
         text, parameters = queries.claim(saturated)
         parameters |= {"owner": owner, "now": now, "expires": expires}
@@ -188,19 +188,20 @@ class Runs(RunReading):
         self._journal.has_claims = True
 
     def has_claimable(self) -> bool:
-        """Whether a run may be there to be claimed: a look, without a transaction, that misses none."""
+        """``True`` when a run may be claimable: read without a transaction, and never ``False`` when there is one."""
         return bool(self._value(queries.HAS_CLAIMABLE, {}))
 
     def count_executing(self, job: str) -> int:
-        """How many runs of a job are executing, in all engines on this file; one that is blocked is not."""
+        """How many runs of a job are executing, in all engines on this file; a blocked run is not executing."""
         found: int = self._value(queries.COUNT_EXECUTING, {"job": job})
         return found
 
     def renew(self, claim: Claim, now: int, expires: int, *, exclusive: bool) -> bool:
-        """Prolong a lease; ``False`` when it is lost or, unless nobody else can claim, has expired.
+        """Prolong a lease; ``False`` when it is lost or, unless no other engine can claim, has expired.
 
-        An expired lease is not prolonged, because others may be about to take the run. Whoever is refused takes the
-        expired run back in the same transaction (``recover``), so from the refusal on the fence holds it off too.
+        An expired lease is not prolonged, because another engine may be about to claim the run. After a refusal the
+        engine takes the expired run back in the same transaction (``recover``), so the fence rejects its own later
+        writes too.
         """
         values = {**_key(claim), "now": 0 if exclusive else now, "expires": expires}
         if self._database.execute(queries.RENEW, values).rowcount != 1:
@@ -215,29 +216,29 @@ class Runs(RunReading):
     def fence(self, claim: Claim) -> None:
         """Make sure that the run is still leased under the claim's generation.
 
-        The time does not matter here. A lease is lost when somebody takes the run, or when its renewal is refused; both
-        change the row, under the same lock as every write, so what passes the fence is written before anybody else
-        can have begun. Merely being past its expiry (a laptop that slept, and nobody was waiting) costs the owner
-        nothing: to refuse its result would be to run the step again, and clocks that disagree would decide who may
-        write. Expiry says when a run may be taken, the generation says who may write.
+        The time does not matter here. A lease is lost when another engine claims the run, or when its renewal is
+        refused; both change the row, under the same lock as every write, so what passes the fence is written before
+        another engine can have begun. A lease that has only expired (a laptop that slept, with no other engine) is not
+        lost: rejecting the owner's result would run the step again, and clocks that disagree would decide which engine
+        may write. Expiry says when a run may be claimed, the generation says which engine may write.
 
-        :raises LeaseLost: when it is not.
+        :raises LeaseLost: when the run is not.
         """
         if self._database.row(queries.FENCE, _key(claim)) is None:
             raise LeaseLost(claim.run_id)
 
     def reset_recoveries(self, claim: Claim) -> None:
-        """Forget earlier deaths: the run has come further, and others may execute beside it again."""
+        """Reset the count of deaths after an outcome of the run; other runs may execute beside it again."""
         self._database.execute(queries.RESET_RECOVERIES, _key(claim))
         self._journal.has_claimable = True
 
     def forget_recoveries(self, run_id: str) -> None:
-        """Forget earlier deaths: a wait of the run has ended, so it comes further, whoever executes it."""
+        """Reset the count of deaths because a wait of the run has ended, which is an outcome."""
         if self._database.execute(queries.FORGET_RECOVERIES, {"id": run_id}).rowcount:
             self._journal.has_claimable = True
 
     def is_suspect(self, run_id: str) -> bool:
-        """Whether a run may have killed its engine, and has had no outcome since."""
+        """``True`` when a run may have killed its engine, and has had no outcome since."""
         return bool(self._value(queries.IS_SUSPECT, {"id": run_id, "most_interruptions": MOST_INTERRUPTIONS}))
 
     def park(self, claim: Claim, now: int, wake_at: int | None, reason: str) -> None:
@@ -262,7 +263,7 @@ class Runs(RunReading):
         failed_step: str | None = None,
         continued_as: str | None = None,
     ) -> None:
-        """End an executing run; with ``continued_as``, whoever waits for it now waits for that run.
+        """End an executing run; with ``continued_as``, its waiters now wait for that run.
 
         :raises LeaseLost: when it is no longer this engine's.
         """
@@ -283,7 +284,7 @@ class Runs(RunReading):
         reason = None if continued_as is None else f"it goes on as {continued_as}"
         self._journal.append_status(claim.run_id, now, status, attempt=claim.attempt, reason=reason, error=error)
         started_at, parent_run_id, parent_step, has_relatives = row
-        if parent_run_id is not None or has_relatives:  # not asked in SQL: in RETURNING, 3.40 takes NULL for NOT NULL
+        if parent_run_id is not None or has_relatives:  # tested here: in RETURNING, SQLite 3.40 takes NULL for NOT NULL
             self.on_end(Ended(claim.run_id, parent_run_id, parent_step, status, output, error, continued_as), now)
         if not self._journal.is_listening:
             return
@@ -297,7 +298,7 @@ class Runs(RunReading):
             self._journal.tell("run:fail", claim.run_id, now, error=info, failed_step_name=failed_step)
 
     def release(self, claim: Claim, now: int, reason: str) -> None:
-        """Give an executing run back, to be claimed again; does nothing when it is no longer this engine's."""
+        """Release the lease of an executing run, so that it is claimed again; does nothing when the lease is lost."""
         row = self._database.row(queries.RELEASE, {**_key(claim), "now": now})
         if row is not None:
             self._journal.append_status(claim.run_id, now, RunStatus(row[0]), attempt=claim.attempt, reason=reason)
@@ -305,7 +306,7 @@ class Runs(RunReading):
     # --- time --------------------------------------------------------------------------------------------------------
 
     def next_due(self) -> int | None:
-        """When the next scheduled run, waiting run or deadline is due; ``None`` when there is none."""
+        """The time when the next scheduled run, waiting run or deadline is due; ``None`` when there is none."""
         found: int | None = self._value(queries.NEXT_DUE, {})
         return found
 
@@ -316,21 +317,21 @@ class Runs(RunReading):
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=attempt, reason="its wait is over")
 
     def wake(self, run_id: str, now: int, reason: str = "it goes on early", *, generation: int | None = None) -> None:
-        """Make a waiting run claimable; does nothing when it does not wait, or not under that generation any more."""
+        """Make a waiting run claimable; does nothing when it does not wait, or has another generation."""
         row = self._database.row(queries.WAKE_ONE, {"id": run_id, "generation": generation, "now": now})
         if row is not None:
             self._journal.append_status(run_id, now, RunStatus.PENDING, attempt=row[0], reason=reason)
             self._journal.has_claimable = True
 
     def _block(self, claim: Claim, now: int, reason: str) -> None:
-        """Let a run that was just claimed wait until its version of the job is registered, as if it never was."""
+        """Undo the claim of a run, and block it until its version of the job is registered."""
         status, attempt = self._database.row(queries.BLOCK, {**_key(claim), "reason": reason, "now": now})
-        if status == RunStatus.CANCELLING:  # of a run whose status changes, the triggers do
+        if status == RunStatus.CANCELLING:  # when the status changes, the triggers free the slot
             self._flow.free_slot(claim.run_id)
         self._journal.append_status(claim.run_id, now, RunStatus(status), attempt=attempt, reason=reason)
 
     def unblock(self, job: str, version: str | None, now: int, at_most: int = -1) -> bool:
-        """Let runs go on that waited for this version of a job, all of them by default; whether there are any."""
+        """Unblock runs of this version of a job, all of them by default; ``False`` when there is none."""
         values = {"job": job, "version": version, "now": now, "limit": at_most}
         unblocked = self._database.rows(queries.UNBLOCK, values)
         for run_id, status, attempt in unblocked:
@@ -340,7 +341,7 @@ class Runs(RunReading):
         return bool(unblocked)
 
     def pause(self, run_id: str, now: int) -> None:
-        """Let a run start no further step, until it is resumed.
+        """Pause a run: it starts no further step until it is resumed.
 
         :raises RunNotFound, RunNotActive: when there is no such run, or it has ended or is being compensated.
         """
@@ -353,7 +354,7 @@ class Runs(RunReading):
         self._journal.changed.add(run_id)
 
     def unpause(self, run_id: str, now: int) -> None:
-        """Let a paused run start steps again; does nothing when it is not paused."""
+        """Resume a paused run: it may start steps again. Does nothing when it is not paused."""
         row = self._database.row(queries.UNPAUSE, {"id": run_id, "now": now})
         if row is None:
             return
@@ -378,9 +379,10 @@ class Runs(RunReading):
         self._journal.tell("run:fail", run_id, now, error=ErrorInfo(**error), failed_step_name=None)
 
     def begin_compensation(self, run_id: str, ending: RunStatus, now: int, error: dict[str, str] | None = None) -> bool:
-        """Let an active run that has steps to compensate do so before it ends; ``False`` when it has none.
+        """Begin to compensate the steps of an active run before it ends; ``False`` when it has none to compensate.
 
-        That is an outcome of the run: it takes its place in the order. An engine that executes the run goes on with it.
+        The beginning is an outcome of the run, with a number in the order. The engine that executes the run compensates
+        it.
         """
         values = {"id": run_id, "ending": ending, "error": _json(error), "now": now}
         row = self._database.row(queries.BEGIN_COMPENSATION, values)
@@ -394,12 +396,13 @@ class Runs(RunReading):
         return True
 
     def ending(self, run_id: str) -> tuple[str | None, dict[str, str] | None, str | None]:
-        """As what a run ends that is compensated, with which error, and which step has failed it."""
+        """Of a run that is compensated: the status that it ends with, its error, and the step whose failure failed the
+        run."""
         ending, error, step = self._database.row(queries.ENDING, {"id": run_id}) or (None, None, None)
         return ending, None if error is None else json.loads(error), step
 
     def compensate(self, claim: Claim, now: int, error: dict[str, str], failed_step: str | None) -> None:
-        """Note that an executing run has failed, and is compensated before it ends.
+        """Record that an executing run has failed, and is compensated before it ends.
 
         :raises LeaseLost: when it is no longer this engine's.
         """
@@ -425,7 +428,7 @@ class Runs(RunReading):
         for (run_id,) in orphans:
             orphan = self._database.row(queries.ORPHAN, {"id": run_id})
             if orphan is None:
-                continue  # its parent is dead, and took it along
+                continue  # it was cancelled with its parent, which is dead
             attempt, recoveries, owner, lease_expires_at = orphan
             if owner == _MIGRATION:
                 dead.append(self._bury(run_id, attempt, _RECORDED_EARLIER, now))
@@ -438,7 +441,7 @@ class Runs(RunReading):
         return dead
 
     def has_leases(self, owner: str) -> bool:
-        """Whether runs are leased by an engine, be it alive or dead."""
+        """``True`` when runs are leased by an engine, alive or dead."""
         return bool(self._value(queries.HAS_LEASES, {"owner": owner}))
 
     def _open_step(self, run_id: str, culprit: tuple[str, str] | None) -> str | None:
@@ -448,7 +451,7 @@ class Runs(RunReading):
         return None if self._value(queries.HAS_OUTCOME, {"id": run_id, "step": culprit[1]}) else culprit[1]
 
     def _take_back(self, run_id: str, attempt: int, step: str | None, now: int, *, died: bool) -> None:
-        """Let a run be claimed again whose engine has ended; with ``step``, its death counts against the run."""
+        """Make a run claimable whose engine has ended; with ``step``, the death counts against the run."""
         values = {"id": run_id, "now": now, "counts": step is not None, "died": died}
         (status,) = self._database.row(queries.TAKE_BACK, values)
         reason = "its engine stopped" if step is None else f"its engine stopped in the step {step!r}"
@@ -464,10 +467,10 @@ class Runs(RunReading):
         return run_id, job, input_text, error
 
     def link_dead_letter(self, run_id: str, dead_letter_id: str) -> None:
-        """Note which run handles a dead one."""
+        """Record which run handles a dead one."""
         self._database.execute(queries.LINK_DEAD_LETTER, {"id": run_id, "dead_letter_id": dead_letter_id})
 
-    # --- people ------------------------------------------------------------------------------------------------------
+    # --- managing ----------------------------------------------------------------------------------------------------
 
     def cancel(self, run_id: str, now: int) -> None:
         """Cancel an active run.
@@ -482,31 +485,31 @@ class Runs(RunReading):
         self.on_end(Ended(run_id, row[1], row[2], RunStatus.CANCELLED), now)
 
     def active_children(self, run_id: str) -> list[str]:
-        """The ids of the runs that a run has started and that are neither ended nor about to, the oldest first."""
+        """The ids of the active child runs of a run, without those that are cancelling, the oldest first."""
         return [row[0] for row in self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})]
 
     def awaited_children(self, run_id: str) -> list[str]:
-        """Those of them that the run waits for, or was waiting for when it ended.
+        """The ids of the active child runs that a run waits for, or was waiting for when it ended.
 
-        Not one that has given its answer, and was retried by hand since.
+        A child whose result the run has, and which was retried by hand since, is not among them.
         """
         return [row[0] for row in self._database.rows(queries.AWAITED_CHILDREN, {"id": run_id})]
 
     def tell_parent_step(self, child_id: str, step: str) -> None:
-        """Let a child end another step of its parent: after a retry that may be recorded under another name."""
+        """Change the step of the parent that a child ends: after a retry the step may have another name."""
         self._database.execute(queries.TELL_PARENT_STEP, {"id": child_id, "step": step})
 
     def active_child(self, run_id: str, step: str) -> str | None:
-        """The id of the run that a run waits for under a step's name, unless that has ended."""
+        """The id of the active child run that a run waits for under a step's name; ``None`` when there is none."""
         rows = self._database.rows(queries.ACTIVE_CHILDREN, {"id": run_id})
         return next((child_id for child_id, name in rows if name == step), None)
 
     def adopt_children(self, run_id: str, successor_id: str) -> None:
-        """Let the active runs that a run has started without waiting for them be the children of its successor."""
+        """Make the active children that a run does not wait for the children of its successor."""
         self._database.execute(queries.ADOPT_CHILDREN, {"id": run_id, "successor_id": successor_id})
 
     def reopen(self, run_id: str, now: int, input_text: str | None) -> None:
-        """Let a run that has failed, died or was cancelled go on; with ``input_text``, on another input.
+        """Retry a run that has failed, died or was cancelled; with ``input_text``, on another input.
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active or has completed.
         """
@@ -517,10 +520,10 @@ class Runs(RunReading):
         self._journal.has_claimable = True
 
     def delete(self, run_id: str, now: int) -> None:
-        """Delete a run that has ended, and everything of it.
+        """Delete a run that has ended, with all of its rows.
 
-        One frame stays behind for 30 days. It tells watchers that come later, and keeps the numbers of the deleted
-        frames from being given out again.
+        One frame, which reports the deletion to later watchers, is kept for 30 days. It also keeps the numbers of the
+        deleted frames from being assigned again.
 
         :raises RunNotFound, RunNotTerminal: when there is no such run, or it is active.
         """
@@ -539,7 +542,7 @@ class Runs(RunReading):
 
 
 def _decoded(text: str) -> Any:
-    """A stored input; ``None`` where it cannot be read: when it is executed, the run fails and says why."""
+    """A stored input; ``None`` where it cannot be decoded. When the run is executed, it fails with the reason."""
     try:
         return decode(text)
     except Exception:

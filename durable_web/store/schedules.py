@@ -1,4 +1,4 @@
-"""Schedules: what is to be triggered when."""
+"""Schedules in the database, and the verbs on them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ DELETE FROM durable_schedules
 
 @dataclass(frozen=True, slots=True)
 class StoredSchedule:
-    """A schedule as it stands in the database: ``input`` is the codec's text, times are milliseconds."""
+    """A schedule as it is stored: ``input`` is the codec's text, times are milliseconds."""
 
     name: str
     job: str
@@ -144,16 +144,16 @@ class StoredSchedule:
 
     @property
     def recurrence(self) -> Recurrence:
-        """When it comes."""
+        """The times at which the schedule is due."""
         return Recurrence(self.cron, self.every, self.anchor, self.timezone)
 
     @property
     def timing(self) -> tuple[str | None, int | None, str]:
-        """What decides when it comes, apart from when it was made."""
+        """The options that decide when the schedule is due, apart from the time when it was made."""
         return self.cron, self.every, self.timezone
 
     def public(self) -> Schedule:
-        """The schedule as it is told."""
+        """The schedule as the engine returns it."""
         return Schedule(
             name=self.name,
             job=self.job,
@@ -203,35 +203,35 @@ class Schedules:
         return [StoredSchedule(*row) for row in self._database.rows(LIST)]
 
     def put(self, schedule: StoredSchedule, now: int) -> None:
-        """Make a schedule, or change the one of that name; it stays paused when it is."""
+        """Make a schedule, or change the schedule of that name, which stays paused if it is paused."""
         values = {name: getattr(schedule, name) for name in COLUMNS}
         self._database.execute(PUT, {**values, "now": now})
 
     def next_due(self, is_wanted: IsWanted) -> int | None:
-        """When the next schedule that is wanted is due; ``None`` when there is none."""
+        """The earliest due time of the wanted schedules; ``None`` when there is none."""
         rows = self._database.execute(NEXT_DUE)
         return next((due for due, name, job in rows if is_wanted(name, job)), None)
 
     def due(self, now: int, is_wanted: IsWanted) -> Sequence[StoredSchedule]:
-        """The wanted schedules whose time has come, in its order."""
+        """The wanted schedules that are due, in the order of their due times."""
         found = [StoredSchedule(*row) for row in self._database.rows(DUE, {"now": now})]
         return [schedule for schedule in found if is_wanted(schedule.name, schedule.job)]
 
     def set_paused(self, name: str, paused: bool, next_due: int | None, now: int) -> None:
-        """Pause a schedule, or let it go on."""
+        """Pause or resume a schedule."""
         values = {"name": name, "paused": paused, "next_due": next_due, "now": now}
         self._database.execute(PAUSE, values)
 
     def move_on(self, name: str, next_due: int | None) -> None:
-        """Note when a schedule is due next."""
+        """Record when a schedule is due next."""
         self._database.execute(MOVE_ON, {"name": name, "next_due": next_due})
 
     def note_run(self, name: str, due: int, run_id: str) -> None:
-        """Note which run a due time has made."""
+        """Record which run a due time has made."""
         self._database.execute(NOTE_RUN, {"name": name, "due": due, "run_id": run_id})
 
     def note_skip(self, name: str, due: int, reason: str) -> None:
-        """Note that a due time was passed over."""
+        """Record that a due time was skipped."""
         self._database.execute(NOTE_SKIP, {"name": name, "due": due, "reason": reason})
 
     def delete(self, name: str) -> None:

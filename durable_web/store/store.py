@@ -1,9 +1,10 @@
 """The store: one database, its transactions, and the verbs on runs, steps and frames.
 
 A verb that writes must be called inside ``with store.transaction():``; the frames and events that it causes reach
-``on_commit`` after the commit and never before it. ``on_leased`` is given the runs that were leased, and ``on_claims``
-called when they are to be executed; ``on_change`` hears of runs that may go on. Verbs of an executing run come after
-``runs.fence``, which raises ``LeaseLost`` before anything is written when the run is no longer this engine's.
+``on_commit`` after the commit and never before it. ``on_leased`` is called with the runs that were leased,
+``on_claims`` when they are to be executed, and ``on_change`` with the ids of runs that may go on. Verbs of an executing
+run come after ``runs.fence``, which raises ``LeaseLost`` before anything is written when the run is no longer this
+engine's.
 """
 
 from __future__ import annotations
@@ -59,29 +60,29 @@ class Store:
         self.database.close()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Commit what is written inside and then tell of it, or roll all of it back."""
+        """Commit what is written inside and then publish its frames and events, or roll everything back."""
         return self._transaction
 
     def forget(self) -> None:
-        """Tell nothing of what was written: it was rolled back."""
+        """Discard the frames and events of a transaction that was rolled back."""
         self.journal.forget()
         self.steps.forget_orders()
 
     def tell(self) -> None:
-        """Tell of what was written: it is committed."""
+        """Publish the frames and events of a transaction that is committed."""
         journal = self.journal
         frames, facts = journal.take()
         changed = journal.take_changed() if journal.changed or journal.has_claimable else None
         claims = journal.take_claims() if journal.has_claims else None
         if claims:
-            self.on_leased(claims)  # before anybody is told: what a listener does finds their slots taken
+            self.on_leased(claims)  # before any listener is called: a listener's own triggers find these slots taken
         try:
             if frames or facts:
                 self.on_commit(frames, facts)
-        finally:  # whatever a listener does, what is leased is executed
+        finally:  # leased runs are executed even if a listener raises
             if claims is not None:
                 if changed and (others := changed.difference(claim.run_id for claim in claims)):
-                    self.on_change(others)  # first: what has to stop for them is told so
+                    self.on_change(others)  # first: executions that have to end before these runs begin are cancelled
                     changed -= others
                 self.on_claims()
             if changed is not None:
@@ -89,7 +90,7 @@ class Store:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """Inside a transaction: what is written here is rolled back alone when anything is raised."""
+        """Inside a transaction: roll back only what is written here when anything is raised."""
         mark = self.journal.mark()
         try:
             with self.database.savepoint():
@@ -104,7 +105,7 @@ class Store:
         return self.database.data_version()
 
     def newest_frame_id(self) -> int:
-        """The number of the frame that was committed last, of all runs; 0 when there is none yet."""
+        """The number of the newest frame of all runs; 0 when there is none yet."""
         found: int = self.database.row(queries.NEWEST_FRAME)[0]
         return found
 
@@ -118,7 +119,7 @@ class Store:
     ) -> list[StoredFrame]:
         """The next frames of a run strictly after ``after_seq``.
 
-        :param limit, characters: how many at most, and how much text; one frame is given however long it is.
+        :param limit, characters: the most frames, and the most text; one frame is returned however long it is.
         """
         return self._page(queries.FRAMES, {"run_id": run_id, "seq": after_seq, "limit": limit}, characters)
 
@@ -146,7 +147,7 @@ class Store:
 class _Transaction:
     """The transactions of a store, one after the other, for ``with``.
 
-    A class, and made once, because there is one per step, and a generator takes thrice the time.
+    One instance serves all transactions: there is one transaction per step, and a generator takes three times as long.
     """
 
     __slots__ = ("_database", "_store")
@@ -169,4 +170,4 @@ class _Transaction:
             return
         self._store.forget()
         self._database.roll_back()
-        self._database.translate(error)  # foreign code's; the engine's own statements have translated theirs
+        self._database.translate(error)  # foreign code's; errors of the engine's own statements are translated already

@@ -1,8 +1,8 @@
-"""Durable waits: steps that are 'running' until somebody ends them.
+"""Durable waits: steps that are 'running' until a message, a child run or a timer ends them.
 
-A wait is ended in the transaction of what ended it (the delivery of a signal, the end of a child, the timer), and by
-nobody twice: whoever comes second finds that it is no longer running. The execution that waits, if there is one in
-memory, hears of it after the commit.
+A wait ends in the transaction of its cause (the delivery of a signal, the end of a child, the timer), and only once: a
+second cause finds that the wait is no longer running. The execution that waits, if it is in memory, is notified after
+the commit.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ class Waits:
         self._messages = messages
 
     def begin(self, run_id: str, record: StepRecord, now: int) -> StepRecord:
-        """Begin to wait, or go on waiting: the record as it stands.
+        """Begin to wait, or go on waiting; returns the record as it is stored.
 
-        The time when it is over is that of the first time, however often the wait is begun.
+        The end of a timed wait is fixed when the wait begins for the first time.
         """
         found = self._steps.find(run_id, record.name)
         if found is not None and (found.is_settled or found.status == StepStatus.RUNNING):
@@ -124,14 +124,14 @@ class Waits:
         return record
 
     def call_off(self, run_id: str, name: str, now: int) -> StepRecord | None:
-        """The body itself waits no longer: the record of the wait as it was; ``None`` when it never began.
+        """Cancel a wait that the body has given up; returns its earlier record, ``None`` if there is nothing to cancel.
 
-        If somebody has ended it meanwhile, that does not count.
+        A result that the wait has received meanwhile is discarded.
         """
         found = self._steps.find(run_id, name)
         if found is None or found.status == StepStatus.CANCELLED:
             return None
-        completed_at = found.completed_at or now  # the outcome, if there is one, keeps its place
+        completed_at = found.completed_at or now  # an outcome keeps its number in the order
         called_off = found._replace(
             status=StepStatus.CANCELLED, completed_at=completed_at, output=None, error=None, topic=None
         )
@@ -139,7 +139,7 @@ class Waits:
         return found
 
     def limit(self, run_id: str, record: StepRecord, wake_at: int, now: int) -> None:
-        """Let a wait that has begun time out."""
+        """Set the time at which a wait that has begun times out."""
         self._steps.record(run_id, record._replace(wake_at=wake_at), now)
 
     def settle(
@@ -153,10 +153,10 @@ class Waits:
         message_id: str | None = None,
         reason: str,
     ) -> bool:
-        """End a wait, and let its run go on; ``False`` when it has been ended before.
+        """End a wait, and wake its run; ``False`` when the wait had ended before.
 
-        :param output: the codec's text of what the wait comes to, unless there is an ``error``.
-        :param message_id: of the message that has ended it, if one has.
+        :param output: the codec's text of the wait's result, unless there is an ``error``.
+        :param message_id: the id of the message that has ended the wait, if there is one.
         :param reason: why the run goes on, in words.
         """
         record = self._steps.find(run_id, name)
@@ -168,7 +168,7 @@ class Waits:
             status=status,
             output=output,
             error=error,
-            topic=record.topic if record.kind == "webhook" else None,  # nobody has to find it any more
+            topic=record.topic if record.kind == "webhook" else None,  # no later message may find the wait
             detail=message_id or record.detail,
         )
         self._steps.settle(run_id, ended, now)
@@ -178,9 +178,9 @@ class Waits:
         return True
 
     def hand_out(self, run_id: str, topic: str, now: int, reason: str) -> None:
-        """Give the message that was sent first to the first wait for that topic, if there are both.
+        """Deliver the oldest pending message of a topic to the first wait for the topic, if both exist.
 
-        Done whenever a message comes, or comes back: while a run waits for a topic, none is there.
+        Called whenever a message is sent or requeued: so while a run waits for a topic, no message of it is pending.
         """
         name = self.find_in_run(run_id, topic)
         message = None if name is None else self._messages.next(run_id, topic)
@@ -215,7 +215,7 @@ class Waits:
         return self._database.row(HAS_MESSAGE, {"run_id": run_id, "topic": topic}) is not None
 
     def find_in_run(self, run_id: str, topic: str) -> str | None:
-        """The name of the first wait of a run for that topic."""
+        """The name of the first wait of a run for a topic; ``None`` when there is none."""
         row = self._database.row(BY_TOPIC_IN_RUN, {"run_id": run_id, "topic": topic})
         return None if row is None else row[0]
 
@@ -224,12 +224,12 @@ class Waits:
         return self._database.rows(BY_TOPIC, {"topic": topic})
 
     def follow_on(self, run_id: str, successor_id: str) -> None:
-        """Let those who follow a run follow the one as which it goes on."""
+        """Let the followers of a run follow the run as which it continues."""
         topics = {"topic": following(run_id), "next_topic": following(successor_id)}
         self._database.execute(FOLLOW_ON, topics)
 
     def waiting_for(self, run_id: str) -> set[str]:
-        """The ids of a run, and of those that wait for it as its parent or its follower, or for one of these."""
+        """The ids of a run and of all runs that wait for it, directly or not, as parents or followers."""
         return {row[0] for row in self._database.rows(WAITING_FOR, {"run_id": run_id})}
 
     def status(self, topic: str) -> tuple[str, str, str] | None:
@@ -238,13 +238,13 @@ class Waits:
         return found
 
     def resume_breakpoints(self, run_id: str, now: int) -> int:
-        """End the breakpoints at which a run stands; returns how many."""
+        """End the breakpoints at which a run waits; returns how many."""
         names = [row[0] for row in self._database.rows(BREAKPOINTS, {"run_id": run_id})]
         for name in names:
             self.settle(run_id, name, now, reason=f"breakpoint {name!r} is resumed")
         return len(names)
 
     def poke(self, run_id: str, now: int, reason: str) -> None:
-        """Let a run look at something by itself, such as an update that it has to validate."""
+        """Wake a run so that it handles a message itself, such as an update that it has to validate."""
         self._runs.wake(run_id, now, reason)
         self._journal.changed.add(run_id)

@@ -7,12 +7,12 @@
 ...     await e.runs.signal(run.id, "approval", "by Ada")
 ...     assert (await e.runs.wait(run.id)).output == "shipped"
 
-``MockClock`` stands still until it is moved, and fires timers in order; ``settle`` lets everything that is ready come
-to rest. ``engine`` runs jobs over SQLite in memory. ``crash``, ``restart`` and ``crash_at`` let it die, on the spot or
-at a named point, and come back. ``stub_steps`` gives steps results without calling their functions. ``record_history``
-and ``assert_replays`` hold today's code against the history of a run of yesterday.
+``MockClock`` stands still until it is moved, and fires timers in order; ``settle`` waits until all ready tasks have
+run. ``engine`` runs jobs over SQLite in memory. ``crash`` and ``crash_at`` kill the engine, at once or at a named
+commit, and ``restart`` starts it again. ``stub_steps`` gives steps results without calling their functions.
+``record_history`` and ``assert_replays`` check today's code against the history of an earlier run.
 
-Time, faults and the functions of steps are all that is ever faked: the database is SQLite, and the engine the real one.
+Only time, faults and the functions of steps are simulated: the database is SQLite, and the engine is the real one.
 """
 
 from .clock import MockClock, settle

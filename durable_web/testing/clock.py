@@ -1,4 +1,4 @@
-"""Time that stands still until a test moves it."""
+"""A clock that stands still until a test moves it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Timer:
 
 
 class MockClock:
-    """A clock that only moves when it is told to.
+    """A clock that moves only with its methods ``advance``, ``set_back`` and ``set_forward``.
 
     >>> clock = MockClock()
     >>> async with engine(reminder, clock=clock) as e:
@@ -41,11 +41,11 @@ class MockClock:
         return self._start + round(self._elapsed * 1000)
 
     def monotonic(self) -> float:
-        """The seconds by which the clock was moved on so far."""
+        """The seconds by which ``advance`` has moved the clock."""
         return self._elapsed
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> _Timer:
-        """Call ``callback`` when the clock was moved on by ``delay`` seconds."""
+        """Call ``callback`` when ``advance`` has moved the clock by ``delay`` seconds."""
         timer = _Timer(callback)
         heapq.heappush(self._timers, (self._elapsed + max(delay, 0.0), next(self._order), timer))
         return timer
@@ -55,7 +55,7 @@ class MockClock:
         await asyncio.sleep(0)
 
     async def advance(self, seconds: float) -> None:
-        """Move on by ``seconds``, firing what comes due in order, and let the tasks that it wakes come to rest."""
+        """Move the clock by ``seconds``, fire the timers in order, and wait until the tasks that they wake have run."""
         until = self._elapsed + seconds
         await settle()
         while self._timers and self._timers[0][0] <= until:
@@ -71,11 +71,11 @@ class MockClock:
         self._start -= round(seconds * 1000)
 
     def set_forward(self, seconds: float) -> None:
-        """Turn the wall clock forward, as a sleeping computer does that wakes; timers are not affected."""
+        """Turn the wall clock forward, as when a computer wakes from sleep; timers are not affected."""
         self.set_back(-seconds)
 
 
 async def settle() -> None:
-    """Let the event loop turn often enough for everything that is ready to come to rest."""
+    """Turn the event loop until all ready tasks have run."""
     for _ in range(TURNS):
         await asyncio.sleep(0)

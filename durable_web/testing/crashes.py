@@ -1,4 +1,4 @@
-"""An engine's sudden death, on the spot or at a named point, and its coming back."""
+"""Kill an engine, at once or at a named commit, and start it again over the same database."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _killed: WeakKeyDictionary[Engine, RunningEngine] = WeakKeyDictionary()
 
 
 class SimulatedCrash(StorageError):
-    """The engine has died here, because the test wanted it to: raised to whoever was calling it at that moment."""
+    """The engine has crashed because a test asked for it; raised to the caller whose commit it was."""
 
     def __init__(self, path: str, point: str) -> None:
         super().__init__(path, f"The engine was made to crash {point}. restart(engine) brings it back.")
 
 
 class CrashPoint:
-    """Where an engine is to die; made by :func:`crash_at`. ``await`` it to wait until it is dead."""
+    """The commit at which an engine is to crash; made by :func:`crash_at`. ``await`` it to wait for the crash."""
 
     def __init__(
         self, engine: Engine, name: str, applies: Callable[[list[StoredFrame]], bool], *, before: bool
@@ -39,7 +39,7 @@ class CrashPoint:
 
     @property
     def is_reached(self) -> bool:
-        """Whether the engine has died there."""
+        """``True`` when the engine has crashed at this point."""
         return self._reached.is_set()
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -50,7 +50,7 @@ class CrashPoint:
         await _end(self._engine)
 
     def watch(self, store: Store) -> None:
-        """Look at every transaction of a store that changes something."""
+        """Check every transaction of a store that changes something."""
         database = store.database
         begin, commit = database.begin, database.commit
         changes = 0
@@ -85,19 +85,21 @@ def crash_at(
     after: str | RunStatus | int | None = None,
     status: str | None = None,
 ) -> CrashPoint:
-    """Let an engine die right before, or right after, a commit; nothing is written from there on.
+    """Crash an engine right before, or right after, a commit; nothing is written from then on.
 
-    :param before, after: which commit: that in which the step or wait of this name ends; that in which a run comes to
-        this ``RunStatus``; or, counted from now on, that which is the so-manieth to change anything, from 1.
-    :param status: with a name, the commit in which the step or wait comes to this status, ``"running"`` say, instead.
+    :param before, after: the commit: a name means the commit in which the step or wait of this name ends; a
+        ``RunStatus`` means the commit in which a run comes to this status; a number *n*, from 1, means the *n*-th
+        commit from now that changes anything.
+    :param status: with a name, the commit in which the step or wait comes to this status instead, for example
+        ``"running"``.
     :raises ValueError: when not exactly one commit is named.
 
-    An engine that is not running dies in its next life; ``restart`` brings it back.
+    When the engine is not running, the crash happens after its next start. ``restart`` starts the engine again.
 
     >>> run = await e.trigger(order, "A-1")
-    >>> await crash_at(e, before="charge")  # it was called, and nobody knows
+    >>> await crash_at(e, before="charge")  # it was called, and its result is lost
     >>> await restart(e)
-    >>> await crash_at(e, before="approval", status="running")  # it would have begun to wait
+    >>> await crash_at(e, before="approval", status="running")  # the wait is not recorded
     >>> await restart(e)
     >>> await crash_at(e, after=RunStatus.WAITING)  # it is parked
     >>> await restart(e)
@@ -105,7 +107,7 @@ def crash_at(
     >>> try:
     ...     await e.runs.signal(run.id, "approval", "by Ada")
     ... except SimulatedCrash:
-    ...     assert point.is_reached  # the signal was delivered, and the sender does not know
+    ...     assert point.is_reached  # the signal was delivered, and the sender got no answer
     """
     point = after if before is None else before
     if point is None or (before is not None and after is not None):
@@ -136,7 +138,7 @@ def _describe(point: str | RunStatus | int, status: str | None) -> str:
 
 
 def _condition(point: str | RunStatus | int, status: str | None) -> Callable[[list[StoredFrame]], bool]:
-    """Whether the frames of a commit are those that are meant."""
+    """A predicate that returns ``True`` for the frames of the commit that ``crash_at`` describes."""
     if isinstance(point, int):
         left = [point]
 
@@ -157,9 +159,9 @@ def _condition(point: str | RunStatus | int, status: str | None) -> Callable[[li
 
 
 async def crash(engine: Engine) -> None:
-    """Let an engine die on the spot, as if its process was killed: nothing more is written, nothing given back.
+    """Kill an engine at once, like its process: nothing more is written, and no lease is released.
 
-    Whoever waits for it in this process is told that it has stopped. Does nothing when it is not running.
+    Waiters in this process get the error that the engine has stopped. Does nothing when the engine is not running.
     """
     if engine.is_running:
         _kill(engine)
@@ -167,15 +169,15 @@ async def crash(engine: Engine) -> None:
 
 
 async def restart(engine: Engine, *jobs: Job) -> None:
-    """Bring an engine back over the same database, after crashing it if it still lives.
+    """Start an engine again over the same database, after crashing it if it still runs.
 
-    :param jobs: with these instead of the jobs that it had, as after a new release.
+    :param jobs: replace the engine's jobs, as a new release would.
 
     >>> run = await e.trigger(order, "A-1")
     >>> await restart(e, order)
     """
     await crash(engine)
-    await _end(engine)  # of a crash that was not awaited
+    await _end(engine)  # after a crash that was not awaited
     if jobs:
         engine.registry = Registry(list(jobs))
     await engine.start()
@@ -188,7 +190,7 @@ def _kill(engine: Engine) -> None:
 
 
 async def _end(engine: Engine) -> None:
-    """Wait until what was executing when the engine was killed has ended."""
+    """Wait until the executions of the killed engine have ended."""
     running = _killed.pop(engine, None)
     if running is not None:
         await running.dispatcher.end()

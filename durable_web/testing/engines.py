@@ -18,10 +18,10 @@ _numbers = itertools.count(1)
 
 @asynccontextmanager
 async def engine(*jobs: Job, **options: Any) -> AsyncIterator[Engine]:
-    """A running engine over a database of its own in memory, which is gone in the end.
+    """A running engine over a new database in memory, which is deleted at the end.
 
-    The options are those of :class:`Engine`; it is ``exclusive`` by default. What is in the database outlives a
-    ``crash`` and a ``restart``, as a file would. On the way out executing runs are not waited for.
+    The options are those of :class:`Engine`; it is ``exclusive`` by default. The database survives a ``crash`` and a
+    ``restart``, as a file would. The end of the block does not wait for executing runs.
 
     >>> async with engine(greet) as e:
     ...     assert (await e.trigger_and_wait(greet, "Ada")).output == "Hello, Ada!"

@@ -1,7 +1,8 @@
-"""Holding today's code against the history of a run of yesterday.
+"""Check today's code against the recorded history of an earlier run.
 
-A run that is under way when a new release comes goes on by replaying: the new code is called from the top, and given
-what the old code has recorded. Whether it then asks for the same things can be tested before it is released.
+A run that is active during a new release goes on by replay: the new code is called from the top, and its operations
+return what the old code has recorded. ``assert_replays`` tests before the release that the new code asks for the same
+operations.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from .engines import engine as new_engine
 FORMAT = 2
 
 _OF_THE_END = frozenset({OperationKind.COMPENSATION, OperationKind.COMPENSATING, OperationKind.CANCEL})
-"""Which of these come depends on how the run was ended."""
+"""Operations of these kinds depend on how the run has ended, so a replay does not compare them."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of replaying a history that today's code agrees with.
+    """The result of replaying a history with code that agrees with the history.
 
-    ``unvisited`` are the names of the recorded operations that the code no longer calls, which is allowed: what they
-    have done stays done. ``new`` are those that it calls at the end of what is recorded: there a run would go on.
-    ``output`` is what the job has returned, ``None`` if it did not end.
+    ``unvisited`` are the names of the recorded operations that the code no longer calls, which is allowed: their
+    effects stay. ``new`` are the operations that the code calls at the end of the history, where a run would go on.
+    ``output`` is the job's result, ``None`` if the job did not end.
     """
 
     unvisited: list[str]
@@ -46,7 +47,7 @@ class Replay:
 def record_history(engine: Engine, run_id: str) -> dict[str, Any]:
     """The history of a run, as JSON data: to be kept in a file beside the tests, for ``assert_replays``.
 
-    It has the run's input and the results of its steps as they are; see to it that they may be kept.
+    It contains the run's input and the results of its steps: check it for secrets before you keep it.
 
     :raises RunNotFound: when there is no such run.
 
@@ -80,17 +81,17 @@ def _step_from_json(written: dict[str, Any]) -> StepRecord:
 
 
 async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patience: float = 1.0) -> Replay:
-    """Make sure that today's code of a job goes on with a run of which ``history`` is recorded.
+    """Check that today's code of a job can continue the run whose ``history`` is given.
 
-    The job's function is called with what is recorded, and no function of a step is. It may ask for less than is
-    recorded, and for more where the record ends; see :class:`Replay`.
+    The job's function is called and its operations return the recorded outcomes; no step's function is called. The job
+    may skip recorded operations, and may call new ones at the end of the history; see :class:`Replay`.
 
-    :param history: what ``record_history`` gave.
-    :param others: the jobs that it starts runs of.
-    :param patience: seconds to wait for job code that awaits other things than those of its context and of asyncio.
-    :raises AssertionError: which names the first operation that differs: one that is recorded as another kind, or a
-        new one that comes before what is recorded is at its end; or says that a run which completed now fails.
-    :raises ValueError: when it is the history of another job.
+    :param history: the data that ``record_history`` returned.
+    :param others: the jobs of the child runs that the job starts.
+    :param patience: seconds to wait for job code that awaits objects which neither its context nor asyncio provides.
+    :raises AssertionError: with the first operation that differs: recorded as another kind, or new and called before
+        the end of the history; or when a run that completed now fails.
+    :raises ValueError: when the history is of another job.
 
     >>> run = await e.trigger(order, "A-1")
     >>> await settle()
@@ -113,7 +114,7 @@ async def assert_replays(history: dict[str, Any], job: Job, *others: Job, patien
 
 
 class _Replaying:
-    """Follows one execution along its history."""
+    """Compares one execution with its history."""
 
     def __init__(self, history: dict[str, Any]) -> None:
         self.history = history
@@ -122,7 +123,7 @@ class _Replaying:
 
     @property
     def new(self) -> dict[str, OperationKind]:
-        """Name and kind of what the body awaits, and of which no outcome is recorded."""
+        """Name and kind of the operations that the body awaits and that have no recorded outcome."""
         assert self._execution is not None
         awaited = [each for each in self._execution.history.open_operations() if each.kind != OperationKind.TIMER]
         return {each.key: each.kind for each in awaited if self._is_new(each.key)}
@@ -133,18 +134,18 @@ class _Replaying:
 
     @property
     def unvisited(self) -> list[str]:
-        """The names of what is recorded, and was not asked for."""
+        """The names of the recorded operations that the body has not called."""
         assert self._execution is not None
         unasked = self._execution.history.unasked()
         return [name for name, record in self._records.items() if name in unasked and record.is_settled]
 
     @property
     def began_at(self) -> int:
-        """When the run began; milliseconds since 1970-01-01 UTC. The time of its event loop counts from there."""
+        """When the run began, in milliseconds since 1970-01-01 UTC. The time of the body's event loop starts there."""
         return self.history["started_at"] or 0
 
     def insert(self, engine: Engine) -> None:
-        """Put the run into the engine's database, as it was when all of its steps were recorded."""
+        """Insert the run into the engine's database with all of its recorded steps."""
         history, store = self.history, engine.internals.store
         made = NewRun(history["run_id"], history["job"], history["version"], to_json(history["input"]), {})
         with store.transaction():
@@ -154,13 +155,13 @@ class _Replaying:
                     store.steps.record(made.id, record, 0)
 
     def new_context(self, execution: Execution, files: Files) -> Context:
-        """The context of an execution that begins nothing which is not recorded."""
+        """The context of an execution that begins no operation which is not recorded."""
         execution.replay_only()
         self._execution = execution
         return Context(execution, files)
 
     async def come_to_rest(self, patience: float) -> None:
-        """Wait until the job has ended, or waits for what is not recorded."""
+        """Wait until the job has ended, or waits for an operation that is not recorded."""
         execution, loop = self._execution, asyncio.get_running_loop()
         assert execution is not None
         until = loop.time() + patience

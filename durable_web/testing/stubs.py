@@ -1,4 +1,4 @@
-"""Giving steps results without calling their functions."""
+"""Give steps results without calling their functions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..job import Retry
 
 
 def stub_steps(engine: Engine, results: Mapping[str, Any]) -> None:
-    """Let steps and transactions of an engine's jobs come to given results, without calling their functions.
+    """Give the steps and transactions of an engine's jobs fixed results, without calling their functions.
 
     :param results: by the name of the step in the job body: the result; or an exception, which is raised instead; or a
         function, which is called instead of the step's with the same arguments. ``"compensate:<name>"`` stands for the
         compensation of a step.
 
-    What is stubbed is recorded, retried and replayed as any step is. It replaces what was stubbed before, counts for
-    the runs that are claimed from here on, also after a ``restart``, and for all others of the engine's steps nothing
-    changes; ``stub_steps(engine, {})`` takes it back.
+    A stubbed step is recorded, retried and replayed like any other step. Each call replaces the stubs of the call
+    before, and applies to runs that are claimed from then on, also after a ``restart``. Other steps are not changed.
+    ``stub_steps(engine, {})`` removes all stubs.
 
     >>> stub_steps(e, {"charge": "ch_1", "ship": ConnectionError("no carrier")})
     >>> run = await e.trigger_with_signal(order, "A-1", "approval")
@@ -67,5 +67,5 @@ class _StubbedContext(Context):
                 raise result
             return result(*arguments) if callable(result) else result
 
-        stub.__annotations__ = {"return": return_annotation(function)}  # a result reads as the function's own would
+        stub.__annotations__ = {"return": return_annotation(function)}  # a result is decoded like the function's own
         return stub

@@ -324,7 +324,7 @@ async def test_operations_inside_the_function_of_a_step_are_refused(operation):
     async with engine(asks_inside) as e:
         kind, message = await output_of(e, await e.trigger(asks_inside))
         assert kind == "NotInStep"
-        assert "'inner' was asked for inside the function of step 'outer'" in message
+        assert "'inner' was called inside the function of step 'outer'" in message
         assert [step.name for step in await e.runs.steps((await e.runs.list())[0].id)] == ["outer"]
 
 

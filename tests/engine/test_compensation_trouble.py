@@ -64,7 +64,7 @@ async def test_an_undo_that_asks_for_a_step_itself_fails_in_words_and_the_others
         assert (run.status, undone) == (RunStatus.FAILED, ["first"])
         refused = next(step for step in await engine.runs.steps(run.id) if step.name == "compensate:second")
         assert (refused.status, refused.error.type) == (StepStatus.FAILED, "NotInStep")
-        assert "'refund' was asked for inside the function of step 'compensate:second'" in refused.error.message
+        assert "'refund' was called inside the function of step 'compensate:second'" in refused.error.message
 
 
 async def test_an_undo_is_tried_again_as_its_step_would_be_and_keeps_its_slot_meanwhile(running):

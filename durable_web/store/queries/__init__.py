@@ -1,1 +1,1 @@
-"""The SQL of the store, to be read beside ``schema.sql``: a module for each of the store's that says it."""
+"""The SQL of the store, to be read beside ``schema.sql``: one module for each module of the store that uses it."""

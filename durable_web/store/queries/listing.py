@@ -1,4 +1,4 @@
-"""What reads runs, one or many."""
+"""Statements that read runs, one or many."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DERIVED = {
          WHERE run_id = durable_runs.id)""",
 }
 
-RUN_COLUMNS = tuple(field.name for field in fields(Run) if field.name != "disposition")  # what a trigger says of it
+RUN_COLUMNS = tuple(field.name for field in fields(Run) if field.name != "disposition")  # set by a trigger, not stored
 
 _SELECT_RUN = f"""
 SELECT {", ".join(_DERIVED.get(name, name) for name in RUN_COLUMNS)}
@@ -94,7 +94,8 @@ SELECT status, generation, paused
 def list_runs(
     wanted: RunFilter, oldest_first: bool, after: str | None, limit: int, payloads: bool = True
 ) -> tuple[str, dict[str, Any]]:
-    """The statement and the parameters that list runs that pass a filter, by id; with ``payloads``, all of them."""
+    """The statement and the parameters that list runs that pass a filter, by id; without ``payloads``, no input or
+    output."""
     conditions, parameters = _conditions(wanted)
     if after is not None:
         conditions.append("id > :after" if oldest_first else "id < :after")
@@ -141,8 +142,8 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
 
 
 def _search(text: str) -> tuple[str, dict[str, Any]]:
-    """The condition that finds a text as it is, and as JSON has it, where that has to escape a part of it."""
-    fold = "lower" if text.isascii() else "durable_fold"  # SQLite's own knows no other letters, and is faster
+    """The condition that finds a text literally, and in its JSON form where JSON escapes a part of the text."""
+    fold = "lower" if text.isascii() else "durable_fold"  # SQLite's own folds only ASCII, and is faster
     written = to_json(text)[1:-1]
     conditions = [f"id = :search OR instr({fold}(job || ' ' || input || ' ' || labels), {fold}(:search))"]
     if written != text:

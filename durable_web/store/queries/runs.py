@@ -1,4 +1,4 @@
-"""What changes runs, and finds those that are to be changed."""
+"""Statements that change runs, and statements that find the runs to be changed."""
 
 from __future__ import annotations
 
