@@ -168,6 +168,7 @@ def test_a_cancelled_import_says_so_and_can_be_begun_again(demo, large):
     demo.wait_for("#run-ended", "cancelled")
     demo.page.click("text=Import again")
     demo.page.click("#guess-import")
+    demo.page.locator("#result").wait_for()  # not only the figures, which an earlier import has left there
     demo.wait_for("#figures", "50,000")
 
 
