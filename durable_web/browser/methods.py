@@ -45,18 +45,24 @@ class Method:
             names += [field.name for field in dataclasses.fields(Trigger)]
         self.parameters = {camel_case(each): each for each in names}
         """The parameters' names in Python, by their names on the wire."""
+        self._required = [
+            camel_case(each.name) for each in parameters if each.default is each.empty and each.kind != each.VAR_KEYWORD
+        ]
 
     async def call(self, parameters: dict[str, Any]) -> Any:
         """Call the method.
 
         :param parameters: by name, as a page gives them.
-        :raises InvalidOption: when the method has no such parameter, or a time is not a number.
+        :raises InvalidOption: when the method has no such parameter, one is missing, or a time is not a number.
         """
         given = {}
         for name, value in parameters.items():
             if name not in self.parameters:
                 raise InvalidOption(name, self._refusal(name))
             given[self.parameters[name]] = _time(name, value) if name in TIMES else value
+        for name in self._required:
+            if name not in parameters:
+                raise InvalidOption(name, f"{self.name} needs the parameter {name!r}, which is missing or undefined.")
         return await self._function(**given)
 
     def _refusal(self, name: str) -> str:

@@ -1,8 +1,8 @@
 -- The tables of durable-web.
 --
 -- durable_runs     A row is one run: one execution of a job for one input. Triggering inserts it as 'pending'; a claim
---                  makes it 'running' and raises its generation; settling makes it 'completed' or 'failed'; anybody may
---                  cancel it. Whoever executes it writes only while the row is 'running' under the same generation.
+--                  makes it 'running' and raises its generation; settling makes it 'completed' or 'failed'; any engine
+--                  may cancel it. An executing engine writes only while the row is 'running' under its generation.
 --                  A run all of whose branches wait is 'waiting', without a lease, and 'pending' again when one of
 --                  them may go on. A pending run may be claimed once it is `due`; a paused one is not. A run that has
 --                  failed, or was cancelled, and has steps to compensate is 'cancelling' until that is done, and ends

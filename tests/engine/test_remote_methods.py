@@ -53,6 +53,21 @@ async def test_a_parameter_that_a_method_does_not_have_is_refused_in_the_pages_s
         assert await running.runs.list() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "missing"),
+    [
+        ("runs.get", {}, "runId"),
+        ("runs.fork", {"runId": "a"}, "fromStep"),
+        ("trigger", {"input": 1}, "job"),
+        ("triggerWithSignal", {"job": "echo", "input": 1}, "name"),
+    ],
+)
+async def test_a_parameter_that_is_missing_is_named_in_the_pages_spelling(name, parameters, missing):
+    async with engine(echo) as running:
+        with pytest.raises(InvalidOption, match=f"^{name} needs the parameter '{missing}'"):
+            await call(running, name, **parameters)
+
+
 @pytest.mark.parametrize("wrong", ["2030-01-01", True, [1], {}])
 @pytest.mark.parametrize("name", ["runAt", "deadline"])
 async def test_what_is_no_time_is_refused(name, wrong):

@@ -246,16 +246,7 @@ class Demo:
     async def _preview(self, file, options):
         request = {"path": file.path, "name": file.name}
         request.update(options)
-        looking = durable_page.job(self._durable, "preview-csv", auto_resume=False, follow_latest=False)
-        try:
-            run = await looking.trigger_and_wait(request)
-        finally:
-            looking.close()
-        await self._delete_run(run.id)
-        if run.status != "completed":
-            message = run.error.message if run.error else "It was cancelled. Try again."
-            raise DurableError("UnreadableFile", message)
-        return run.output
+        return await self._output_of("preview-csv", request, "UnreadableFile")
 
     async def _import(self, file, name, options):
         """Import a saved file as it was shown."""
@@ -277,14 +268,22 @@ class Demo:
 
     async def _mend(self, output, line, text):
         """Import a record that was put aside, as it was mended; returns the output of the job."""
-        mending = durable_page.job(self._durable, "mend-record", auto_resume=False, follow_latest=False)
+        request = {"table": output["table"], "line": line, "text": text}
+        return await self._output_of("mend-record", request, "MendError")
+
+    async def _output_of(self, job, request, code):
+        """Run a job, delete its run, and return its output.
+
+        :raises DurableError: with ``code``, when the run did not complete.
+        """
+        binding = durable_page.job(self._durable, job, auto_resume=False, follow_latest=False)
         try:
-            run = await mending.trigger_and_wait({"table": output["table"], "line": line, "text": text})
+            run = await binding.trigger_and_wait(request)
         finally:
-            mending.close()
+            binding.close()
         await self._delete_run(run.id)
         if run.status != "completed":
-            raise DurableError("MendError", run.error.message if run.error else "It was cancelled. Try again.")
+            raise DurableError(code, run.error.message if run.error else "It was cancelled. Try again.")
         return run.output
 
     async def _forget_file(self, file):

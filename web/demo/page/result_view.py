@@ -146,21 +146,21 @@ class ResultView:
     def _show_odd_cells(self, output):
         cells, total = output.get("first_odd_cells") or [], output.get("odd_cells") or 0
         show("odd", total > 0)
-        told = (
+        text = (
             "They are not of their column's type, so they have no value there; their text is kept, also in a download."
         )
         if len(cells) < total:
-            told += f" These are the first {len(cells)} of {number(total)}."
-        write("odd-text", told)
+            text += f" These are the first {len(cells)} of {number(total)}."
+        write("odd-text", text)
         rows = [[number(cell["line"]), cell["column"], make("code", None, cell["text"])] for cell in cells]
         find("odd-cells").replaceChildren(make_table("Cells kept as text", ("Line", "Column", "Text"), rows))
 
     def _show_bad_rows(self, output):
         first, total = output["first_bad_rows"], output["bad_rows"]
-        told = "They are kept in a table of their own, with the line in the file and the reason. Mend one to import it."
+        text = "They are kept in a table of their own, with the line in the file and the reason. Mend one to import it."
         if len(first) < total:
-            told += f" These are the first {len(first)} of {number(total)}."
-        write("bad-text", told)
+            text += f" These are the first {len(first)} of {number(total)}."
+        write("bad-text", text)
         rows = [[number(row["line"]), row["reason"], self._mendable(output, row)] for row in first]
         find("bad-rows").replaceChildren(make_table("Rows put aside", ("Line", "Reason", "Text in the file"), rows))
 
@@ -172,14 +172,14 @@ class ResultView:
         text = make("input", {"type": "text", "value": row["raw"], "aria-label": label})
         button = make("button", {"type": "button", "class": "button button-secondary button-small"}, "Import")
         button.setAttribute("aria-label", f"Import line {row['line']}")
-        told = make("span", {"role": "status"})
-        place = make("div", {"class": "mend"}, text, button, told)
+        outcome = make("span", {"role": "status"})
+        place = make("div", {"class": "mend"}, text, button, outcome)
 
         async def mend():
             mended = await self._mend(output, row["line"], text.value)
             if mended["is_mended"]:
                 text.disabled = button.disabled = True
-            told.textContent = "Imported" if mended["is_mended"] else mended["reason"]
+            outcome.textContent = "Imported" if mended["is_mended"] else mended["reason"]
 
         listen(button, "click", lambda event: start(mend()))
         return place
