@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -29,16 +29,28 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def _run(test: Coroutine[Any, Any, None]) -> None:
     if sys.platform != "emscripten":
-        before = asyncio._get_running_loop()  # Playwright's, where a test with a browser came before
-        asyncio._set_running_loop(None)
-        try:
-            asyncio.run(test)
-        finally:
-            asyncio._set_running_loop(before)
+        asyncio.run(test)
         return
     from pyodide.ffi import run_sync  # the one event loop there is goes on turning meanwhile
 
     run_sync(test)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Hide Playwright's event loop from tests without a browser.
+
+    Its synchronous API leaves its loop marked as the thread's running one until it is stopped, at the session's end;
+    a test that follows in the same process could then start none of its own.
+    """
+    if sys.platform == "emscripten" or "playwright" in getattr(item, "fixturenames", ()):
+        return (yield)
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        return (yield)
+    finally:
+        asyncio._set_running_loop(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
