@@ -23,7 +23,7 @@ const options = {
 };
 
 // Chance, time and place are held still: the same files make the same snapshot, and what differs between two starts has
-// its reason. Whatever is made of them is renewed when a snapshot is restored (durable_web/browser/fresh.py).
+// its reason. Whatever is made of them is renewed when a snapshot is restored (durable_web/_browser/fresh.py).
 let seed = 1;
 createRequire(import.meta.url)("node:crypto").randomFillSync = (view) => {
   view.forEach((_, index) => (view[index] = (seed * 151 + index * 89) % 256));
@@ -50,8 +50,8 @@ const PREPARE = `
 import gc, importlib, os, sys
 sys.path.append(wheel_path)
 import asyncio, csv, importlib.metadata, json, random, sqlite3, tempfile, urllib.parse, uuid
-import durable_web.browser, durable_web.browser.fresh
-importlib.resources.files("durable_web.store").joinpath("schema.sql").read_text("utf-8")  # what reading imports
+import durable_web._browser, durable_web._browser.fresh
+importlib.resources.files("durable_web._store").joinpath("schema.sql").read_text("utf-8")  # what reading imports
 importlib.invalidate_caches()
 del os.environ["PYTHONHASHSEED"]
 sys.path.remove("")  # loadPyodide puts it there when it restores, too

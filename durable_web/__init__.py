@@ -3,10 +3,10 @@
 >>> from durable_web import Context, Engine, job
 """
 
-from .clock import Clock, SystemClock
-from .context import Context
-from .engine import Engine
-from .errors import (
+from ._clock import Clock, SystemClock
+from ._context import Context
+from ._engine import Engine
+from ._errors import (
     BodyNeverRests,
     ChildFailed,
     CircularWait,
@@ -44,11 +44,10 @@ from .errors import (
     WebhookNotFound,
     WebhookTimeout,
 )
-from .events import Event, is_domain_event
-from .files import Files, LocalFiles
-from .flow import Concurrency, Debounce, RateLimit, Singleton, Throttle
-from .job import Job, Retry, job
-from .model import (
+from ._files import Files, LocalFiles
+from ._flow_control import Concurrency, Debounce, RateLimit, Singleton, Throttle
+from ._jobs import Job, Retry, job
+from ._model import (
     Attempt,
     ErrorInfo,
     Frame,
@@ -67,7 +66,8 @@ from .model import (
     StepStatusFrame,
     ValueFrame,
 )
-from .triggers import Trigger
+from ._notifications import Event, is_domain_event
+from ._triggers import Trigger
 
 __version__ = "0.1.0"
 

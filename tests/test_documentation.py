@@ -77,7 +77,7 @@ def test_every_name_of_the_engine_and_of_the_context_exists(page):
 
 def test_paths_and_names_are_found_in_the_pages():
     texts = {path.name: code_of(path) for path in PAGES}
-    assert "durable_web/execution/steps.py" in PATH.findall(texts["architecture.md"])
+    assert "durable_web/_execution/steps.py" in PATH.findall(texts["architecture.md"])
     assert ("engine", "runs.cancel_many") in NAME.findall(texts["changelog.md"])
     assert ("ctx", "log.info") in NAME.findall(texts["README.md"])
 

@@ -19,10 +19,10 @@ FILES = {
 }
 
 EXEMPT = (
-    "durable_web/codec/*",
-    "durable_web/execution/*",
-    "durable_web/store/journal.py",
-    "durable_web/store/steps.py",
+    "durable_web/_codec/*",
+    "durable_web/_execution/*",
+    "durable_web/_store/journal.py",
+    "durable_web/_store/steps.py",
     "web/durable-binding.js",
     "web/durable-web.js",
     "web/opfs-storage.js",

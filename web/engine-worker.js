@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The worker that hosts the engine: starts Python, mounts the database's storage, starts `durable_web.browser` and passes
+ * The worker that hosts the engine: starts Python, mounts the database's storage, starts `durable_web._browser` and passes
  * messages between it and its clients: the page that has started it, and other tabs, which ask for a channel as
  * engine-connection.js says. The pages' side is `durable-web.js`.
  *
@@ -178,7 +178,7 @@ async function boot({ name, jobs, options: { snapshot, ...options }, ends }) {
   });
 
   report("jobs", python);
-  const browser = pyodide.pyimport("durable_web.browser");
+  const browser = pyodide.pyimport("durable_web._browser");
   const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options, life: LEADER, ends };
   const files = {
     create: (/** @type {string} */ name) => storage.create(name),

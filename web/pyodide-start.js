@@ -48,7 +48,7 @@ async function restore(report) {
     { _loadSnapshot: Promise.resolve(new Uint8Array(1)) }, // asks for a restoration; the bytes come from `restoredBy`
   );
   renewTimeZone(pyodide._module);
-  pyodide.pyimport("durable_web.browser.fresh").renew(navigator.language);
+  pyodide.pyimport("durable_web._browser.fresh").renew(navigator.language);
   return pyodide;
 }
 

@@ -15,11 +15,11 @@ commit, and ``restart`` starts it again. ``stub_steps`` gives steps results with
 Only time, faults and the functions of steps are simulated: the database is SQLite, and the engine is the real one.
 """
 
-from .clock import MockClock, settle
-from .crashes import CrashPoint, SimulatedCrash, crash, crash_at, restart
-from .engines import engine
-from .histories import Replay, assert_replays, record_history
-from .stubs import stub_steps
+from ._clock import MockClock, settle
+from ._crashes import CrashPoint, SimulatedCrash, crash, crash_at, restart
+from ._engines import engine
+from ._histories import Replay, assert_replays, record_history
+from ._stubs import stub_steps
 
 __all__ = [
     "CrashPoint",

@@ -299,7 +299,7 @@ def test_what_is_news_is_told_by_the_order_of_frames_and_not_by_a_clock(chromium
         client_url(f"""
 import asyncio, itertools
 from durable_web import job
-from durable_web.clock import SystemClock
+from durable_web._clock import SystemClock
 
 ticks = itertools.count()
 SystemClock.now = lambda self: {clock}

@@ -167,10 +167,10 @@ async def fail(ctx, _):
 """)
     )
     assert opened(page)["start"] == "snapshot"
-    assert page.evaluate(RUN, "import") == [False, "durable_web.testing.clock", project_version(), 2]
+    assert page.evaluate(RUN, "import") == [False, "durable_web.testing._clock", project_version(), 2]
     assert page.evaluate(RUN, "synchronous") == "slept"
     failed = page.evaluate("async () => (await finished((await durable.trigger('fail')).id)).run.error.traceback")
-    assert 'durable_web/execution/steps.py", line' in failed
+    assert 'durable_web/_execution/steps.py", line' in failed
     assert "lambda: 1 / 0" in failed
 
 

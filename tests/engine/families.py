@@ -10,7 +10,7 @@ from durable_web import (
     Run,
     job,
 )
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 
 
 @job("double")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from durable_web.identifiers import derive
-from durable_web.model import StoredFrame
+from durable_web._identifiers import derive
+from durable_web._model import StoredFrame
 
 MAX_RECOVERIES = 2
 SLOTS = 2

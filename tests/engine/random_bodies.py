@@ -36,10 +36,10 @@ from body_programs import body_of, has_undo, run_input
 from simulated_time import SimulatedClock, simulate
 
 from durable_web import Context, Engine, LocalFiles, RunNotActive, RunStatus, job
-from durable_web.execution import run_loop
-from durable_web.execution.run import Execution
-from durable_web.files import Files
-from durable_web.model import from_milliseconds
+from durable_web._execution import run_loop
+from durable_web._execution.run import Execution
+from durable_web._files import Files
+from durable_web._model import from_milliseconds
 from durable_web.testing import CrashPoint, SimulatedCrash, crash, crash_at
 
 PATIENCE = 20_000.0

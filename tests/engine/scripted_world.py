@@ -32,8 +32,8 @@ from known_runs import (
 from scripts import Scripts
 
 from durable_web import ConflictError, DurableWebError, Engine, RunStatus, Singleton, job
-from durable_web.errors import RunNotActive, RunNotFound, RunNotTerminal, UpdateRejected, WebhookNotFound
-from durable_web.model import StoredFrame, from_milliseconds
+from durable_web._errors import RunNotActive, RunNotFound, RunNotTerminal, UpdateRejected, WebhookNotFound
+from durable_web._model import StoredFrame, from_milliseconds
 from durable_web.testing import CrashPoint, MockClock, SimulatedCrash, crash, crash_at, settle
 
 ANY = 5  # the last of the numbers by which a run is chosen means any run, also one that refuses the operation

@@ -20,7 +20,7 @@ from durable_web import (
     StepStatus,
     job,
 )
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 from durable_web.testing import MockClock, SimulatedCrash, crash, crash_at, settle
 
 # --- crashes ---------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from durable_web import (
     StepStatus,
     job,
 )
-from durable_web.identifiers import derive
-from durable_web.model import to_wire
+from durable_web._identifiers import derive
+from durable_web._model import to_wire
 from durable_web.testing import MockClock, crash, settle
 
 # --- what comes of it ------------------------------------------------------------------------------------------------

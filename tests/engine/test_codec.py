@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_web.codec import decode, encode, printable, readable
-from durable_web.errors import SerializationError
+from durable_web._codec import decode, encode, printable, readable
+from durable_web._errors import SerializationError
 
 atoms = (
     st.none()

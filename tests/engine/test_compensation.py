@@ -10,7 +10,7 @@ from sagas import fail, saga, statuses, wait_at_breakpoint
 from watching import finish, reach, timeline
 
 from durable_web import Context, RunStatus, StepFailed, StepStatus, job
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 from durable_web.testing import MockClock, crash, settle
 
 # --- when, and in which order ----------------------------------------------------------------------------------------

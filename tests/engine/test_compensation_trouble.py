@@ -13,7 +13,7 @@ from sagas import fail, saga, statuses, wait_at_breakpoint
 from watching import finish, on_a_desk_only, reach
 
 from durable_web import Context, Engine, FatalError, Job, Retry, Run, RunStatus, StepStatus, job
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 from durable_web.testing import MockClock, crash, crash_at
 
 QUICK = Retry(max_attempts=3, backoff=0, jitter=0)

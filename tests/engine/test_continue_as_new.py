@@ -10,8 +10,8 @@ from crashing import survive_every_death
 from watching import finish, reach, timeline
 
 from durable_web import Context, Engine, Run, RunNotActive, RunNotTerminal, RunStatus, job
-from durable_web.identifiers import derive
-from durable_web.model import to_wire
+from durable_web._identifiers import derive
+from durable_web._model import to_wire
 from durable_web.testing import settle
 
 

@@ -16,7 +16,7 @@ from watching import finish, on_a_desk_only
 
 import durable_web
 from durable_web import Context, Engine, Job, Run, RunStatus, job
-from durable_web.engine.last_step import LastStep
+from durable_web._engine.last_step import LastStep
 from durable_web.testing import MockClock, crash, engine, restart, settle
 
 MINUTE = 60

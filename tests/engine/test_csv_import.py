@@ -404,7 +404,7 @@ async def test_the_timeline_tells_what_happens_and_twenty_bad_rows(running, save
 
 async def test_the_statistics_of_many_columns_tell_how_far_they_are(running, saved, monkeypatch):
     monkeypatch.setattr(jobs, "CELLS_PER_SUMMARY", 1)
-    monkeypatch.setattr("durable_web.execution.reporting.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("durable_web._execution.reporting.PROGRESS_SECONDS", 0)
     async with running(jobs.import_csv) as engine:
         frames = await timeline(engine, await engine.trigger("import-csv", {"path": saved("a,b,c,d\n1,2,3,4\n")}))
     told = {frame.message: frame.current / frame.total for frame in frames if frame.kind == "progress"}

@@ -21,7 +21,7 @@ from durable_web import (
     Throttle,
     job,
 )
-from durable_web.model import to_wire
+from durable_web._model import to_wire
 from durable_web.testing import MockClock, SimulatedCrash, crash, crash_at, settle
 
 

@@ -11,7 +11,7 @@ import pytest
 from watching import finish
 
 from durable_web import Context, ErrorInfo, Event, Retry, StorageError, job
-from durable_web.events import DOMAIN, OPERATIONAL
+from durable_web._notifications import DOMAIN, OPERATIONAL
 from durable_web.testing import MockClock, crash, settle
 
 COMMON = {"type", "timestamp", "sequence", "run_id", "job_name", "labels"}

@@ -32,7 +32,7 @@ from durable_web import (
     Trigger,
     job,
 )
-from durable_web.store import flow, schedules
+from durable_web._store import flow, schedules
 from durable_web.testing import MockClock, crash, settle
 
 # --- rate limit ------------------------------------------------------------------------------------------------------

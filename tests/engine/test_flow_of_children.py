@@ -25,7 +25,7 @@ from durable_web import (
     StepStatus,
     job,
 )
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 from durable_web.testing import MockClock, crash, settle
 
 

@@ -1,4 +1,4 @@
-"""The owners of state in ``durable_web.execution``: each module imports only what stands before it, also for types."""
+"""The owners of state in ``durable_web._execution``: each module imports only what stands before it, also for types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import durable_web.execution
+import durable_web._execution
 
 OWNERS = [
     "history",
@@ -30,7 +30,7 @@ SERVING = {"commits", "services", "leaving"}
 
 def imported_modules(name: str) -> set[str]:
     """The names of the modules of the package that one of them imports, anywhere in its code."""
-    tree = ast.parse(Path(durable_web.execution.__path__[0], f"{name}.py").read_text("utf-8"))
+    tree = ast.parse(Path(durable_web._execution.__path__[0], f"{name}.py").read_text("utf-8"))
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
@@ -39,13 +39,13 @@ def imported_modules(name: str) -> set[str]:
 
 
 def test_every_module_of_the_package_is_an_owner_of_state_or_serves_them():
-    modules = {path.stem for path in Path(durable_web.execution.__path__[0]).glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in Path(durable_web._execution.__path__[0]).glob("*.py")} - {"__init__"}
     assert modules == {*OWNERS, *SERVING}
 
 
 @pytest.mark.parametrize("name", OWNERS)
 def test_an_owner_imports_only_what_stands_before_it(name):
-    importlib.import_module(f"durable_web.execution.{name}")
+    importlib.import_module(f"durable_web._execution.{name}")
     assert imported_modules(name) <= {*OWNERS[: OWNERS.index(name)], *SERVING}
 
 
@@ -57,7 +57,7 @@ def test_what_serves_all_of_them_knows_of_none_but_the_run_loop(name):
 @pytest.mark.parametrize("name", OWNERS)
 def test_no_part_writes_the_state_of_another(name):
     """An assignment, or a call that changes a container, goes to ``self``, to a local or to a call of its own."""
-    tree = ast.parse(Path(durable_web.execution.__path__[0], f"{name}.py").read_text("utf-8"))
+    tree = ast.parse(Path(durable_web._execution.__path__[0], f"{name}.py").read_text("utf-8"))
     parts = {
         "history",
         "_history",

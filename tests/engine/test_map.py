@@ -11,7 +11,7 @@ from crashing import survive_every_death
 from watching import finish, reach
 
 from durable_web import ChildFailed, Context, Engine, Run, RunStatus, job
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 from durable_web.testing import crash
 
 

@@ -16,7 +16,7 @@ from earlier_databases import NAMES, restore
 from watching import finish, on_a_desk_only, timeline
 
 from durable_web import Context, RunStatus, SchemaVersionError, job
-from durable_web.store import SCHEMA_VERSION, Database, database
+from durable_web._store import SCHEMA_VERSION, Database, database
 
 VERSION_1 = Path(__file__).with_name("schema_1.sql")
 

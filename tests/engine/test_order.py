@@ -24,8 +24,8 @@ from durable_web import (
     Trigger,
     job,
 )
-from durable_web.execution import run_loop
-from durable_web.store import StepRecord
+from durable_web._execution import run_loop
+from durable_web._store import StepRecord
 from durable_web.testing import MockClock, assert_replays, crash_at, engine, record_history, restart, settle
 
 SELDOM = {"lease": 1e9}

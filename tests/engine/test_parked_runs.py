@@ -13,7 +13,7 @@ import pytest
 from watching import finish, on_a_desk_only
 
 from durable_web import Context, Engine, RunStatus, Trigger, job
-from durable_web.execution.run import Execution
+from durable_web._execution.run import Execution
 from durable_web.testing import MockClock, crash, engine, settle
 
 MANY = 10_000

@@ -119,7 +119,7 @@ async def test_a_run_scheduled_on_one_engine_is_executed_by_another_when_its_tim
     clock = MockClock()
     first, second = pair(gated, clock, first=IDLE)
     async with first as idle, second:
-        await idle.trigger("gated", "a", run_at=durable_web.model.from_milliseconds(clock.now() + 5000))
+        await idle.trigger("gated", "a", run_at=durable_web._model.from_milliseconds(clock.now() + 5000))
         await clock.advance(4.9)
         assert not gates.begun
         await clock.advance(0.1)

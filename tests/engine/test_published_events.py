@@ -19,7 +19,7 @@ from durable_web import (
     Singleton,
     job,
 )
-from durable_web.engine.delivery import includes
+from durable_web._engine.delivery import includes
 from durable_web.testing import SimulatedCrash, crash_at, engine, restart, settle
 
 

@@ -13,7 +13,7 @@ from watching import finish
 
 import durable_web
 from durable_web import Context, InvalidInput, SerializationError, job
-from durable_web.codec import write_down
+from durable_web._codec import write_down
 
 pydantic = pytest.importorskip("pydantic")
 

@@ -10,7 +10,8 @@ import pytest
 from watching import finish
 
 from durable_web import Context, RunFilter, job
-from durable_web.store import messages, queries, waits
+from durable_web._store import messages, waits
+from durable_web._store import sql as queries
 
 RUN, STEP, FRAME = "durable_runs by id", "durable_steps by primary key", "durable_frames by durable_frames_by_run"
 RUNNING, ORDER = "durable_steps by durable_steps_running", "durable_steps by durable_steps_by_order"

@@ -15,7 +15,7 @@ from durable_web import (
     Throttle,
     job,
 )
-from durable_web.identifiers import derive
+from durable_web._identifiers import derive
 from durable_web.testing import MockClock, settle
 
 # --- rate limit ------------------------------------------------------------------------------------------------------

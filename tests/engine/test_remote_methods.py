@@ -10,7 +10,7 @@ import pytest
 from watching import on_a_desk_only
 
 from durable_web import Context, Engine, InvalidOption, job
-from durable_web.browser.methods import NAMES, camel_case, methods_of, snake_case
+from durable_web._browser.methods import NAMES, camel_case, methods_of, snake_case
 from durable_web.testing import engine
 
 WIRE_CALL = re.compile(r'call\(\s*"([\w.]+)"')

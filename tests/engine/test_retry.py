@@ -8,7 +8,7 @@ import pytest
 from watching import finish, timeline
 
 from durable_web import Context, FatalError, Retry, RunStatus, StepFailed, StepStatus, job
-from durable_web.model import to_wire
+from durable_web._model import to_wire
 from durable_web.testing import MockClock, crash, settle
 
 QUICK = Retry(max_attempts=3, backoff=0, jitter=0)

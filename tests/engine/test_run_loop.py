@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from durable_web import BodyNeverRests, NonDeterminismError, NotInBody, OperationKind, StepStatus
-from durable_web.execution import run_loop
-from durable_web.execution.history import History, Operation
-from durable_web.execution.run_loop import Outside, RunLoop
-from durable_web.store import StepRecord
+from durable_web._execution import run_loop
+from durable_web._execution.history import History, Operation
+from durable_web._execution.run_loop import Outside, RunLoop
+from durable_web._store import StepRecord
 
 # --- the loop of a run -----------------------------------------------------------------------------------------------
 

@@ -242,7 +242,7 @@ async def test_a_filter_with_an_empty_list_passes_no_run(running, part, nothing)
 
 
 async def test_a_filter_that_can_be_gone_through_only_once_holds_for_every_page(running, monkeypatch):
-    monkeypatch.setattr("durable_web.engine.runs.BULK_BATCH", 1)
+    monkeypatch.setattr("durable_web._engine.runs.BULK_BATCH", 1)
     three, broken, _ = breakable()
     async with running(three) as engine:
         for _ in range(2):

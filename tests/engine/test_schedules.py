@@ -22,7 +22,7 @@ from durable_web import (
     Singleton,
     job,
 )
-from durable_web.recurrence import Recurrence
+from durable_web._recurrence import Recurrence
 from durable_web.testing import MockClock, crash, settle
 
 HOUR = 3600.0

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from durable_web.browser.sending import PACE_SECONDS, PIECE_CHARACTERS, PIECE_FRAMES, FrameSender
-from durable_web.model import StoredFrame
+from durable_web._browser.sending import PACE_SECONDS, PIECE_CHARACTERS, PIECE_FRAMES, FrameSender
+from durable_web._model import StoredFrame
 
 
 class Port:

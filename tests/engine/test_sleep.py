@@ -9,7 +9,7 @@ import pytest
 from watching import finish, timeline
 
 from durable_web import Context, NonDeterminismError, Retry, RunStatus, job
-from durable_web.model import from_milliseconds, to_wire
+from durable_web._model import from_milliseconds, to_wire
 from durable_web.testing import crash, engine, restart, settle
 
 DAY = 24 * 3600

@@ -13,8 +13,8 @@ import pytest
 from watching import finish, take, talk, timeline
 
 from durable_web import Context, Engine, Retry, RunNotFound, RunStatus, job
+from durable_web._timeline import TAIL_CHARACTERS, TAIL_FRAMES
 from durable_web.testing import MockClock, crash
-from durable_web.timeline import TAIL_CHARACTERS, TAIL_FRAMES
 
 
 def count_reads(engine: Engine) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from timed_runs import HOUR, SELDOM, an_engine
 
 from durable_web import Context, Engine, OperationKind, Run, RunStatus, StepStatus, job
-from durable_web.execution import waits
+from durable_web._execution import waits
 from durable_web.testing import MockClock, assert_replays, crash, crash_at, engine, record_history, restart, settle
 
 LIVES = ("goes on", "evicted", "restarted", "crashes")

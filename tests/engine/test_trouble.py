@@ -14,8 +14,8 @@ import pytest
 from watching import finish, on_a_desk_only
 
 from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
-from durable_web.execution.commits import GroupCommit, Write
-from durable_web.store import LeaseLost
+from durable_web._execution.commits import GroupCommit, Write
+from durable_web._store import LeaseLost
 from durable_web.testing import MockClock, crash, settle
 
 

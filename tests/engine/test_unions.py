@@ -11,7 +11,7 @@ import pytest
 from watching import finish
 
 from durable_web import Context, SerializationError, job
-from durable_web.codec import decode, encode, write_down
+from durable_web._codec import decode, encode, write_down
 
 
 @dataclass

@@ -20,7 +20,7 @@ from durable_web import (
     UpdateTimeout,
     job,
 )
-from durable_web.model import from_milliseconds
+from durable_web._model import from_milliseconds
 from durable_web.testing import crash, crash_at, engine, restart, settle
 
 

@@ -23,7 +23,7 @@ async function open({ name }) {
     pyodide.FS.writeFile(module, await response.text());
   }
   workbench = pyodide.pyimport("workbench");
-  pyodide.pyimport("durable_web.browser.turns").share_turns(turnsOf(pyodide), giveWay); // as the engine's own worker does
+  pyodide.pyimport("durable_web._browser.turns").share_turns(turnsOf(pyodide), giveWay); // as the engine's own worker does
 }
 
 self.onmessage = async ({ data: { id, method, params } }) => {
