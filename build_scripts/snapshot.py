@@ -1,9 +1,9 @@
 """The memory snapshot: Python as it is when it has started and imported the engine, so that no browser has to do that.
 
 `snapshot.mjs` does it once, in Node.js, and writes down the WebAssembly memory. What is shipped are the words of it
-that differ from the memory of a Pyodide that has not started: `web/memory-snapshot.js` writes them into one. This is
-the file before it is compressed with gzip. Numbers are unsigned, of 32 bits, little-endian; every section's size is a
-multiple of 4:
+that differ from the memory of a Pyodide that has not started: `web/worker/memory-snapshot.js` writes them into one.
+This is the file before it is compressed with gzip. Numbers are unsigned, of 32 bits, little-endian; every section's
+size is a multiple of 4:
 
     8 bytes     "DWSNAP01"
     4 numbers   the sizes of the four sections, in bytes

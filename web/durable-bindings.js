@@ -15,16 +15,16 @@
  * the page, what other tabs do, and what happens while the engine is restarted or moves to another tab. "changed" comes at
  * most once per animation frame, whatever happens meanwhile.
  */
-import { Binding, Latest, coalesced, follow, isNews } from "./durable-binding.js";
-import { ActionsBinding, RunsBinding } from "./durable-runs-binding.js";
-import { ACTIVE, isTerminal, lineText, percentage, sentence } from "./durable-text.js";
-import { DurableError } from "./engine-connection.js";
+import { Binding, Latest, coalesced, follow, isNews } from "./bindings/binding.js";
+import { ActionsBinding, RunsBinding } from "./bindings/runs.js";
+import { ACTIVE, isTerminal, lineText, percentage, sentence } from "./bindings/text.js";
+import { DurableError } from "./client/connection.js";
 
 export { ActionsBinding, Binding, RunsBinding };
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
 /** @typedef {import("./durable-web.js").TriggerOptions} TriggerOptions */
-/** @typedef {import("./watch.js").Frame} Frame */
+/** @typedef {import("./client/watch.js").Frame} Frame */
 /** @typedef {{current: number, total: number | null, message: string | null}} Progress */
 /** @typedef {{type: string, message: string, traceback?: string}} RunError */
 /**
@@ -49,7 +49,7 @@ export const job = (durable, name, options) => new JobBinding(durable, name, opt
 export const run = (durable, id, options) => new RunBinding(durable, id, options);
 /** @param {Durable} durable @param {string} id of a run @param {{max?: number}} [options] */
 export const logs = (durable, id, options) => new LogsBinding(durable, id, options);
-/** @param {Durable} durable @param {import("./durable-runs-binding.js").ListOptions} [options] */
+/** @param {Durable} durable @param {import("./bindings/runs.js").ListOptions} [options] */
 export const runs = (durable, options) => new RunsBinding(durable, options);
 /** @param {Durable} durable */
 export const actions = (durable) => new ActionsBinding(durable);

@@ -33,12 +33,12 @@ import {
   words,
   write,
   writeText,
-} from "./durable-element.js";
-import { LogView, RunView, messageFor } from "./durable-run-view.js";
-import { RunsView } from "./durable-runs-view.js";
-import { StepGraph } from "./durable-steps-view.js";
-import { styles } from "./durable-styles.js";
-import { visible } from "./durable-text.js";
+} from "./elements/element.js";
+import { LogView, RunView, messageFor } from "./elements/run-view.js";
+import { RunsView } from "./elements/runs-view.js";
+import { StepGraph } from "./elements/steps-view.js";
+import { styles } from "./elements/styles.js";
+import { visible } from "./bindings/text.js";
 import { connect } from "./durable-web.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */

@@ -28,7 +28,7 @@
  * `maxRecoveries` that counts is that of the tab which runs the engine.
  *
  * Whatever goes wrong is a `DurableError`, whose `code` says what. The codes made here; others come from Python and from
- * opfs-filesystem.js:
+ * worker/opfs-filesystem.js:
  *
  *     InvalidNameError        the database's name is not 1 to 64 letters, digits, dots, hyphens and underscores
  *     InvalidOptionError      maxRecoveries is no whole number of at least 0
@@ -41,7 +41,7 @@
  *     EngineStoppedError      the engine stopped before it answered, because its page went away or was put aside
  *     ClosedError             the client was closed
  */
-import { fileCalls, isRepeatable, refuseWrongParameters, runCalls, scheduleCalls } from "./calls.js";
+import { fileCalls, isRepeatable, refuseWrongParameters, runCalls, scheduleCalls } from "./client/calls.js";
 import {
   DurableError,
   EngineChannel,
@@ -51,8 +51,8 @@ import {
   lobbyName,
   nextId,
   unanswered,
-} from "./engine-connection.js";
-import { Watch } from "./watch.js";
+} from "./client/connection.js";
+import { Watch } from "./client/watch.js";
 
 export { DurableError };
 
@@ -78,10 +78,10 @@ export { DurableError };
  *   limit?: number, payloads?: boolean}} Filter `parent` is the id of the run that has started them; `cursor` that of the
  *   last run of the page before; without `payloads`, `input` and `output` are left out: null
  */
-/** @typedef {import("./watch.js").FrameFilter} FrameFilter */
-/** @typedef {import("./engine-connection.js").Start} Start */
-/** @typedef {import("./watch.js").Subject} Subject */
-/** @typedef {import("./engine-connection.js").FileInfo} FileInfo */
+/** @typedef {import("./client/watch.js").FrameFilter} FrameFilter */
+/** @typedef {import("./client/connection.js").Start} Start */
+/** @typedef {import("./client/watch.js").Subject} Subject */
+/** @typedef {import("./client/connection.js").FileInfo} FileInfo */
 
 /** @type {Record<string, string>} */
 const PHASES = {
@@ -194,7 +194,7 @@ export class Durable extends EventTarget {
     this.#start = start;
     this.#leading = this.#lead();
     this.ready = this.#whenReady();
-    this.ready.catch(() => {}); // whoever asks for it is told
+    this.ready.catch(() => {}); // rejected for those who await it
     addEventListener("pagehide", this);
     addEventListener("pageshow", this);
   }
@@ -246,7 +246,7 @@ export class Durable extends EventTarget {
    *
    * @param {string} topic
    * @param {unknown} [payload] a JSON value
-   * @param {{eventId?: string}} [options] a second event of one id within 30 days reaches nobody
+   * @param {{eventId?: string}} [options] a second event of one id within 30 days is not delivered
    * @returns {Promise<string[]>} the ids of these runs
    */
   async publish(topic, payload = null, { eventId } = {}) {

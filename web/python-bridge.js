@@ -120,7 +120,7 @@ export function stateOf(binding) {
 /**
  * The log lines of a binding that are new to Python, and how many are kept in all.
  *
- * @param {{runId: string | null, logs: readonly import("./watch.js").Frame[]}} binding
+ * @param {{runId: string | null, logs: readonly import("./client/watch.js").Frame[]}} binding
  * @param {string} known JSON: the run and the number of the last line that Python has
  * @returns {string} JSON
  */

@@ -1,6 +1,6 @@
 """The engine in a browser. This package is only imported inside Pyodide, in the leader's worker.
 
-``engine-worker.js`` calls ``start`` once the storage is mounted and the packages are installed.
+``worker/engine-worker.js`` calls ``start`` once the storage is mounted and the packages are installed.
 """
 
 from .host import Host, start

@@ -60,7 +60,7 @@ def encode(value: Any, annotation: Any = Any, *, path: str = "value") -> str:
 
 
 def write_down(value: Any, annotation: Any = Any, *, path: str = "value") -> tuple[str, Any]:
-    """``encode``, and what ``decode`` makes of it, for whoever goes on with the value as it is written down.
+    """``encode``, and what ``decode`` makes of it, for callers that go on with the value as it is written down.
 
     :raises SerializationError: when there is no such text.
     :raises TypeError, ValueError: when it does not read as ``annotation`` says.

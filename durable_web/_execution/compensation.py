@@ -130,7 +130,7 @@ class Compensation:
 
 @contextmanager
 def _no_cancellation_of_its_own() -> Iterator[None]:
-    """Inside, a ``CancelledError`` that nobody has asked this task for is an ordinary failure."""
+    """Inside, a ``CancelledError`` without a request to cancel this task is an ordinary failure."""
     asked = _cancellations()
     try:
         yield

@@ -200,7 +200,7 @@ class Execution:
 
     async def _compensate(self, failure: tuple[dict[str, str], str | None] | None) -> None:
         if self.history.broken is None and self._compensation.is_needed:
-            self.tenure.set_paused(False)  # nobody could resume it
+            self.tenure.set_paused(False)  # an ended run cannot be resumed
             until = await self._compensation.begin(failure)
             await self._compensation.run(until)
 

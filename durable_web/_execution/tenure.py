@@ -54,7 +54,7 @@ class Tenure:
         self.is_cancelled = False
         """``True`` when the run was cancelled; for synchronous code that wants to stop early."""
         self.unsettled = 0
-        """How many commits of the run are under way."""
+        """How many commits of the run have begun and not ended."""
         self._store = store
         self._commits = commits
         self._loop = loop

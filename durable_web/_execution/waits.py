@@ -1,7 +1,7 @@
 """Durable waits of a job body: sleeps, timers, signals, events, webhooks, updates and breakpoints.
 
 All are the same: a row of their kind that is 'running' from the commit in which the body begins to wait, and that the
-engine, or whoever sends what it waits for, ends. If that is there already, the wait is ended in that very commit, so
+engine, or the sender of what it waits for, ends. If that is there already, the wait is ended in that very commit, so
 nothing can come in between. A body begins to wait when it asks; that is recorded with the run's next commit.
 """
 

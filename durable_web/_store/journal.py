@@ -63,7 +63,7 @@ class Journal:
     """Collects what has to be told once the open transaction has committed."""
 
     database: Database
-    is_listening: bool = False  # whether anybody wants events
+    is_listening: bool = False  # whether there is a listener
     frames: list[StoredFrame] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)  # runs of which a wait has ended, or that were paused or resumed

@@ -125,7 +125,7 @@ class Steps:
         self.tell_of(run_id, record, now)
 
     def note(self, run_id: str, record: StepRecord) -> None:
-        """Write a step's state, and tell nobody."""
+        """Write a step's state, without a frame."""
         self._database.execute(queries.RECORD_STEP, _values(run_id, record))
 
     def record_outcome(self, claim: Claim, record: StepRecord, now: int, *, after: int | None = None) -> StepRecord:

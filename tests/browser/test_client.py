@@ -319,7 +319,7 @@ def test_without_a_private_file_system_as_in_some_private_windows_the_error_says
         response = route.fetch()
         route.fulfill(response=response, body=missing + response.text())
 
-    page.context.route("**/opfs-filesystem.js", without)
+    page.context.route("**/worker/opfs-filesystem.js", without)
     told = page.evaluate(CONNECT)
     assert told["code"] == "StorageUnavailableError"
     assert "private" in told["message"]

@@ -427,8 +427,8 @@ def test_a_job_that_logs_in_a_tight_loop_gives_a_page_of_elements_its_work_in_sm
 
 
 EVERY_FRAME = {
-    "watch.js": ("const BATCH_FRAMES = 256;", "const BATCH_FRAMES = 1;"),
-    "durable-binding.js": ("void nextFrame().then(", "void Promise.resolve().then("),
+    "client/watch.js": ("const BATCH_FRAMES = 256;", "const BATCH_FRAMES = 1;"),
+    "bindings/binding.js": ("void nextFrame().then(", "void Promise.resolve().then("),
 }
 """What makes elements render with every frame of a timeline, instead of with every animation frame."""
 

@@ -271,7 +271,7 @@ def test_a_tab_of_another_release_is_told_so(tabs):
         response = route.fetch()
         route.fulfill(response=response, body=response.text().replace("PROTOCOL = 2", "PROTOCOL = 1"))
 
-    other.route("**/engine-connection.js", newer)
+    other.route("**/client/connection.js", newer)
     other.goto(tabs.url)
     told = other.evaluate(CONNECT)
     assert told["code"] == "OtherReleaseError"

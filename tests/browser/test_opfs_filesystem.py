@@ -18,8 +18,8 @@ globalThis.run = (source, parameters) => new Promise((resolve) => {
 </script>"""
 
 WORKER = """
-import { mountStorage, withDurableSync } from "../../opfs-filesystem.js";
-import { OpfsStorage } from "../../opfs-storage.js";
+import { mountStorage, withDurableSync } from "../../worker/opfs-filesystem.js";
+import { OpfsStorage } from "../../worker/opfs-storage.js";
 
 const PYODIDE = new URL("../../vendor/pyodide/", import.meta.url).href;
 

@@ -118,7 +118,7 @@ def test_an_order_that_is_rejected_shows_how_it_is_undone_the_latest_first(order
 def test_an_order_that_nobody_approves_in_time_is_undone(orders):
     orders.place(items=["Tea"], approval=1)
     expect(orders.status).to_have_text("Failed")
-    expect(orders.page.locator("durable-run [part=error]")).to_contain_text("Nobody approved the order in time.")
+    expect(orders.page.locator("durable-run [part=error]")).to_contain_text("The order was not approved in time.")
     expect(orders.state("approval")).to_have_text(re.compile("^Failed, "))
     expect(orders.state("compensate:reserve stock")).to_have_text(re.compile("^Undone, "))
 

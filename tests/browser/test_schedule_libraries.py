@@ -12,9 +12,9 @@ async def tick(ctx, input):
     return input
 """
 
-# Speaks to the worker as engine-worker.js says that a page does.
+# Speaks to the worker as worker/engine-worker.js says that a page does.
 PAGE = """<!doctype html><link rel="icon" href="data:,"><script type="module">
-const worker = new Worker("../../engine-worker.js", { type: "module" });
+const worker = new Worker("../../worker/engine-worker.js", { type: "module" });
 const waiting = new Map();
 const tell = (id) => new Promise((resolve) => waiting.set(id, resolve));
 worker.onmessage = ({ data }) => {

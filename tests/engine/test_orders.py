@@ -84,7 +84,7 @@ async def test_an_order_that_nobody_approves_in_time_is_undone():
         run = await place(running, TEA)
         await clock.advance(HOUR)
         run = await finish(running, run)
-        assert (run.status, run.error.message) == (RunStatus.FAILED, "Nobody approved the order in time.")
+        assert (run.status, run.error.message) == (RunStatus.FAILED, "The order was not approved in time.")
         assert (await steps(running, run))[-2:] == UNDONE
 
 

@@ -87,7 +87,7 @@ def test_javascript_and_the_pages_python_call_these_methods_and_no_others():
     from environment import ROOT
 
     others = re.compile(r"^(files|debug|engine)\.|^close$")
-    for sources in (["web/calls.js", "web/durable-web.js"], ["web/durable_page.py"]):
+    for sources in (["web/client/calls.js", "web/durable-web.js"], ["web/durable_page.py"]):
         text = "".join((ROOT / name).read_text(encoding="utf-8") for name in sources)
         called = {name for name in WIRE_CALL.findall(text) if not others.search(name)}
         assert called == set(NAMES)

@@ -1,6 +1,6 @@
 """An order, from the shelf to the carrier: approval by a person, a parcel by a run of its own, and a way back.
 
-Whatever goes wrong, and whoever cancels it: what was done is undone, the latest first. The warehouse, the bank and the
+When a step fails or the run is cancelled, what was done is undone, the latest first. The warehouse, the bank and the
 carrier are played by functions that take their time.
 """
 
@@ -65,7 +65,7 @@ async def approval(ctx: Context, order: Order) -> None:
     try:
         decision = await ctx.wait_for_signal("approval", timeout=order.approval_seconds)
     except SignalTimeout:
-        raise FatalError("Nobody approved the order in time.") from None
+        raise FatalError("The order was not approved in time.") from None
     if not decision.approved:
         raise FatalError(f"The order was rejected by {decision.by}.")
     ctx.log.info(f"Approved by {decision.by}")

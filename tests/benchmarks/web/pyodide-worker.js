@@ -1,7 +1,7 @@
 /** Pyodide on the engine's own storage, for what is measured without a page: workbench.py, called by name. */
-import { mountStorage, withDurableSync } from "../opfs-filesystem.js";
-import { MOUNT_POINT, OpfsStorage } from "../opfs-storage.js";
-import { giveWay, turnsOf } from "../pyodide-start.js";
+import { mountStorage, withDurableSync } from "../worker/opfs-filesystem.js";
+import { MOUNT_POINT, OpfsStorage } from "../worker/opfs-storage.js";
+import { giveWay, turnsOf } from "../worker/pyodide-start.js";
 
 const PYODIDE = new URL("../vendor/pyodide/", import.meta.url).href;
 

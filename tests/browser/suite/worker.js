@@ -1,6 +1,6 @@
 // Boots Pyodide as the engine's worker does, and runs the engine's tests in it, each with a database on OPFS.
-import { mountStorage, withDurableSync } from "../../opfs-filesystem.js";
-import { OpfsStorage } from "../../opfs-storage.js";
+import { mountStorage, withDurableSync } from "../../worker/opfs-filesystem.js";
+import { OpfsStorage } from "../../worker/opfs-storage.js";
 
 const PYODIDE = new URL("../../vendor/pyodide/", import.meta.url).href;
 

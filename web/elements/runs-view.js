@@ -12,12 +12,12 @@ import {
   words,
   write,
   writeText,
-} from "./durable-element.js";
-import { momentText } from "./durable-text.js";
+} from "./element.js";
+import { momentText } from "../bindings/text.js";
 
-/** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./durable-bindings.js").Run} Run */
-/** @typedef {import("./durable-bindings.js").RunsBinding} RunsBinding */
+/** @typedef {import("../durable-web.js").Durable} Durable */
+/** @typedef {import("../durable-bindings.js").Run} Run */
+/** @typedef {import("../durable-bindings.js").RunsBinding} RunsBinding */
 
 /** A page of runs, as a table. */
 export class RunsView {
@@ -37,7 +37,7 @@ export class RunsView {
   /** @type {Map<string, RunRow>} */
   #rows = new Map();
 
-  /** @param {import("./durable-element.js").DurableElement} element @param {Durable} client @param {RunsBinding} binding */
+  /** @param {import("./element.js").DurableElement} element @param {Durable} client @param {RunsBinding} binding */
   constructor(element, client, binding) {
     this.#element = element;
     this.#client = client;

@@ -14,14 +14,14 @@ import {
   words,
   write,
   writeText,
-} from "./durable-element.js";
-import { clockText, countText, durationText, fieldsText, isTerminal, momentText, visible } from "./durable-text.js";
+} from "./element.js";
+import { clockText, countText, durationText, fieldsText, isTerminal, momentText, visible } from "../bindings/text.js";
 
-/** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./durable-bindings.js").Run} Run */
-/** @typedef {import("./durable-bindings.js").Line} Line */
-/** @typedef {import("./durable-bindings.js").StepEnd} StepEnd */
-/** @typedef {import("./durable-element.js").FollowedRun} FollowedRun */
+/** @typedef {import("../durable-web.js").Durable} Durable */
+/** @typedef {import("../durable-bindings.js").Run} Run */
+/** @typedef {import("../durable-bindings.js").Line} Line */
+/** @typedef {import("../durable-bindings.js").StepEnd} StepEnd */
+/** @typedef {import("./element.js").FollowedRun} FollowedRun */
 
 const MOST_MARKS = 120;
 const LATEST_STEPS = 12;
@@ -59,7 +59,7 @@ export class RunView {
   /** @type {unknown} */
   #shownOutput;
 
-  /** @param {import("./durable-element.js").DurableElement} element @param {Durable} client */
+  /** @param {import("./element.js").DurableElement} element @param {Durable} client */
   constructor(element, client) {
     this.#element = element;
     this.#client = client;

@@ -1,13 +1,13 @@
 // @ts-check
 /** Bindings that are about many runs: a list of them, a page at a time, and what a person may do with them. */
-import { Binding, coalesced, describe, follow, isNews, nextFrame } from "./durable-binding.js";
-import { DurableError } from "./engine-connection.js";
-import { sentence, visible } from "./durable-text.js";
+import { Binding, coalesced, describe, follow, isNews, nextFrame } from "./binding.js";
+import { DurableError } from "../client/connection.js";
+import { sentence, visible } from "./text.js";
 
-/** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./durable-web.js").Filter} Filter */
-/** @typedef {import("./watch.js").Frame} Frame */
-/** @typedef {import("./durable-bindings.js").Run} Run */
+/** @typedef {import("../durable-web.js").Durable} Durable */
+/** @typedef {import("../durable-web.js").Filter} Filter */
+/** @typedef {import("../client/watch.js").Frame} Frame */
+/** @typedef {import("../durable-bindings.js").Run} Run */
 /** @typedef {Filter & {pageSize?: number, realtime?: boolean}} ListOptions */
 
 /**

@@ -3,14 +3,14 @@
  * What the elements of `durable-elements.js` are made of: how an element finds its client, how elements share bindings, and
  * how text gets into the page: always as text.
  */
-import { JobBinding, RunBinding } from "./durable-bindings.js";
-import { DurableError } from "./engine-connection.js";
-import { STATUS_WORDS, isTerminal, percentage, visible } from "./durable-text.js";
-import { connect } from "./durable-web.js";
-import { styles } from "./durable-styles.js";
+import { JobBinding, RunBinding } from "../durable-bindings.js";
+import { DurableError } from "../client/connection.js";
+import { STATUS_WORDS, isTerminal, percentage, visible } from "../bindings/text.js";
+import { connect } from "../durable-web.js";
+import { styles } from "./styles.js";
 
-/** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./durable-bindings.js").Run} Run */
+/** @typedef {import("../durable-web.js").Durable} Durable */
+/** @typedef {import("../durable-bindings.js").Run} Run */
 /** @typedef {JobBinding | RunBinding} FollowedRun */
 
 /** Longer texts are cut to so many characters, until the rest is asked for. */

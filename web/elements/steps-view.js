@@ -1,13 +1,13 @@
 // @ts-check
 /** What `<durable-steps>` shows: every step of a run, what it waits for, and the steps of the runs that it has started. */
-import { Binding, coalesced, nextFrame } from "./durable-binding.js";
-import { RunBinding } from "./durable-bindings.js";
-import { StatusView, attribute, make, name, write, writeText } from "./durable-element.js";
-import { clockText, countText, durationText, momentText, visible } from "./durable-text.js";
+import { Binding, coalesced, nextFrame } from "../bindings/binding.js";
+import { RunBinding } from "../durable-bindings.js";
+import { StatusView, attribute, make, name, write, writeText } from "./element.js";
+import { clockText, countText, durationText, momentText, visible } from "../bindings/text.js";
 
-/** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./durable-bindings.js").Run} Run */
-/** @typedef {import("./durable-element.js").FollowedRun} FollowedRun */
+/** @typedef {import("../durable-web.js").Durable} Durable */
+/** @typedef {import("../durable-bindings.js").Run} Run */
+/** @typedef {import("./element.js").FollowedRun} FollowedRun */
 /**
  * @typedef {{name: string, kind: string, status: string, index: number, attempt: number, error: {message: string} | null,
  *   retryAt: number | null, wakeAt: number | null, waitingFor: string | null, startedAt: number,

@@ -3,12 +3,12 @@
  * The frames of a watch on their way to the page's own code: bounded in memory, and bounded in time.
  *
  * The engine sends frames against credit, which is given back when the page's code has taken them; so no more than
- * `WINDOW` characters of a watch are ever in the page or under way, however slow the page is. And whatever the page does
+ * `WINDOW` characters of a watch are ever in the page or on their way to it, however slow the page is. And whatever the page does
  * with them, all watches together take at most `BUDGET` milliseconds of an animation frame; then the page may paint and
  * hear the person before they go on. A frame that comes alone is handed out at once.
  */
 
-/** @typedef {import("./engine-connection.js").DurableError} DurableError */
+/** @typedef {import("./connection.js").DurableError} DurableError */
 /** @typedef {Record<string, any> & {id: number, seq: number}} Frame */
 /** @typedef {{frames: Frame[], size: number, cursor?: number}} Batch `size` is in characters, as the engine counts them */
 /** @typedef {{jobs?: string | string[], labels?: Record<string, string>, kinds?: string | string[]}} FrameFilter */
@@ -19,7 +19,7 @@
  * @property {(isOver: boolean) => void} leave told whether the watch came to its end
  */
 
-/** How many characters of a watch may be in the page or under way. */
+/** How many characters of a watch may be in the page or on their way to it. */
 const WINDOW = 1024 * 1024;
 /** How many characters are given back together, so that giving back costs little. */
 const RETURN = WINDOW / 4;
@@ -95,7 +95,7 @@ export class Watch {
   #handedOut;
   /** @type {{error?: DurableError} | undefined} */
   #ended;
-  /** Wakes whoever waits in `next()`. */
+  /** Wakes a waiting `next()`. */
   #wake = () => {};
   #news = Promise.resolve();
 

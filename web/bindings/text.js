@@ -1,7 +1,7 @@
 // @ts-check
 /** How runs are put into words, and how text of any kind is made fit to be shown: the same in bindings and elements. */
 
-/** @typedef {import("./durable-bindings.js").Run} Run */
+/** @typedef {import("../durable-bindings.js").Run} Run */
 
 /** @type {Record<string, string>} */
 export const STATUS_WORDS = {
@@ -45,7 +45,7 @@ export function sentence(run) {
   return visible(message ? `${status}${share}: ${message}` : status + share);
 }
 
-/** Such as "warning: disk almost full free=3". @param {import("./durable-bindings.js").Line} line */
+/** Such as "warning: disk almost full free=3". @param {import("../durable-bindings.js").Line} line */
 export function lineText({ level, message, fields }) {
   const kind = level === "info" ? "" : `${level}: `;
   return visible(kind + message + fieldsText(fields));

@@ -2,12 +2,12 @@
 /**
  * The calls that a client makes, by what they are about: runs, schedules and files.
  */
-import { failure } from "./engine-connection.js";
+import { failure } from "./connection.js";
 
 /** @typedef {(method: string, params: Record<string, any>) => Promise<any>} Call */
-/** @typedef {import("./durable-web.js").Filter} Filter */
-/** @typedef {import("./durable-web.js").FrameFilter} FrameFilter */
-/** @typedef {import("./durable-web.js").FileInfo} FileInfo */
+/** @typedef {import("../durable-web.js").Filter} Filter */
+/** @typedef {import("../durable-web.js").FrameFilter} FrameFilter */
+/** @typedef {import("../durable-web.js").FileInfo} FileInfo */
 /** @typedef {(subject: import("./watch.js").Subject, from: number | null) => import("./watch.js").Watch} StartWatch */
 /**
  * @typedef {{cron?: string, every?: number | string, timezone?: string, input?: unknown,

@@ -1,10 +1,10 @@
 // @ts-check
 /** What the bindings of `durable-bindings.js` are made of. */
-import { DurableError } from "./engine-connection.js";
-import { visible } from "./durable-text.js";
+import { DurableError } from "../client/connection.js";
+import { visible } from "./text.js";
 
-/** @typedef {import("./durable-web.js").Durable} Durable */
-/** @typedef {import("./watch.js").Frame} Frame */
+/** @typedef {import("../durable-web.js").Durable} Durable */
+/** @typedef {import("../client/watch.js").Frame} Frame */
 
 /** How many characters the kept log lines have together; the latest line is always kept. */
 const MOST_CHARACTERS = 16_000_000;
@@ -172,7 +172,7 @@ function followAll(durable, job, whenOver) {
         for (const listener of made.listeners) listener(frames);
       }
     } catch {
-      // The client has failed or was closed: it says so itself, and whoever listens here asks it for more than this.
+      // The client has failed or was closed: it says so itself, with more than could be said here.
     } finally {
       whenOver();
     }

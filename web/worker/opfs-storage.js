@@ -51,7 +51,7 @@ export class OpenFile {
     this.flushes = 0;
     /** @type {any} The inode that Python has open; replaced when the file is deleted and created again. */
     this.node = null;
-    /** @protected For nobody else, since what is held back is not in there. */
+    /** @protected For subclasses only: what is held back is not in there. */
     this.handle = handle;
   }
 

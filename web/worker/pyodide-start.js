@@ -8,7 +8,7 @@
 import { MemorySnapshot } from "./memory-snapshot.js";
 import { withDurableSync } from "./opfs-filesystem.js";
 
-const PYODIDE = new URL("./vendor/pyodide/", import.meta.url).href;
+const PYODIDE = new URL("../vendor/pyodide/", import.meta.url).href;
 const SNAPSHOT = `${PYODIDE}snapshot.bin.gz`;
 /** Milliseconds between two reports of what has been loaded. */
 const REPORT_INTERVAL = 100;
@@ -146,7 +146,7 @@ class Downloads {
     try {
       const size = Number((await source).headers.get("Content-Length"));
       if (size && !this.#files.has(name)) this.note(name, 0, size);
-    } catch {} // told by whoever loads it
+    } catch {} // reported where it is loaded
   }
 
   /** @param {string} name */

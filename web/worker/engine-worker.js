@@ -2,7 +2,7 @@
 /**
  * The worker that hosts the engine: starts Python, mounts the database's storage, starts `durable_web._browser` and passes
  * messages between it and its clients: the page that has started it, and other tabs, which ask for a channel as
- * engine-connection.js says. The pages' side is `durable-web.js`.
+ * client/connection.js says. The pages' side is `durable-web.js`.
  *
  *     page → worker   first {type: "start", name, jobs, options, protocol, ends}; when it is ready {type: "request" | "watch" |
  *                     "credit" | "unwatch", id, ...}; at last {type: "stop"}
@@ -19,7 +19,7 @@ import { giveWay, startPython, turnsOf } from "./pyodide-start.js";
 /** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
 /**
  * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean, maxRecoveries?: number},
- *   protocol: number, ends?: Record<string, string>}} Start `ends` as engine-ends.js has them
+ *   protocol: number, ends?: Record<string, string>}} Start `ends` as client/ends.js has them
  */
 /**
  * @typedef {{post: (message: any) => void, session?: any, receive?: any}} Client `session` is Python's side of it, once

@@ -9,12 +9,12 @@
  *     lobby   follower → worker   {type: "hello", client, start}
  *             worker → all        {type: "leading", leader}, when it begins to start, and {type: "left", leader}
  *     channel worker → follower   {type: "boot", phase, leader}, {type: "ready", leader} or {type: "refused", error}, then as
- *                                 engine-worker.js says
+ *                                 worker/engine-worker.js says
  *
  * A follower holds a Web Lock with the name of its channel; the worker waits for it, and so learns when the follower is
  * gone, however it went.
  */
-import { endsOf, forgetEnds, noteEnd } from "./engine-ends.js";
+import { endsOf, forgetEnds, noteEnd } from "./ends.js";
 
 /** @typedef {{code: string, message: string, traceback?: string}} ErrorDescription */
 /** @typedef {{name: string, path: string, size: number}} FileInfo `path` is for jobs; `size` is in bytes */
@@ -26,7 +26,7 @@ import { endsOf, forgetEnds, noteEnd } from "./engine-ends.js";
 /** Raised with every change after which two tabs of different releases would misunderstand each other. */
 export const PROTOCOL = 2;
 
-const WORKER_URL = new URL("./engine-worker.js", import.meta.url);
+const WORKER_URL = new URL("../worker/engine-worker.js", import.meta.url);
 /** How long `close()` waits for the engine to put its things away. Nothing is lost when it cannot. Milliseconds. */
 const STOP_TIMEOUT = 5000;
 
