@@ -159,7 +159,7 @@ async def export_csv(ctx: Context, input: dict) -> dict:
 
 @job("forget-import")
 async def forget_import(ctx: Context, input: dict) -> dict:
-    """Removes the tables of an import and its file. The run itself is deleted afterwards, by the page that triggers this job."""
+    """Removes the tables of an import and its file; the page that triggers this job deletes the run afterwards."""
     table = table_name(required_text(input, "run_id"))
     dropped = await ctx.transaction("drop tables", drop_step, ctx, table)
     if input.get("file"):

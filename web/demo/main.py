@@ -2,8 +2,8 @@
 
 There are two views, told apart by the address: `#run=<id>` shows one import, anything else the choice of a file and the
 imports. A reload therefore shows what was there before; and a page that is opened anew shows the import that was
-running when it was opened. Nothing else is remembered here: all that is shown comes from the database, most of it by the
-elements of `durable-elements.js` alone.
+running when it was opened. Nothing else is remembered here: all that is shown comes from the database, most of it by
+the elements of `durable-elements.js` alone.
 """
 
 import sys
