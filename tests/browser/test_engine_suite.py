@@ -39,9 +39,10 @@ def suite_archive(files: list[str]) -> bytes:
         archive.writestr("chosen.json", json.dumps([f"/suite/tests/engine/{name}" for name in files or [""]]))
         archive.write(SUITE / "opfs_home.py", "opfs_home.py")
         archive.write(ROOT / "tests" / "conftest.py", "tests/conftest.py")
-        for path in (ROOT / "tests" / "engine").rglob("*"):
-            if path.suffix in (".py", ".sql"):
-                archive.write(path, path.relative_to(ROOT).as_posix())
+        for folder in ("engine", "support"):
+            for path in (ROOT / "tests" / folder).rglob("*"):
+                if path.suffix in (".py", ".sql"):
+                    archive.write(path, path.relative_to(ROOT).as_posix())
         for name in PACKAGES:
             package = Path(find_spec(name).origin).parent
             for path in package.rglob("*.py"):
@@ -57,12 +58,14 @@ def report(request, playwright, tmp_path_factory, server, pages):
     from chromium import launch
 
     which = request.param
-    files = [f"test_{name}.py" for name in HEART.split()] if which == "heart" else []
+    tests = ROOT / "tests" / "engine"
+    files = [path.relative_to(tests).as_posix() for name in HEART.split() for path in tests.glob(f"*/test_{name}.py")]
+    assert len(files) == len(HEART.split()), "a file of HEART is gone"
     folder = pages / f"engine-suite-{which}"
     folder.mkdir()
     (folder / "index.html").write_text(PAGE)
     (folder / "worker.js").write_bytes((SUITE / "worker.js").read_bytes())
-    (folder / "suite.zip").write_bytes(suite_archive(files))
+    (folder / "suite.zip").write_bytes(suite_archive(files if which == "heart" else []))
     with launch(playwright, tmp_path_factory.mktemp("engine-suite") / "profile") as chromium:
         started: list[str] = []
         chromium.context.on("console", lambda message: started.append(message.text))

@@ -7,7 +7,7 @@ the inputs of the runs and one number, the noise: a world that went wrong can be
 
 As many worlds as you like by hand, each with a seed of its own, from the first one on::
 
-    PYTHONPATH=. PYTHONHASHSEED=0 python tests/engine/random_bodies.py 100000 1
+    PYTHONPATH=. PYTHONHASHSEED=0 python tests/support/random_bodies.py 100000 1
 
 A world has three to four histories on average. To see one again, give the number 1 and its seed.
 """

@@ -18,7 +18,7 @@ from watching import finish, on_a_desk_only, timeline
 from durable_web import Context, RunStatus, SchemaVersionError, job
 from durable_web._store import SCHEMA_VERSION, Database, database
 
-VERSION_1 = Path(__file__).with_name("schema_1.sql")
+VERSION_1 = Path(__file__).parents[2] / "support" / "schema_1.sql"
 
 
 def make_version_1(path: str) -> None:

@@ -4,7 +4,7 @@ That was commit 0ec1ac9, with schema version 4. From the repository, with Python
 task:
 
     git worktree add ../earlier 0ec1ac9
-    PYTHONPATH=../earlier:tests/engine python tests/engine/databases/make.py
+    PYTHONPATH=../earlier:tests/engine python tests/support/databases/make.py
 
 Of each database, what ``sqlite3.Connection.iterdump`` gives is kept: its schema, which is the same for all, in
 schema_4.sql, its rows in a file of its own. Only tracebacks are left out, because they name folders.

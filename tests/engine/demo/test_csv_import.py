@@ -28,7 +28,7 @@ from watching import finish, timeline
 
 from durable_web import Engine, Run
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "web" / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "web" / "demo"))
 
 import jobs
 from csv_import import exported_cells, summarise_column
@@ -582,7 +582,7 @@ async def exported(running, path: str, **options: Any) -> list[list[str]]:
 REAL_FILES = [
     path
     for pattern in ("*.csv", "*.tsv")
-    for path in sorted((Path(__file__).parents[2] / "web/node_modules/vega-datasets/data").glob(pattern))
+    for path in sorted((Path(__file__).parents[3] / "web/node_modules/vega-datasets/data").glob(pattern))
     if path.stat().st_size < 1_500_000
 ]
 

@@ -19,7 +19,7 @@ if IN_PYODIDE:
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "web" / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "web" / "demo"))
 
 import csv_records
 from csv_encodings import ENCODINGS, guess_encoding

@@ -12,7 +12,7 @@ from watching import IN_PYODIDE, finish
 if IN_PYODIDE:
     pytest.skip("on a desk only: the demo's files are not in the other home", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "web" / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "web" / "demo"))
 
 from orders import Decision, Item, Order, pack_parcel, process_order
 
