@@ -98,7 +98,7 @@ class StaticServer:
         return self
 
     def stop(self) -> None:
-        """Stop listening. Answers that are under way are finished by their own threads."""
+        """Stop listening. Answers that have begun are finished by their own threads."""
         if self._thread.is_alive():
             self._http.shutdown()
             self._thread.join()

@@ -14,7 +14,9 @@ WORST = re.compile("|".join(rf"\b{GAP.join(word.split())}\b" for word in WORDS),
 
 FILES = {
     path.relative_to(ROOT).as_posix(): path
-    for path in [*(ROOT / "durable_web").rglob("*.py"), *(ROOT / "web").rglob("*.js"), *(ROOT / "web").rglob("*.py")]
+    for folder, kinds in (("durable_web", ["py", "sql"]), ("web", ["js", "py", "html", "css", "md"]), (".", ["md"]))
+    for kind in kinds
+    for path in (ROOT / folder).glob(f"**/*.{kind}" if folder != "." else f"*.{kind}")
     if "node_modules" not in path.parts
 }
 

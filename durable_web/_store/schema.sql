@@ -12,7 +12,7 @@
 --                  outcome takes the run's next `outcome_order` in the transaction that records it. A cancellation is an
 --                  outcome too: a row of kind 'cancel'. A timer of the body's event loop is one of kind 'timer'.
 --                  A durable wait (sleep, signal, event, webhook, update, breakpoint, child) is a step of that kind. It
---                  is 'running' from the moment it is waited for, and whoever ends the wait (the timer, engine.signal,
+--                  is 'running' from the moment it is waited for, and the part of the engine that ends the wait (the timer, engine.signal,
 --                  engine.publish, a child's end ...) writes its outcome, in the transaction of what ended it.
 -- durable_messages A row is a signal or an update that was sent to a run: 'pending' until a wait has taken it.
 -- durable_events   A row is the id of an event that was published, so that a repetition is noticed: for 30 days.

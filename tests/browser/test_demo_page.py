@@ -75,7 +75,7 @@ class Demo:
         self.wait_for("#run-title", f"^{re.escape(name)}$")
 
     def begin_large(self, path):
-        """Choose the file, and wait until its import is well under way."""
+        """Choose the file, and wait until its import has written many rows."""
         self.page.locator("#choose:enabled").wait_for()
         self.page.set_input_files("#file", path)
         self.page.click("#guess-import")
@@ -333,7 +333,7 @@ def test_a_second_tab_shows_the_same_and_takes_over_when_the_first_is_closed(bro
     assert chromium.console_errors == []
 
 
-def test_after_a_crash_the_page_shows_the_import_that_was_under_way(browser, server, large):
+def test_after_a_crash_the_page_shows_the_import_that_was_running(browser, server, large):
     chromium = browser()
     demo = Demo(chromium, server.url + PAGES["micropython"])
     demo.begin_large(large)

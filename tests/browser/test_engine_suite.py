@@ -16,7 +16,7 @@ const worker = new Worker("worker.js", { type: "module" });
 worker.onmessage = ({ data }) => { globalThis.told = data; };
 worker.postMessage(null);
 </script>"""
-REASONS = ("Skipped: on a desk only: ", "Skipped: could not import 'pydantic'")
+REASONS = ("Skipped: on CPython only: ", "Skipped: could not import 'pydantic'")
 TIMEOUT_MILLISECONDS = {"heart": 1_500_000, "everything": 4_800_000}
 HEART = (
     "bodies branches codec compensation events layers map migration order parked_runs pydantic recovery retry run_loop "

@@ -21,7 +21,7 @@ async def wait(ctx, _):
 @job("hog")
 async def hog(ctx, _):
     if ctx.attempt == 1:
-        BroadcastChannel.new("hog").postMessage("from now on the engine answers nobody")
+        BroadcastChannel.new("hog").postMessage("from now on the engine does not answer")
     while ctx.attempt == 1:
         pass  # time.sleep() would let the worker hear its clients
 

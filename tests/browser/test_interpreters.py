@@ -45,7 +45,7 @@ CONNECTED = """async () => {
 
 TRIGGER = "async (steps) => (await durable.trigger('story', steps)).id"
 
-UNDER_WAY = """async (id) => {
+RUNNING = """async (id) => {
     const isThere = (text) => text.includes(id) && text.includes("step 9");
     while (!seen.some(isThere)) await new Promise((resolve) => setTimeout(resolve, 5));
 }"""
@@ -83,7 +83,7 @@ def test_two_tabs_in_two_interpreters_see_the_same_sequence_also_when_the_leader
     assert line["fields"] == {"number": 0, "share": 0, "most": 2**53 - 1}
 
     interrupted = leader.evaluate(TRIGGER, 40)
-    leader.evaluate(UNDER_WAY, interrupted)
+    leader.evaluate(RUNNING, interrupted)
     beginning = frames(leader.evaluate("() => seen"), interrupted)
     chromium.crash(leader)
     by_watch, by_all = (frames(texts, interrupted) for texts in follower.evaluate(ENDED, interrupted))

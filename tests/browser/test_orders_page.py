@@ -115,7 +115,7 @@ def test_an_order_that_is_rejected_shows_how_it_is_undone_the_latest_first(order
     assert orders.lines()[-2:] == ["Refunded 49.50 €", "Back on the shelf: Tea, Tea pot"]
 
 
-def test_an_order_that_nobody_approves_in_time_is_undone(orders):
+def test_an_order_that_is_not_approved_in_time_is_undone(orders):
     orders.place(items=["Tea"], approval=1)
     expect(orders.status).to_have_text("Failed")
     expect(orders.page.locator("durable-run [part=error]")).to_contain_text("The order was not approved in time.")

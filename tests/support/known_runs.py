@@ -32,7 +32,7 @@ SIGNALLED = ("signal", "patient", "race")
 WAIT_NAMES = ("go", "news", "look", "change")
 WAITS = ("sleep", "signal", "event", "breakpoint", "update", "webhook", "child", "start")
 SHARED = "single"
-"""The job of which one run is under way at a time, whoever wants it."""
+"""The job of which one run at a time is active, whatever triggers it."""
 
 
 @dataclass
@@ -59,8 +59,8 @@ class KnownRun:
     seen: dict[str, Any] = field(default_factory=dict)  # what each step has given to the job's body
     waited: dict[str, Any] = field(default_factory=dict)  # what each wait has given to it
     begun: dict[str, int] = field(default_factory=dict)  # when each sleep was begun
-    waits: dict[str, str] = field(default_factory=dict)  # name and kind of the waits that are under way
-    undoable: set[str] = field(default_factory=set)  # steps under way that can be undone should they complete
+    waits: dict[str, str] = field(default_factory=dict)  # name and kind of the open waits
+    undoable: set[str] = field(default_factory=set)  # executing steps that can be undone if they complete
     to_undo: list[str] = field(default_factory=list)  # completed steps that can be undone, in that order
     not_undone: list[str] = field(default_factory=list)  # because their compensation failed
     places: dict[str, int] = field(default_factory=dict)  # of these, by completion

@@ -364,7 +364,7 @@ class World:
         self.check_everything()
 
     def find_out_what_was_sent(self) -> None:
-        """Whoever was talking to the engine when it died does not know whether it was heard."""
+        """A caller whose engine died does not know whether its call was applied."""
         query = "SELECT message_id FROM durable_messages WHERE run_id = ? AND topic = 'signal:go' ORDER BY id"
         for run in self.runs.alive():
             sent = [row[0] for row in self.query(query, run.id)]
@@ -411,7 +411,7 @@ class World:
             self.idempotent[once] = run_id
 
     def check_families(self) -> None:
-        """Whoever has ended leaves no run behind for which it was waiting; whoever was cancelled, none at all."""
+        """A run that has ended leaves no run behind for which it was waiting; a cancelled one leaves none at all."""
         ended, self.ended = self.ended, []
         for run in ended:
             for child in self.runs.alive():

@@ -14,9 +14,9 @@ from durable_web import Context, Engine, Frame, Run, job
 IN_PYODIDE = sys.platform == "emscripten"
 
 
-def on_a_desk_only(why: str) -> pytest.MarkDecorator:
+def cpython_only(why: str) -> pytest.MarkDecorator:
     """Leaves a test out inside Pyodide, and says why."""
-    return pytest.mark.skipif(IN_PYODIDE, reason=f"on a desk only: {why}")
+    return pytest.mark.skipif(IN_PYODIDE, reason=f"on CPython only: {why}")
 
 
 async def finish(engine: Engine, run: Run) -> Run:

@@ -1,4 +1,4 @@
-"""Child runs are cancelled with whoever waits for them, and go on with whoever is retried."""
+"""Child runs are cancelled with the run that waits for them, and go on when that is retried."""
 
 from __future__ import annotations
 

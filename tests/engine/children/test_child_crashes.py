@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from crashing import survive_every_death
 from families import broken, child_of, double, endless, parent, waits_for_endless
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     ChildFailed,
@@ -118,7 +118,7 @@ async def test_a_family_is_cancelled_whole_or_not_at_all_whenever_the_engine_die
     await survive_every_death(running, [grandparent, waits_for_endless, endless], play, check)
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_parent_whose_engine_dies_hears_of_a_child_that_runs_in_another_engine(running):
     clock = MockClock()
     gate = asyncio.Event()
@@ -150,7 +150,7 @@ async def test_a_parent_whose_engine_dies_hears_of_a_child_that_runs_in_another_
         assert run.output == "done elsewhere"
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_parent_in_one_engine_goes_on_when_its_child_ends_in_another(running):
     clock = MockClock()
 
@@ -174,7 +174,7 @@ async def test_a_parent_in_one_engine_goes_on_when_its_child_ends_in_another(run
             assert (await finish(first, run)).output == 9
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_child_that_ends_in_another_engine_just_before_its_parent_is_parked_is_not_missed(running):
     clock = MockClock()  # stands still: neither engine looks for what the other one has done
     gate = asyncio.Event()

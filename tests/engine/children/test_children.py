@@ -93,7 +93,7 @@ async def test_a_child_that_fails_raises_and_a_replay_raises_the_same(running):
     assert "out of paper" in str(caught[0])
 
 
-async def test_a_child_failure_that_nobody_catches_fails_the_parent(running):
+async def test_a_child_failure_that_is_not_caught_fails_the_parent(running):
     @job("careless")
     async def careless(ctx: Context, _: None) -> None:
         await ctx.run_job("print", broken)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from crashing import survive_every_death
 from flow_families import asking, quick, starting
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     ChildFailed,
@@ -47,10 +47,10 @@ async def only(engine: Engine, name: str) -> Run:
     return found
 
 
-# --- singletons: the run that is under way stands for the child ------------------------------------------------------
+# --- singletons: the active run is used as the child ------------------------------------------------------
 
 
-async def test_a_child_that_would_be_skipped_is_the_run_that_is_under_way(running):
+async def test_a_child_that_would_be_skipped_is_the_active_run(running):
     sync = standing(singleton=Singleton("user"))
     asks = asking(sync)
     async with running(asks, sync) as engine:
@@ -63,7 +63,7 @@ async def test_a_child_that_would_be_skipped_is_the_run_that_is_under_way(runnin
 
 
 @pytest.mark.parametrize("max_parked", [0, 1000])
-async def test_whoever_follows_a_run_goes_on_after_a_restart_whether_it_stayed_in_memory_or_not(running, max_parked):
+async def test_a_parent_that_follows_another_run_goes_on_after_a_restart_in_memory_or_not(running, max_parked):
     sync = standing(singleton=Singleton())
     asks = asking(sync)
     async with running(asks, sync, max_parked=max_parked) as engine:
@@ -94,7 +94,7 @@ async def test_the_children_of_one_map_that_are_the_same_are_one_run(running):
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_whoever_follows_a_run_that_does_not_complete_is_told_which_and_a_replay_is_told_the_same(running, how):
+async def test_a_parent_that_follows_a_run_which_does_not_complete_gets_its_id_in_every_execution(running, how):
     caught: list[ChildFailed] = []
 
     @job("sync", singleton=Singleton())
@@ -124,7 +124,7 @@ async def test_whoever_follows_a_run_that_does_not_complete_is_told_which_and_a_
     assert {error.run_id for error in caught} == {followed.id}
 
 
-async def test_whoever_follows_a_run_gets_the_result_of_the_last_one_as_which_it_goes_on(running):
+async def test_a_parent_that_follows_a_run_gets_the_result_of_its_last_link(running):
     @job("count-down", singleton=Singleton())
     async def count_down(ctx: Context, number: int) -> str:
         await ctx.breakpoint("stand")
@@ -191,12 +191,12 @@ async def test_a_follower_that_is_retried_has_a_child_of_its_own_when_the_other_
         assert (await finish(engine, run)).output == {"n": 2}
 
 
-async def test_a_run_that_is_started_and_not_awaited_may_be_one_that_is_under_way(running):
+async def test_a_run_that_is_started_and_not_awaited_may_be_an_active_one(running):
     sync = standing(singleton=Singleton())
     starts = starting(sync)
     async with running(starts, sync) as engine:
-        under_way = await engine.trigger(sync, {})
-        assert (await finish(engine, await engine.trigger(starts, {}))).output == under_way.id
+        active = await engine.trigger(sync, {})
+        assert (await finish(engine, await engine.trigger(starts, {}))).output == active.id
         assert (await only(engine, "sync")).parent_run_id is None
 
 
@@ -211,13 +211,13 @@ async def test_queued_children_follow_one_another(running):
         run = await engine.trigger(maps, 3)
         for left in (3, 2, 1):
             await settle()
-            (under_way,) = await engine.runs.list(job="sync", status="waiting")
+            (active,) = await engine.runs.list(job="sync", status="waiting")
             assert len(await engine.runs.list(job="sync", status="pending")) == left - 1
-            await engine.runs.resume(under_way.id)
+            await engine.runs.resume(active.id)
         assert (await finish(engine, run)).output == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
-async def test_a_child_cancels_the_previous_run_and_whoever_waits_for_that_is_told(running):
+async def test_a_child_cancels_the_previous_run_and_the_parent_of_that_gets_an_error(running):
     sync = standing(singleton=Singleton(mode="cancel_previous"))
     asks = asking(sync)
     async with running(asks, sync) as engine:
@@ -353,7 +353,7 @@ async def test_children_that_share_a_debounced_run_all_hear_of_it_whenever_the_e
         assert sorted(set(numbers)) == sorted(made), "every run that was made has answered, and none was made twice"
         assert numbers == sorted(numbers)
         assert numbers[-1] == 2, "the last input counts"
-        assert all(number >= place for place, number in enumerate(numbers)), "nobody gets an answer from before it came"
+        assert all(number >= place for place, number in enumerate(numbers)), "no answer is older than its request"
 
     await survive_every_death(running, [maps, save], play, check, clock=clock)
 
@@ -397,7 +397,7 @@ async def test_a_child_that_cancels_the_previous_one_does_both_or_nothing_whenev
     await survive_every_death(running, [asks, sync], play, check)
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_follower_in_one_engine_goes_on_when_the_run_ends_in_another(running):
     clock = MockClock()
     sync = standing(singleton=Singleton())

@@ -105,14 +105,14 @@ async def test_a_thousand_children_cost_few_commits_to_start(running):
 
 
 async def test_no_more_than_so_many_run_at_a_time(running):
-    under_way = Counter()
+    active = Counter()
 
     @job("counted")
     async def counted(ctx: Context, number: int) -> int:
-        under_way["now"] += 1
-        under_way["most"] = max(under_way["most"], under_way["now"])
+        active["now"] += 1
+        active["most"] = max(active["most"], active["now"])
         await asyncio.sleep(0.003)
-        under_way["now"] -= 1
+        active["now"] -= 1
         return number
 
     @job("limits")
@@ -122,7 +122,7 @@ async def test_no_more_than_so_many_run_at_a_time(running):
     async with running(limits, counted) as engine:
         run = await finish(engine, await engine.trigger(limits))
     assert run.output == list(range(10))
-    assert under_way["most"] == 3
+    assert active["most"] == 3
 
 
 async def test_a_limit_holds_across_a_restart(running):
@@ -138,18 +138,18 @@ async def test_a_limit_holds_across_a_restart(running):
     async def limits(ctx: Context, _: None) -> list[int]:
         return await ctx.map("gated", gated, range(6), max_concurrent=2)
 
-    async def under_way(engine: Engine) -> list[int]:
+    async def active(engine: Engine) -> list[int]:
         return sorted(run.input for run in await engine.runs.list(job="gated") if run.is_active)
 
     async with running(limits, gated) as engine:
         run = await engine.trigger(limits)
-        while await under_way(engine) != [1, 2]:
+        while await active(engine) != [1, 2]:
             await asyncio.sleep(0.003)
         await crash(engine)
     async with running(limits, gated) as engine:
         while (await engine.runs.get(run.id)).status != RunStatus.WAITING:
             await asyncio.sleep(0.003)
-        assert await under_way(engine) == [1, 2]
+        assert await active(engine) == [1, 2]
         open_now.set()
         assert (await finish(engine, run)).output == list(range(6))
 
@@ -191,7 +191,7 @@ async def test_all_children_end_and_every_failure_is_in_the_group(running):
     assert "2 of 5 runs of 'picky' did not complete" in str(caught[0])
 
 
-async def test_a_group_that_nobody_catches_fails_the_run_and_says_of_what(running):
+async def test_a_group_that_is_not_caught_fails_the_run_and_says_of_what(running):
     @job("maps")
     async def maps(ctx: Context, _: None) -> None:
         await ctx.map("picky", picky, range(3))

@@ -40,7 +40,7 @@ async def test_children_beyond_the_rate_limit_begin_when_there_is_room_and_none_
     assert counts == [2, 4, 5]
 
 
-async def test_a_child_that_waits_for_room_takes_it_before_whoever_comes_from_outside(running):
+async def test_a_child_that_waits_for_room_takes_it_before_a_trigger_from_outside(running):
     clock = MockClock()
     note = quick(rate_limit=RateLimit(1, "10s"))
     asks = asking(note)

@@ -1,4 +1,4 @@
-"""A run that has to undo its steps, and waits for the version of its job that can: it holds nobody up meanwhile."""
+"""A run that has to undo its steps and waits for the version of its job that can: no other run waits for it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_it_leaves_its_concurrency_key_to_others(running):
         await crash(engine)
 
 
-async def test_when_its_version_is_registered_it_is_undone_beside_whoever_had_its_place(running):
+async def test_when_its_version_is_registered_it_is_undone_beside_the_run_that_has_taken_its_place(running):
     releases = Releases(max_concurrent=1, concurrency=Concurrency(limit=1))
     run = await cancel_and_release(running, releases)
     async with running(releases.release("2")) as engine:

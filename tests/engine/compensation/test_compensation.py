@@ -155,7 +155,7 @@ async def test_code_that_no_longer_matches_its_history_undoes_nothing_and_keeps_
     assert (run.status, run.error.type, undone) == (RunStatus.FAILED, "NonDeterminismError", [])
 
 
-async def test_what_another_branch_has_under_way_is_stopped_first_and_undone_if_it_came_to_an_end(running):
+async def test_a_step_of_another_branch_is_cancelled_first_and_undone_if_it_completed(running):
     told: list[str] = []
 
     begun: list[str] = []
@@ -270,7 +270,7 @@ async def test_a_run_that_has_nothing_to_undo_is_cancelled_at_once(running):
         assert (await engine.runs.cancel(run.id, compensate=True)).status == RunStatus.CANCELLED
 
 
-async def test_a_step_that_is_under_way_has_stopped_before_anything_is_undone(running):
+async def test_an_executing_step_has_ended_before_anything_is_undone(running):
     told: list[str] = []
     begun = asyncio.Event()
 

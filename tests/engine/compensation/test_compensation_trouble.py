@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from crashing import survive_every_death
 from sagas import fail, saga, statuses, wait_at_breakpoint
-from watching import finish, on_a_desk_only, reach
+from watching import cpython_only, finish, reach
 
 from durable_web import Context, Engine, FatalError, Job, Retry, Run, RunStatus, StepStatus, job
 from durable_web._identifiers import derive
@@ -446,7 +446,7 @@ async def test_an_engine_that_is_stopped_in_the_middle_leaves_the_rest_to_the_ne
     assert undone == ["interrupted", "second", "first"]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_another_engine_undoes_what_a_dead_one_has_begun_to(running):
     clock = MockClock()
     undone: list[str] = []

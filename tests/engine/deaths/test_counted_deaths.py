@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 import durable_web
 from durable_web import Context, Engine, Job, Run, RunStatus, job
@@ -98,7 +98,7 @@ async def test_the_side_file_of_a_database_in_memory_outlives_a_crash():
         assert await deaths(e, run) == (1, 1)
 
 
-@on_a_desk_only("needs processes; tests/browser kills tabs instead")
+@cpython_only("needs processes; tests/browser kills tabs instead")
 async def test_a_process_killed_in_a_synchronous_step_counts_against_that_run_alone(database_path, tmp_path):
     script = tmp_path / "poison.py"
     script.write_text(
@@ -205,7 +205,7 @@ async def test_what_a_page_or_a_parent_process_has_seen_decides(running, end, se
         assert await deaths(engine, run) == (counted, 0 if end == "closed" else 1)
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_an_engine_that_let_its_own_lease_expire_has_not_died(running):
     clock = MockClock()
     async with running(held_job({}), clock=clock, exclusive=False, max_concurrent_runs=1) as engine:
@@ -281,7 +281,7 @@ def side_files(database_path: str) -> set[str]:
     return {path.name.partition("-step-")[2] for path in folder.iterdir() if "-step" in path.name}
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_of_two_engines_on_one_file_the_death_of_each_counts_against_its_own_run(running, database_path):
     clock = MockClock()
     options: dict[str, Any] = {"clock": clock, "exclusive": False, "max_concurrent_runs": 1}
@@ -304,7 +304,7 @@ async def test_of_two_engines_on_one_file_the_death_of_each_counts_against_its_o
     assert side_files(database_path) == set()
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_an_engine_whose_side_file_was_deleted_makes_it_again(running, database_path):
     clock = MockClock()
     async with running(held_job({}), life="late", clock=clock, exclusive=False) as engine:

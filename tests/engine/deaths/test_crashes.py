@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from watching import on_a_desk_only
+from watching import cpython_only
 
 from durable_web import (
     Context,
@@ -232,7 +232,7 @@ async def a_webhook(world: World, ctx: Context) -> Any:
 
 
 @scenario("too late")
-async def a_webhook_that_nobody_calls(world: World, ctx: Context) -> str:
+async def a_webhook_that_is_not_called(world: World, ctx: Context) -> str:
     hook = await ctx.webhook("payment")
     try:
         return await hook.wait(timeout=60)
@@ -428,7 +428,7 @@ async def test_a_crash_changes_nothing_where_waiting_runs_are_not_kept_in_memory
     assert await sweep(made, lambda: one_engine(made, max_parked=0)) >= 4
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 @pytest.mark.parametrize("name", [name for name, made in SCENARIOS.items() if made.outside is not None])
 async def test_a_crash_changes_nothing_where_what_comes_from_outside_comes_by_another_engine(name, tmp_path):
     made = SCENARIOS[name]

@@ -15,12 +15,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from watching import on_a_desk_only
+from watching import cpython_only
 
 import durable_web
 from durable_web import Context, Engine, Trigger, job
 
-pytestmark = on_a_desk_only("OPFS has one engine per file")
+pytestmark = cpython_only("OPFS has one engine per file")
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

@@ -12,13 +12,13 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
-from watching import on_a_desk_only
+from watching import cpython_only
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, Trigger, job
 from durable_web.testing import MockClock, settle
 
-pytestmark = on_a_desk_only("OPFS has one engine per file")
+pytestmark = cpython_only("OPFS has one engine per file")
 
 LEASE = 30
 
@@ -140,7 +140,7 @@ async def test_a_wait_for_a_run_ends_within_a_second_of_its_end_on_another_engin
         assert waiter.result().output == ("a", 1)
 
 
-async def test_every_engine_sees_every_frame_once_and_in_order_whoever_wrote_it(pair, gates):
+async def test_every_engine_sees_every_frame_once_and_in_order_whichever_engine_wrote_it(pair, gates):
     @job("chatty")
     async def chatty(ctx: Context, _: None) -> str:
         for number in range(3):
@@ -267,7 +267,7 @@ async def test_an_engine_whose_lease_has_expired_writes_neither_success_nor_fail
     assert [run.generation for run in ended] == [2, 2, 2]
 
 
-async def test_renewal_is_refused_after_expiry_even_when_nobody_has_taken_the_run_yet(pair, gated):
+async def test_renewal_is_refused_after_expiry_even_when_no_engine_has_taken_the_run_yet(pair, gated):
     clock = MockClock()
     first, _ = pair(gated, clock)
     async with first as engine:
@@ -303,7 +303,7 @@ async def test_an_engine_that_finds_its_own_lease_expired_stops_the_step_and_beg
         assert (await engine.runs.get(run.id)).output == ("a", 2)
 
 
-async def test_what_an_owner_finishes_after_its_lease_expired_counts_as_long_as_nobody_took_the_run(pair, gated, gates):
+async def test_what_an_owner_finishes_after_its_lease_expired_counts_while_no_engine_took_the_run(pair, gated, gates):
     clock = MockClock()
     first, second = pair(gated, clock)
     async with first as owner:

@@ -17,7 +17,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scripted_world import ANY, World
-from watching import on_a_desk_only
+from watching import cpython_only
 
 from durable_web.testing import crash
 
@@ -87,7 +87,7 @@ EXAMPLES = int(os.environ.get("DURABLE_WEB_HISTORIES", "80"))
 PATHS = itertools.count()
 
 
-@on_a_desk_only("eighty histories take minutes there")
+@cpython_only("eighty histories take minutes there")
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(HISTORIES, st.sampled_from([0, 1, 1000]))
 @example([(RETRIED, 100), (("fail", {"which": 0}), 100), (CANCEL_AND_RETRY, 0)], 1)  # parked, retried

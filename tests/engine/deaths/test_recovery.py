@@ -12,7 +12,7 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, job
@@ -44,7 +44,7 @@ async def test_an_exclusive_engine_takes_leased_runs_back_at_once(running):
     assert run.generation == 2
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_engines_that_share_a_file_wait_until_the_lease_has_run_out(running):
     clock = MockClock()
     async with running(waits_once, clock=clock, exclusive=False, lease=30) as engine:
@@ -91,7 +91,7 @@ async def test_an_engine_that_lost_its_lease_writes_nothing_more_and_its_step_is
     async with running(linger_job, clock=clock, lease=30) as engine:
         run = await engine.trigger("linger")
         await begun.wait()
-        with engine.internals.store.transaction():  # somebody else claims it
+        with engine.internals.store.transaction():  # another engine claims it
             engine.internals.store.database.connection.execute("UPDATE durable_runs SET generation = generation + 1")
         await clock.advance(10)
         assert stopped.is_set()
@@ -239,7 +239,7 @@ async def test_a_run_of_a_job_that_is_gone_fails_with_the_names_that_are_there(r
     assert "registered: other" in run.error.message
 
 
-@on_a_desk_only("needs processes; tests/browser kills tabs instead")
+@cpython_only("needs processes; tests/browser kills tabs instead")
 async def test_a_process_killed_at_any_moment_loses_no_row_and_writes_none_twice(database_path, tmp_path):
     script = tmp_path / "importer.py"
     script.write_text(

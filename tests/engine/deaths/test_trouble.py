@@ -1,4 +1,4 @@
-"""When something goes wrong, it goes wrong for whom it concerns, and nobody hangs."""
+"""A failure reaches the runs and callers that it concerns, no others, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import Enum
 
 import pytest
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import Context, Retry, RunStatus, StepFailed, StorageError, job
 from durable_web._execution.commits import GroupCommit, Write
@@ -29,8 +29,8 @@ async def together(ctx: Context, gate: asyncio.Event) -> None:
     await asyncio.gather(*(ctx.step(name, gate.wait) for name in ("one", "two")))
 
 
-@on_a_desk_only("another connection would need shared memory")
-async def test_a_group_that_cannot_begin_wakes_everybody_and_the_runs_go_on_later(running, database_path):
+@cpython_only("another connection would need shared memory")
+async def test_a_group_that_cannot_begin_ends_every_wait_for_it_and_the_runs_go_on_later(running, database_path):
     clock = MockClock()
     gate = asyncio.Event()
     states: list[str] = []
@@ -229,7 +229,7 @@ async def test_of_a_group_with_a_write_that_stops_half_way_nothing_is_written(ru
         assert [store.steps.stored_value("run", key) for key in ("first", "half", "last")] == ["1", None, "1"]
 
 
-async def test_whoever_waits_for_a_group_that_finds_its_database_closed_is_told(running):
+async def test_a_wait_for_a_group_that_finds_its_database_closed_raises(running):
     async with running() as engine:
         commits = engine.internals.dispatcher.commits
         engine.internals.store.close()
@@ -295,7 +295,7 @@ async def test_a_result_that_would_not_read_back_fails_its_step_and_nothing_else
     assert run.output == "went on"
 
 
-async def test_an_error_handler_that_fails_itself_disturbs_nobody(running):
+async def test_an_error_handler_that_fails_itself_changes_nothing_else(running):
     def fail(*arguments: object) -> None:
         raise RuntimeError("in the handler")
 
@@ -403,7 +403,7 @@ async def test_a_run_parks_also_when_the_branch_that_kept_it_busy_ends_after_the
         assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
 
 
-async def test_every_step_under_way_is_told_to_stop_when_the_run_is_cancelled_or_fails(running):
+async def test_every_executing_step_is_cancelled_when_the_run_is_cancelled_or_fails(running):
     clock = MockClock()
     stopped: list[str] = []
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import IN_PYODIDE
 
 if IN_PYODIDE:
-    pytest.skip("on a desk only: the demo's files are not in the other home", allow_module_level=True)
+    pytest.skip("on CPython only: the demo's files are not in the other home", allow_module_level=True)
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ import pytest
 from watching import IN_PYODIDE, finish
 
 if IN_PYODIDE:
-    pytest.skip("on a desk only: the demo's files are not in the other home", allow_module_level=True)
+    pytest.skip("on CPython only: the demo's files are not in the other home", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "web" / "demo"))
 
@@ -78,7 +78,7 @@ async def test_an_order_that_is_rejected_is_refunded_and_its_items_go_back_to_th
         assert (await logged(running, run))[-2:] == ["Refunded 9.50 €", "Back on the shelf: Tea"]
 
 
-async def test_an_order_that_nobody_approves_in_time_is_undone():
+async def test_an_order_that_is_not_approved_in_time_is_undone():
     clock = MockClock()
     async with orders(clock) as running:
         run = await place(running, TEA)

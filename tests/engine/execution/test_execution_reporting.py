@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from one_run import OneRun, one_run
-from watching import on_a_desk_only
+from watching import cpython_only
 
 from durable_web.testing._clock import settle
 
@@ -75,7 +75,7 @@ async def test_progress_that_no_page_could_show_is_refused(database_path, wrong)
             run.execution.reporting.progress(wrong, None, None)
 
 
-@on_a_desk_only("Pyodide has no threads")
+@cpython_only("Pyodide has no threads")
 async def test_what_another_thread_reports_is_written_by_the_thread_of_the_engine(database_path):
     async with one_run(database_path, stays) as run:
         writers: list[int] = []

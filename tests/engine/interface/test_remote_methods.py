@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from watching import on_a_desk_only
+from watching import cpython_only
 
 from durable_web import Context, Engine, InvalidOption, job
 from durable_web._browser.methods import NAMES, camel_case, methods_of, snake_case
@@ -82,7 +82,7 @@ def test_names_go_from_one_language_to_the_other_and_back():
         assert camel_case(snake_case(name)) == name
 
 
-@on_a_desk_only("it reads the sources of the page")
+@cpython_only("it reads the sources of the page")
 def test_javascript_and_the_pages_python_call_these_methods_and_no_others():
     from environment import ROOT
 

@@ -132,7 +132,7 @@ async def test_what_is_in_memory_outlives_a_crash():
 # --- crashes ---------------------------------------------------------------------------------------------------------
 
 
-async def test_before_a_steps_commit_its_function_was_called_and_nobody_knows():
+async def test_before_a_steps_commit_its_function_was_called_and_nothing_is_recorded():
     async with engine(order) as e:
         run = await e.trigger(order, "A-1")
         await crash_at(e, before="charge")
@@ -200,7 +200,7 @@ async def test_an_engine_can_be_made_to_crash_while_it_starts():
     assert calls == ["charge", "ship"]
 
 
-async def test_nothing_is_written_after_a_crash_and_whoever_watched_is_let_go():
+async def test_nothing_is_written_after_a_crash_and_every_watch_ends():
     @job("busy")
     async def busy(ctx: Context, _: None) -> None:
         await asyncio.gather(*(ctx.step(f"step {number}", asyncio.sleep, 0) for number in range(5)))

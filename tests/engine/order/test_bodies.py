@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     Context,
@@ -328,7 +328,7 @@ async def test_operations_inside_the_function_of_a_step_are_refused(operation):
         assert [step.name for step in await e.runs.steps((await e.runs.list())[0].id)] == ["outer"]
 
 
-@on_a_desk_only("there are no threads")
+@cpython_only("there are no threads")
 async def test_operations_are_refused_in_a_thread_of_a_step_too():
     @job("threads")
     async def threads(ctx: Context, _: None) -> str:
@@ -367,7 +367,7 @@ async def test_what_is_no_operation_may_be_asked_for_inside_a_step(clock):
 # --- libraries -------------------------------------------------------------------------------------------------------
 
 
-@on_a_desk_only("anyio is not installed there")
+@cpython_only("anyio is not installed there")
 async def test_task_groups_and_cancel_scopes_of_anyio_go_the_same_way_in_every_execution(clock):
     anyio = pytest.importorskip("anyio")
 
@@ -454,7 +454,7 @@ async def test_eager_tasks_of_a_body_go_the_same_way_in_every_execution(clock):
             assert (await assert_replays(record_history(e, run.id), eager)).output == output
 
 
-@on_a_desk_only("uvloop is an event loop of Unix")
+@cpython_only("uvloop is an event loop of Unix")
 def test_a_run_executes_on_uvloop_as_on_any_other_loop():
     uvloop = pytest.importorskip("uvloop")
 
@@ -576,7 +576,7 @@ async def test_what_a_replay_could_not_repeat_is_refused_in_a_body(ask):
         assert f'"{__file__}", line {ask.__code__.co_firstlineno + 1}' in run.error.traceback
 
 
-@on_a_desk_only("there are no threads, sockets and processes")
+@cpython_only("there are no threads, sockets and processes")
 async def test_the_same_works_in_a_step():
     async def echo(reader: Any, writer: Any) -> None:
         writer.write(await reader.readline())

@@ -108,7 +108,7 @@ async def test_an_undo_that_raises_it_does_not_keep_the_others_from_being_undone
 
 @pytest.mark.parametrize("place", ["step", "body"])
 async def test_a_body_that_python_closes_has_not_failed_and_goes_on_with_the_next_engine(running, place):
-    """As when an event loop is given up with all that was under way in it."""
+    """As when an event loop is dropped with every task in it."""
     wait = asyncio.Event().wait
 
     @job("forgotten")

@@ -37,7 +37,7 @@ async def begin(engine: Engine, door: Door, mood: str = "good") -> tuple[Run, as
     return run, waiter
 
 
-async def test_everybody_who_waits_for_a_run_is_given_it_as_it_has_ended(running):
+async def test_every_caller_that_waits_for_a_run_gets_it_as_it_has_ended(running):
     door = Door()
     async with running(door.job) as engine:
         run, first = await begin(engine, door)

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     Context,
@@ -121,7 +121,7 @@ async def test_a_run_that_has_to_give_way_is_delivered_its_outcome_at_rest(monke
         assert (await assert_replays(record_history(e, run.id), works)).output == output
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 @pytest.mark.parametrize("kind", ["step", "transaction", "value"])
 async def test_a_signal_that_another_process_records_during_a_step_comes_before_the_outcome_of_the_step(running, kind):
     """The step is the second outcome after the one delivered last: it is not inline, and both are delivered at rest."""
@@ -501,7 +501,7 @@ async def test_a_signal_that_ended_a_wait_which_the_body_had_called_off_is_for_t
 # --- many ------------------------------------------------------------------------------------------------------------
 
 
-@on_a_desk_only("twelve thousand steps take long there")
+@cpython_only("twelve thousand steps take long there")
 async def test_twelve_thousand_tasks_may_begin_at_once():
     @job("many")
     async def many(ctx: Context, count: int) -> int:
@@ -513,7 +513,7 @@ async def test_twelve_thousand_tasks_may_begin_at_once():
         assert (await assert_replays(record_history(e, run.id), many, patience=30)).output == 12_000
 
 
-@on_a_desk_only("what other tests have left is freed there at any moment")
+@cpython_only("what other tests have left is freed there at any moment")
 async def test_of_thousands_of_runs_that_wait_a_few_bodies_are_in_memory_and_each_run_wakes_once():
     @job("waits")
     async def waits(ctx: Context, number: int) -> None:
@@ -621,7 +621,7 @@ async def test_a_signal_of_an_id_that_an_earlier_link_has_taken_is_a_repetition_
             await e.runs.signal(run.id, "go", 4)
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_signal_that_comes_while_the_body_continues_as_new_is_for_the_next_link(running):
     """It ends a wait that the body has left, and is not delivered any more."""
 

@@ -17,7 +17,7 @@ from body_programs import Random, run_input
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_bodies import live_through
-from watching import on_a_desk_only
+from watching import cpython_only
 
 EXAMPLES = int(os.environ.get("DURABLE_WEB_BODIES", "500"))
 HISTORIES = 6
@@ -31,7 +31,7 @@ def several_inputs(draw: st.DrawFn) -> list[dict[str, Any]]:
     return [run_input(rnd, (1, 1, 2, 2, 3)[rnd.randint(0, 4)]) for _ in range(count)]
 
 
-@on_a_desk_only("three thousand histories take minutes there, and time is simulated by an event loop of its own")
+@cpython_only("three thousand histories take minutes there, and time is simulated by an event loop of its own")
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
 @given(inputs=several_inputs(), noise=st.integers(0, 10**9))
 def test_a_body_goes_the_same_way_in_every_execution_and_all_of_it_is_replayed_without_a_call(inputs, noise):

@@ -156,7 +156,7 @@ async def test_what_comes_in_time_cancels_the_timer_and_leaves_nothing_of_it(clo
         await settle()
         run = await e.runs.get(run.id)
         assert (run.status, run.output) == (RunStatus.COMPLETED, "in time")
-        if timer is not by_call_later:  # the body has left its timer: nobody has cancelled it
+        if timer is not by_call_later:  # the body has left its timer, which is not cancelled
             assert [step.kind for step in await e.runs.steps(run.id)] == [OperationKind.SIGNAL]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import Context, RunNotActive, RunNotFound, RunStatus, StepStatus, job
 from durable_web.testing import MockClock, settle
@@ -243,10 +243,10 @@ async def test_a_run_that_a_listener_cancels_in_the_middle_of_a_commit_may_clean
     assert (run.status, cleaned_up.is_set()) == (RunStatus.CANCELLED, True)
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 @pytest.mark.parametrize("how", ["completes", "fails", "step", "transaction", "parks", "line"])
 async def test_what_a_run_comes_to_before_it_hears_of_its_cancellation_elsewhere_is_not_recorded(running, how):
-    clock = MockClock()  # which stands still: nobody looks what the other one has done
+    clock = MockClock()  # which stands still, so no timer looks for changes of the other engine
     gate = asyncio.Event()
     after: list[str] = []
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only, reach, timeline
+from watching import cpython_only, finish, reach, timeline
 
 from durable_web import Concurrency, Context, Engine, Event, Job, RunStatus, Singleton, StorageError, Trigger, job
 from durable_web.testing import MockClock, crash, engine, restart, settle
@@ -113,7 +113,7 @@ async def test_a_run_that_a_step_triggers_is_not_taken_for_a_part_of_that_step(r
 
 
 @pytest.mark.parametrize("options", [{"concurrency_key": "one"}, {}], ids=["key", "slot"])
-async def test_whoever_is_next_begins_when_the_branches_of_the_run_before_have_let_go(running, options):
+async def test_the_next_run_begins_when_every_branch_of_the_run_before_has_ended(running, options):
     told: list[str] = []
 
     @job("branches")
@@ -123,7 +123,7 @@ async def test_whoever_is_next_begins_when_the_branches_of_the_run_before_have_l
                 await asyncio.Event().wait()
             finally:
                 for _ in range(100):
-                    await asyncio.sleep(0)  # as whoever says goodbye to a server
+                    await asyncio.sleep(0)  # as a client does that closes its connection
                 told.append(f"{number} lets go")
 
         async def fail() -> None:
@@ -359,7 +359,7 @@ class Stranger:
 
     @property
     def __class__(self) -> type:
-        raise RuntimeError("nobody should have asked")
+        raise RuntimeError("this must not be asked")
 
 
 @pytest.mark.parametrize("has_died", [False, True])
@@ -385,7 +385,7 @@ async def test_what_a_body_holds_is_not_asked_what_it_is_when_its_timers_are_loo
         assert (await finish(e, run)).output == "gone"
 
 
-@on_a_desk_only("two engines on one file")
+@cpython_only("two engines on one file")
 async def test_a_child_that_is_made_again_after_another_engine_has_deleted_it_is_told_of_in_order(running):
     broken = True
 
@@ -493,7 +493,7 @@ async def test_a_run_that_is_running_as_it_is_made_is_as_any_other_that_is_runni
         ]
 
 
-@on_a_desk_only("two engines share the file")
+@cpython_only("two engines share the file")
 async def test_no_run_is_running_as_it_is_made_before_another_whose_turn_it_is_and_that_another_engine_has_made(
     running,
 ):

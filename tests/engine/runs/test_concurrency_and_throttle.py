@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from limited_jobs import gated, parked_job, quick, starts, statuses
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     Concurrency,
@@ -66,7 +66,7 @@ async def test_a_run_that_wakes_waits_until_a_slot_is_free(running):
         assert await statuses(engine) == ["completed", "completed"]
 
 
-async def test_whoever_waits_for_a_slot_has_it_by_priority_then_age(running):
+async def test_a_free_slot_goes_to_the_run_of_the_highest_priority_then_to_the_oldest(running):
     order = []
 
     @job("ordered", concurrency=Concurrency(limit=1))
@@ -100,7 +100,7 @@ async def test_a_slot_is_free_again_when_its_run_fails_is_cancelled_or_its_engin
         assert await statuses(engine) == ["completed"] * 3
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_two_engines_on_one_file_keep_to_one_limit(running):
     clock = MockClock()
     executing = most = 0
@@ -194,7 +194,7 @@ async def test_a_throttle_counts_starts_however_long_the_runs_take(running):
         await settle()
 
 
-async def test_whoever_leaves_a_throttled_line_makes_room_for_the_next(running):
+async def test_a_run_that_leaves_a_throttled_queue_makes_room_for_the_next(running):
     clock = MockClock()
     note = quick(throttle=Throttle(1, 10))
     async with running(note, clock=clock) as engine:
@@ -205,7 +205,7 @@ async def test_whoever_leaves_a_throttled_line_makes_room_for_the_next(running):
         assert await starts(engine) == [0, 10, 20]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_two_engines_on_one_file_keep_to_one_throttle(running):
     clock = MockClock()
     note = quick(throttle=Throttle(2, 10))

@@ -1,4 +1,4 @@
-"""Going on as a fresh run: one transaction, the same labels and keys, and whoever waits gets the last one's result."""
+"""Continuing as a new run: one transaction, the same labels and keys, and waiting callers get the last run's result."""
 
 from __future__ import annotations
 
@@ -200,10 +200,10 @@ async def test_children_that_were_awaited_are_cancelled_and_the_others_belong_to
         assert (await engine.runs.get(aside.id)).status == RunStatus.CANCELLED
 
 
-# --- whoever waits ---------------------------------------------------------------------------------------------------
+# --- waiting callers -------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_waits_for_the_first_gets_the_last_ones_result(running):
+async def test_a_caller_that_waits_for_the_first_link_gets_the_result_of_the_last(running):
     async with running(count_down) as engine:
         run = await engine.trigger(count_down, 3)
         waiting = asyncio.ensure_future(engine.runs.wait(run.id))

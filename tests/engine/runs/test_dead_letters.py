@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only, reach
+from watching import cpython_only, finish, reach
 
 from durable_web import (
     Context,
@@ -105,7 +105,7 @@ async def test_without_a_handler_a_dead_run_is_only_kept(running):
     assert (run.status, run.dead_letter_id) == (RunStatus.DEAD, None)
 
 
-async def test_a_handler_that_is_not_registered_is_told_of_and_hurts_nobody(running, database_path):
+async def test_a_handler_that_is_not_registered_is_reported_and_fails_nothing_else(running, database_path):
     told: list[str] = []
     run = await die(running, bad := deadly("nobody"), max_recoveries=0)
     engine = Engine(database_path, [bad], max_recoveries=0, exclusive=True)
@@ -334,7 +334,7 @@ async def test_a_dead_run_undoes_nothing_because_it_may_come_back(running):
 # --- crashes ---------------------------------------------------------------------------------------------------------
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_engines_that_share_a_file_hand_a_dead_run_over_once(running):
     clock = MockClock()
     bad = deadly(letters)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from limited_jobs import gated, parked_job, quick, starts, statuses
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     Concurrency,
@@ -404,11 +404,11 @@ ACTIONS = st.lists(
 )
 
 
-@on_a_desk_only("a few hundred histories, each with event loops of its own")
+@cpython_only("a few hundred histories, each with event loops of its own")
 @pytest.mark.parametrize("singleton", [None, Singleton("a", mode="queue")])
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(actions=ACTIONS)
-def test_whatever_happens_no_limit_is_exceeded_and_nobody_is_forgotten(singleton, actions):
+def test_whatever_happens_no_limit_is_exceeded_and_no_run_is_forgotten(singleton, actions):
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_Check(str(Path(folder) / "database.sqlite3"), singleton).run(actions))
 
@@ -476,7 +476,7 @@ class _Check:
             assert all(later - earlier >= 10_000 for earlier, later in zip(began, began[3:], strict=False))
 
     async def end(self, engine: Engine) -> None:
-        """Let everything end: nobody may be left waiting."""
+        """Let everything end: no run may be left waiting."""
         for _ in range(40):
             for gate in self.gates.values():
                 gate.set()

@@ -7,7 +7,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import (
     ConflictError,
@@ -417,7 +417,7 @@ async def test_executing_by_hand_ends_with_the_engine_and_executes_nothing_once_
     assert begun == [1]
 
 
-async def test_whoever_gives_up_executing_by_hand_leaves_nothing_executing_by_itself(database_path):
+async def test_a_cancelled_call_to_execute_by_hand_leaves_nothing_executing(database_path):
     @job("wait")
     async def wait(ctx: Context, gate: str) -> None:
         if gate == "closed":
@@ -455,7 +455,7 @@ async def test_an_engine_may_be_stopped_by_several_at_a_time(running, drain):
         assert await stopping == [None] * 3
 
 
-@on_a_desk_only("a page has one event loop")
+@cpython_only("a page has one event loop")
 def test_one_engine_may_be_started_in_one_event_loop_after_the_other(database_path):
     @job("echo")
     async def echo(ctx: Context, value: int) -> int:

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import (
     Context,
@@ -145,7 +145,7 @@ def test_the_latest_time_is_the_last_of_those_that_come_one_after_the_other(expr
     ("catch_up", "made"),
     [("none", []), ("latest", ["15. 11:00"]), ("all", ["15. 09:00", "15. 10:00", "15. 11:00"])],
 )
-async def test_due_times_at_which_nobody_was_there_are_caught_up_with_as_the_schedule_says(running, catch_up, made):
+async def test_due_times_without_a_running_engine_are_made_up_for_as_the_schedule_says(running, catch_up, made):
     clock = MockClock()
     async with running(tick, clock=clock) as engine:
         await engine.schedules.create("hourly", tick, cron="0 * * * *", catch_up=catch_up, overlap="allow")
@@ -205,7 +205,7 @@ async def test_a_crash_between_the_due_time_and_its_run_neither_loses_nor_double
         assert await scheduled_times(engine) == ["15. 09:00"]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_two_engines_on_one_file_make_one_run_of_each_due_time(running):
     clock = MockClock()
     async with (

@@ -35,7 +35,7 @@ async def test_nothing_is_written_for_a_run_that_waits_without_a_timer(clock):
 
 
 @pytest.mark.parametrize("seconds", [None, float("inf")])
-async def test_a_timeout_that_is_never_due_wakes_nobody(clock, seconds):
+async def test_a_timeout_that_is_never_due_wakes_no_run(clock, seconds):
     @job("unlimited")
     async def unlimited(ctx: Context, _: None) -> str:
         async with asyncio.timeout(seconds):
@@ -142,7 +142,7 @@ async def test_a_wait_that_has_ended_stays_ended_when_it_is_called_off_in_a_late
         ]
 
 
-async def test_a_child_that_a_timeout_has_called_off_is_started_by_nobody_again(clock):
+async def test_a_child_that_a_timeout_has_called_off_is_not_started_again(clock):
     @job("parent")
     async def parent(ctx: Context, _: None) -> str:
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import Context, Trigger, job
 from durable_web.testing import MockClock, crash
@@ -34,7 +34,7 @@ async def test_a_line_is_attached_to_the_step_that_wrote_it_also_in_concurrent_b
     assert lines[3] == ("error", "after", {}, None)
 
 
-async def test_a_field_that_cannot_be_stored_is_kept_as_its_repr_and_harms_nobody(running):
+async def test_a_field_that_cannot_be_stored_is_kept_as_its_repr_and_fails_nothing(running):
     @job("odd")
     async def odd(ctx: Context, _: None) -> None:
         ctx.log.info("odd \ud800 \x00 <b>", what=object, number=float("nan"), text="\udfff")
@@ -236,7 +236,7 @@ async def test_a_slow_step_is_seen_to_run_and_a_quick_one_only_to_complete(runni
 # --- other threads ---------------------------------------------------------------------------------------------------
 
 
-@on_a_desk_only("there are no threads")
+@cpython_only("there are no threads")
 async def test_a_step_that_works_in_a_thread_tells_from_there_what_it_does(running):
     @job("threaded")
     async def threaded(ctx: Context, _: None) -> list[int]:
@@ -262,8 +262,8 @@ async def test_a_step_that_works_in_a_thread_tells_from_there_what_it_does(runni
         assert of_step[-1].status == "completed"
 
 
-@on_a_desk_only("there are no threads")
-async def test_a_thread_that_tells_something_while_the_event_loop_is_busy_harms_nobody(running):
+@cpython_only("there are no threads")
+async def test_a_thread_that_tells_something_while_the_event_loop_is_busy_fails_nothing(running):
     clock = MockClock()
     troubles: list[Any] = []
 
@@ -301,7 +301,7 @@ async def test_a_thread_that_tells_something_while_the_event_loop_is_busy_harms_
     assert troubles == []
 
 
-@on_a_desk_only("there are no threads")
+@cpython_only("there are no threads")
 async def test_a_line_of_the_body_is_not_repeated_by_a_thread_either(running):
     def in_a_thread(function: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=function, args=arguments)
@@ -327,7 +327,7 @@ async def test_a_line_of_the_body_is_not_repeated_by_a_thread_either(running):
     assert [frame.message for frame in frames if frame.kind == "log"] == ["one", "two"]
 
 
-@on_a_desk_only("there are no threads")
+@cpython_only("there are no threads")
 @pytest.mark.parametrize("tell", ["log", "progress", "raise_if_cancelled"])
 async def test_a_thread_whose_run_was_cancelled_can_see_it_and_leaves(running, tell):
     begun, left = asyncio.Event(), asyncio.Event()

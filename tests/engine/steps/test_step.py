@@ -466,7 +466,7 @@ async def test_a_step_that_its_engines_death_cut_off_has_waited_since_the_run_wa
         run = await engine.trigger("cut-off")
         await clock.advance(1)
         await crash(engine)
-    await clock.advance(1000)  # nobody was there
+    await clock.advance(1000)  # no engine was running
     async with running(cut_off, clock=clock, max_concurrent_runs=0):
         await clock.advance(25)
     async with running(cut_off, clock=clock) as engine:

@@ -1,4 +1,4 @@
-"""What is too long for SQLite is refused in words, and leaves nothing behind that nobody goes on with."""
+"""What is too long for SQLite is refused in words, and leaves no unfinished run behind."""
 
 from __future__ import annotations
 

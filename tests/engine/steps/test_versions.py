@@ -1,4 +1,4 @@
-"""Code that changes under runs that are under way: patches within one version, and versions side by side."""
+"""Code that changes under active runs: patches within one version, and versions side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from crashing import survive_every_death
-from watching import finish, on_a_desk_only, reach, timeline
+from watching import cpython_only, finish, reach, timeline
 
 from durable_web import Context, DuplicateJobError, Engine, Job, Run, RunStatus, job
 from durable_web.testing import MockClock, crash, settle
@@ -137,7 +137,7 @@ async def test_the_answer_is_the_same_in_every_later_execution(running):
     assert len(answers) >= 4
 
 
-async def test_a_loop_that_was_under_way_goes_on_in_the_old_way_to_its_end(running):
+async def test_a_loop_that_had_begun_goes_on_in_the_old_way_to_its_end(running):
     def loop(*, changed: bool) -> Job:
         @job("loop")
         async def loop_job(ctx: Context, _: None) -> list[str]:
@@ -375,7 +375,7 @@ async def test_a_compensation_waits_for_a_job_that_is_not_registered_at_all(runn
     assert undone == ["1"]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_engines_with_different_versions_on_one_file_each_execute_their_own_and_come_to_rest(running):
     clock = MockClock()
 
@@ -399,7 +399,7 @@ async def test_engines_with_different_versions_on_one_file_each_execute_their_ow
         ]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_run_that_cannot_begin_is_not_thrown_to_and_fro_between_engines(running):
     clock = MockClock()
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import Context, Retry, RunStatus, job
 from durable_web.testing import MockClock, crash, settle
@@ -169,7 +169,7 @@ async def test_runs_triggered_after_the_clock_was_set_back_still_come_after_thos
     assert order == [1, 2]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_an_owner_keeps_its_lease_when_the_clock_is_set_back_and_others_take_the_run_only_after_it_ends(running):
     begun: list[int] = []
     gate = asyncio.Event()
@@ -206,7 +206,7 @@ async def test_an_owner_keeps_its_lease_when_the_clock_is_set_back_and_others_ta
         assert (await finish(heir, run)).output == 2
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_run_whose_lease_a_jump_of_the_clock_ended_is_executed_once_more_and_recorded_once(running):
     begun: list[int] = []
     gates = {1: asyncio.Event(), 2: asyncio.Event()}

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from earlier_databases import restore
 from earlier_jobs import JOBS, LONG, called, repaired
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import Context, Engine, Run, RunStatus, job
 
@@ -156,7 +156,7 @@ UNORDERED = {
 
 
 @pytest.mark.parametrize(
-    "exclusive", [True, pytest.param(False, marks=on_a_desk_only("opens the file as one of several engines"))]
+    "exclusive", [True, pytest.param(False, marks=cpython_only("opens the file as one of several engines"))]
 )
 @pytest.mark.parametrize("name", UNORDERED)
 async def test_a_run_whose_order_is_not_known_is_dead_and_calls_nothing(running, database_path, name, exclusive):

@@ -139,7 +139,7 @@ async def test_of_deleted_runs_nothing_is_left_but_that_they_were_deleted(runnin
         with suppress(UpdateRejected, StepFailed):
             assert await engine.runs.update(other.id, "change") == "changed"
         await clock.advance(5)
-        assert (await finish(engine, run)).error.type == "ChildFailed"  # of the webhook, which nobody has called
+        assert (await finish(engine, run)).error.type == "ChildFailed"  # of the webhook, which was not called
         assert {"steps", "attempts", "values", "labels", "messages", "gates", "frames", "runs"} <= rows(engine).keys()
         deleted = await engine.runs.delete_many()
         assert len(deleted) == 4

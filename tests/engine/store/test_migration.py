@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from earlier_databases import NAMES, restore
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import Context, RunStatus, SchemaVersionError, job
 from durable_web._store import SCHEMA_VERSION, Database, database
@@ -106,7 +106,7 @@ async def test_a_run_of_an_earlier_version_is_given_what_it_has_recorded_in_bran
         assert [step.name for step in await engine.runs.steps(run.id)] == ["first", *recorded, "load#3"]
 
 
-@on_a_desk_only("opens the file beside the engine")
+@cpython_only("opens the file beside the engine")
 @pytest.mark.parametrize("make_earlier", [make_version_1, functools.partial(restore, "asleep")], ids=["1", "4"])
 async def test_a_migrated_database_is_built_like_a_new_one(running, database_path, make_earlier):
     make_earlier(database_path)
@@ -119,7 +119,7 @@ async def test_a_migrated_database_is_built_like_a_new_one(running, database_pat
     assert migrated == structure(database_path)
 
 
-@on_a_desk_only("opens the file beside the engine")
+@cpython_only("opens the file beside the engine")
 async def test_a_migration_that_fails_leaves_the_database_as_it_was(running, database_path, monkeypatch):
     make_version_1(database_path)
     before = structure(database_path)
@@ -136,7 +136,7 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(running, dat
 # --- refusing to migrate ----------------------------------------------------------------------------------------------
 
 
-@on_a_desk_only("reads the file beside the engine")
+@cpython_only("reads the file beside the engine")
 @pytest.mark.parametrize(("make_earlier", "version"), [(make_version_1, 1), (functools.partial(restore, "asleep"), 4)])
 async def test_an_engine_that_may_not_migrate_refuses_an_earlier_database_and_leaves_it_untouched(
     running, database_path, make_earlier, version

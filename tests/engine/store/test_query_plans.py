@@ -179,7 +179,7 @@ async def test_what_runs_per_wait_and_per_delivery_goes_by_the_index_made_for_it
 
 
 async def test_waits_that_have_ended_are_no_longer_found_by_their_topic(running):
-    """Else an event would look at everybody who has ever waited for it."""
+    """Otherwise an event would read every wait that there ever was for its topic."""
 
     @job("paid")
     async def paid(ctx: Context, _: None) -> None:

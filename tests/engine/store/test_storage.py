@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 import durable_web
 from durable_web import (
@@ -76,7 +76,7 @@ async def test_branches_that_complete_in_the_same_turn_share_a_commit(running):
     assert len(commits) <= 4
 
 
-@on_a_desk_only("writes a file that is no database past SQLite")
+@cpython_only("writes a file that is no database past SQLite")
 async def test_a_file_that_is_not_a_database_is_refused_and_left_untouched(tmp_path: Path):
     path = tmp_path / "letter.txt"
     path.write_text("Dear SQLite, I am not one of yours. " * 100)
@@ -86,7 +86,7 @@ async def test_a_file_that_is_not_a_database_is_refused_and_left_untouched(tmp_p
     assert path.read_bytes() == before
 
 
-@on_a_desk_only("writes a database past the engine")
+@cpython_only("writes a database past the engine")
 async def test_a_database_of_a_newer_version_is_refused_and_left_untouched(tmp_path: Path):
     path = tmp_path / "newer.sqlite3"
     connection = sqlite3.connect(path)
@@ -99,13 +99,13 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_untouched(tmp_p
     assert path.read_bytes() == before
 
 
-@on_a_desk_only("there are no folders to be missing")
+@cpython_only("there are no folders to be missing")
 async def test_a_database_in_a_folder_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(DatabaseReadOnlyError, match="folder exists"):
         await Engine(tmp_path / "missing" / "jobs.sqlite3").start()
 
 
-@on_a_desk_only("there are no permissions to be missing")
+@cpython_only("there are no permissions to be missing")
 def test_a_database_that_may_not_be_written_is_refused_with_what_to_check(tmp_path_factory):
     """In a process of its own, which gives up root's right to write anywhere."""
     folder = Path(tempfile.mkdtemp())
@@ -215,7 +215,7 @@ class Damage:
         self._connection.execute("PRAGMA shrink_memory")  # what SQLite has read already does not hide it
 
 
-@on_a_desk_only("writes to the file past the engine")
+@cpython_only("writes to the file past the engine")
 async def test_whatever_reads_a_damaged_file_raises_a_storage_error_and_a_mended_one_is_read_again(running):
     async with running(steps) as engine:
         run = await finish(engine, await engine.trigger("steps", 3))
@@ -242,7 +242,7 @@ async def test_whatever_reads_a_damaged_file_raises_a_storage_error_and_a_mended
         assert await engine.runs.get(run.id) == run
 
 
-@on_a_desk_only("writes to the file past the engine")
+@cpython_only("writes to the file past the engine")
 async def test_an_engine_that_cannot_read_reports_it_and_goes_on_when_it_can_again(running):
     clock = MockClock()
     states: list[str] = []
@@ -273,7 +273,7 @@ async def test_an_engine_that_cannot_read_reports_it_and_goes_on_when_it_can_aga
     assert states[-1] == "running"
 
 
-@on_a_desk_only("writes to the file past the engine")
+@cpython_only("writes to the file past the engine")
 async def test_a_damaged_file_is_refused_when_the_engine_starts(running, database_path):
     async with running(steps) as engine:
         await finish(engine, await engine.trigger("steps", 3))

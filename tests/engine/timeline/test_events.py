@@ -1,4 +1,4 @@
-"""Events: told after the commit, to whoever listens, and nobody is disturbed by a listener that fails."""
+"""Notifications: sent after the commit, to every listener; one that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_a_listener_hears_of_what_is_committed_already(running):
     assert stored == ["completed"]
 
 
-async def test_a_listener_that_fails_goes_to_the_error_handler_and_disturbs_nobody(running):
+async def test_a_listener_that_fails_goes_to_the_error_handler_and_affects_no_other(running):
     errors, heard = [], []
 
     def raises(event: object) -> None:

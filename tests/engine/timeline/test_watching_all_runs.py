@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from watching import finish, on_a_desk_only, take, talk, timeline
+from watching import cpython_only, finish, take, talk, timeline
 
 from durable_web import Context, Frame, job
 from durable_web.testing import MockClock, settle
@@ -112,7 +112,7 @@ async def test_watching_all_runs_ends_when_the_engine_stops_and_not_before(runni
     assert [frame.seq for frame in seen] == list(range(1, 8))
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_frames_of_another_process_arrive_within_a_second_in_between_our_own(running):
     clock = MockClock()
     async with (
@@ -131,7 +131,7 @@ async def test_frames_of_another_process_arrive_within_a_second_in_between_our_o
     assert [frame.id for frame in stories[0]] == list(range(1, 29))
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_more_than_the_tails_hold_written_by_another_process_is_read_from_the_store(running):
     clock = MockClock()
     async with (

@@ -69,7 +69,7 @@ def test_what_json_alone_would_bend_is_kept(value):
 
 
 class Fixed(tzinfo):
-    """The offset of whoever has parsed a time, such as pydantic and dateutil."""
+    """The class of an offset that libraries such as pydantic and dateutil make when they parse a time."""
 
     def utcoffset(self, moment: datetime | None) -> timedelta:
         return timedelta(hours=2)
@@ -84,7 +84,7 @@ class Unknown(Fixed):
         return None if moment is None else timedelta(hours=moment.month)
 
 
-def test_a_time_at_a_fixed_offset_is_kept_whoever_made_the_offset():
+def test_a_time_at_a_fixed_offset_is_kept_whichever_library_made_the_offset():
     moment = datetime(2026, 1, 31, 8, 0, tzinfo=Fixed())
     found = decode(encode(moment))
     assert (found, found.utcoffset()) == (moment, moment.utcoffset())

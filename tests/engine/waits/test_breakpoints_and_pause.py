@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import Context, Engine, Retry, RunNotActive, RunNotFound, RunStatus, SignalTimeout, job
 from durable_web.testing import crash, engine, restart, settle
@@ -494,7 +494,7 @@ async def test_the_timeline_tells_of_pausing_and_resuming():
         assert told == [("running", "it is paused"), ("running", "it is resumed")]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_another_engine_can_pause_and_resume_a_run_within_a_second(database_path, clock):
     async with (
         Engine(database_path, [steps], clock=clock) as executing,

@@ -36,7 +36,7 @@ async def test_a_singleton_that_would_wait_for_itself_is_told_so_instead_of_wait
 
 
 async def test_two_singletons_that_would_follow_each_other_do_not_wait_for_ever(running):
-    """Each is under way already, and neither is the other's child."""
+    """Both are active already, and neither is the other's child."""
 
     def other(name: str, wanted: str) -> Job:
         @job(name, singleton=Singleton())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from watching import finish, on_a_desk_only
+from watching import cpython_only, finish
 
 from durable_web import Context, Engine, RunStatus, Trigger, job
 from durable_web._execution.run import Execution
@@ -47,7 +47,7 @@ def alive() -> int:
     return sum(isinstance(item, Execution) for item in gc.get_objects())
 
 
-@on_a_desk_only("what other tests have left is freed there at any moment")
+@cpython_only("what other tests have left is freed there at any moment")
 @pytest.mark.parametrize("kept", [0, 1, KEPT])
 async def test_no_more_waiting_runs_are_in_memory_than_the_engine_may_keep(kept):
     before = alive()  # what earlier tests of this process have left
@@ -86,7 +86,7 @@ async def test_functions_that_were_made_in_a_job_keep_nothing_of_it_in_memory():
 
 # --- ten thousand ----------------------------------------------------------------------------------------------------
 
-on_a_desk = on_a_desk_only("it takes minutes there to make ten thousand runs")
+cpython = cpython_only("it takes minutes there to make ten thousand runs")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ class Work:
         into.append(self.instructions - before)
 
 
-@on_a_desk
+@cpython
 async def test_starting_does_not_depend_on_how_many_runs_wait(reopened):
     work: list[int] = []
     before = alive()
@@ -158,7 +158,7 @@ async def test_starting_does_not_depend_on_how_many_runs_wait(reopened):
     assert 0 < many < 1.2 * few
 
 
-@on_a_desk
+@cpython
 async def test_what_a_signal_costs_does_not_depend_on_how_many_runs_wait(reopened):
     work: list[int] = []
     for count in (10, MANY):
@@ -175,7 +175,7 @@ async def test_what_a_signal_costs_does_not_depend_on_how_many_runs_wait(reopene
     assert 0 < many < 1.2 * few
 
 
-@on_a_desk
+@cpython
 async def test_one_timer_wakes_the_one_that_is_due(reopened):
     work: list[int] = []
     for count in (10, MANY):
@@ -195,7 +195,7 @@ async def test_one_timer_wakes_the_one_that_is_due(reopened):
     assert 0 < many < 1.2 * few
 
 
-@on_a_desk
+@cpython
 async def test_all_of_them_go_on_when_their_time_has_come_while_the_engine_was_closed(reopened):
     before = alive()
     e = reopened(MANY)

@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import (
     Context,
@@ -149,7 +149,7 @@ async def test_each_wait_takes_one_event():
 # --- once ------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_event_of_the_same_id_reaches_nobody_again():
+async def test_an_event_of_the_same_id_is_not_delivered_again():
     async with engine(paid) as e:
         first = await e.trigger(paid)
         await settle()
@@ -182,7 +182,7 @@ async def test_publishing_is_one_transaction():
             assert len(reached) == (4 if side == "before" else 0)
 
 
-async def test_a_payload_that_a_job_refuses_reaches_nobody_and_uses_up_no_id():
+async def test_a_payload_that_a_job_refuses_is_not_delivered_and_uses_up_no_id():
     @job("ship", on_event="paid")
     async def ship(ctx: Context, payment: Payment) -> int:
         return payment.amount
@@ -304,7 +304,7 @@ async def test_an_event_reaches_runs_that_are_not_in_memory(kept):
         assert (await finish(e, run)).output == {"order": 7}
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_an_event_that_another_engine_publishes_wakes_the_runs_within_a_second(database_path, clock):
     async with (
         Engine(database_path, [paid], clock=clock) as executing,

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from signalled import later, one, several
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import Context, Engine, InvalidInput, RunNotActive, RunNotFound, RunStatus, SerializationError, job
 from durable_web.testing import crash_at, engine, restart, settle
@@ -244,7 +244,7 @@ async def test_a_run_that_is_triggered_with_a_signal_for_later_begins_then(clock
 # --- another engine on the same file ---------------------------------------------------------------------------------
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 @pytest.mark.parametrize("kept", [0, 1000])
 async def test_a_signal_from_another_engine_wakes_the_run_within_a_second(database_path, clock, kept):
     async with (

@@ -330,7 +330,7 @@ async def test_a_sleep_that_was_called_off_does_not_end_in_a_later_execution(clo
     assert set(ways) == {"gave up"}
 
 
-async def test_a_run_with_a_step_under_way_keeps_its_slot_until_all_branches_wait(clock):
+async def test_a_run_with_an_executing_step_keeps_its_slot_until_all_branches_wait(clock):
     gate = asyncio.Event()
 
     @job("mixed")
@@ -346,7 +346,7 @@ async def test_a_run_with_a_step_under_way_keeps_its_slot_until_all_branches_wai
         assert await status(e, run) == RunStatus.WAITING
 
 
-async def test_a_body_that_ends_while_a_sleep_is_under_way_leaves_no_timer_behind(clock):
+async def test_a_body_that_ends_during_a_sleep_leaves_no_timer_behind(clock):
     gate = asyncio.Event()
 
     @job("ends")

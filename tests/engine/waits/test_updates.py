@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import (
     Context,
@@ -325,7 +325,7 @@ async def test_updates_of_two_names_side_by_side():
         assert (await finish(e, run)).output == ["Main", "Ulm", "Bonn"]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 @pytest.mark.parametrize("kept", [0, 1000])
 async def test_a_caller_of_another_engine_is_answered_within_a_second(database_path, clock, kept):
     async with (
@@ -343,7 +343,7 @@ async def test_a_caller_of_another_engine_is_answered_within_a_second(database_p
         assert await asking == 5
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_caller_of_another_engine_is_told_when_the_run_ends_without_answering(database_path, clock):
     async with (
         Engine(database_path, [silent], clock=clock) as executing,

@@ -6,7 +6,7 @@ import asyncio
 import re
 
 import pytest
-from watching import finish, on_a_desk_only, timeline
+from watching import cpython_only, finish, timeline
 
 from durable_web import (
     Context,
@@ -227,7 +227,7 @@ async def test_webhooks_side_by_side():
         assert [step.name for step in steps if step.kind == "webhook"] == ["payment", "payment#2"]
 
 
-@on_a_desk_only("OPFS has one engine per file")
+@cpython_only("OPFS has one engine per file")
 async def test_a_delivery_to_another_engine_wakes_the_run_within_a_second(database_path, clock):
     async with (
         Engine(database_path, [payment], clock=clock) as executing,
