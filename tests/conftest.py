@@ -36,12 +36,11 @@ def _run(test: Coroutine[Any, Any, None]) -> None:
     run_sync(test)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Hide Playwright's event loop from tests without a browser.
+def _hide_playwright(item: pytest.Item) -> Generator[None, object, object]:
+    """Hide Playwright's event loop from a test without a browser, and from the fixtures that are set up for it.
 
-    Its synchronous API leaves its loop marked as the thread's running one until it is stopped, at the session's end;
-    a test that follows in the same process could then start none of its own.
+    Playwright's synchronous API leaves its loop marked as the thread's running one until it is stopped, at the
+    session's end; what follows in the same process could then start none of its own.
     """
     if sys.platform == "emscripten" or "playwright" in getattr(item, "fixturenames", ()):
         return (yield)
@@ -51,6 +50,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     finally:
         asyncio._set_running_loop(before)
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_hide_playwright)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_hide_playwright)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
