@@ -106,7 +106,7 @@ def large(dist, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=PAGES)
+@pytest.fixture(scope="module", params=["micropython", pytest.param("pyodide", marks=pytest.mark.deep)])
 def shared(request, playwright, server, tmp_path_factory):
     with launch(playwright, tmp_path_factory.mktemp("profile")) as chromium:
         yield Demo(chromium, server.url + PAGES[request.param])
@@ -317,7 +317,7 @@ def test_markup_in_names_and_values_is_text(demo):
     assert demo.page.locator("main img, main script").count() == 0
 
 
-@pytest.mark.parametrize("interpreter", PAGES)
+@pytest.mark.parametrize("interpreter", ["micropython", pytest.param("pyodide", marks=pytest.mark.deep)])
 def test_a_second_tab_shows_the_same_and_takes_over_when_the_first_is_closed(browser, server, interpreter, large):
     chromium = browser()
     first = Demo(chromium, server.url + PAGES[interpreter])
@@ -366,7 +366,7 @@ def test_an_engine_that_cannot_start_is_explained_with_its_traceback(browser, se
     assert demo.page.locator("#choose").is_disabled()
 
 
-@pytest.mark.parametrize("interpreter", PAGES)
+@pytest.mark.parametrize("interpreter", ["pyodide", pytest.param("micropython", marks=pytest.mark.deep)])
 def test_the_page_works_under_a_sub_path_and_its_policy_holds_for_the_worker_too(browser, dist, serve, interpreter):
     (policy,) = re.findall(r'content="(default-src[^"]*)"', (dist / "demo" / "index.html").read_text(encoding="utf-8"))
     site = serve(prefix="/app/durable/", headers={"Content-Security-Policy": policy})

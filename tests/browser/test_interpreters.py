@@ -61,7 +61,7 @@ def frames(texts, run_id):
     return [frame for frame in map(json.loads, texts) if frame["run_id"] == run_id]
 
 
-@pytest.mark.parametrize(("first", "second"), [("mpy", "py"), ("py", "mpy")])
+@pytest.mark.parametrize(("first", "second"), [("mpy", "py"), pytest.param("py", "mpy", marks=pytest.mark.deep)])
 def test_two_tabs_in_two_interpreters_see_the_same_sequence_also_when_the_leader_is_killed(
     browser, python_url, first, second
 ):

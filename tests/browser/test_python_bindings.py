@@ -31,7 +31,7 @@ def chromium(browser):
     return browser()
 
 
-@pytest.fixture(params=["mpy", "py"])
+@pytest.fixture(params=["mpy", pytest.param("py", marks=pytest.mark.deep)])
 def python(request, chromium, python_url):
     """Run a main.py on a page, under either interpreter, and return what it tells."""
 
