@@ -20,50 +20,47 @@
  * triggered, here or in another tab. Whatever is shown is text. README.md lists the parts and custom properties.
  */
 import { RunsBinding } from "./durable-bindings.js";
-import {
-  DurableElement,
-  ProgressView,
-  attribute,
-  json,
-  make,
-  name,
-  optionsOf,
-  percentText,
-  show,
-  words,
-  write,
-  writeText,
-} from "./elements/element.js";
+import { DurableElement, json, optionsOf, takeOver, words } from "./elements/element.js";
+import { show } from "./elements/following.js";
+import { ProgressView, attribute, make, makeButton, name, percentText, write, writeText } from "./elements/parts.js";
 import { LogView, RunView, messageFor } from "./elements/run-view.js";
 import { RunsView } from "./elements/runs-view.js";
 import { StepGraph } from "./elements/steps-view.js";
 import { styles } from "./elements/styles.js";
 import { visible } from "./bindings/text.js";
-import { connect } from "./durable-web.js";
+import { connect, release } from "./durable-web.js";
 
 /** @typedef {import("./durable-web.js").Durable} Durable */
+/** @typedef {import("./durable-web.js").StatusDetail} StatusDetail */
 
 /** So many lines a log shows, unless told otherwise. */
 const MOST_LINES = 200;
 
 /**
  * Connects to the database that its attributes name, for the elements inside. While the engine starts it says so, and so it
- * does when the engine cannot start. The event "client" tells that `client` is there.
+ * does when the engine cannot start, or has ended, with a button to try again. The event "client" tells that `client` is
+ * another one, or null; the elements inside follow it. A client that a page gives as the property `client` counts more.
  */
 export class DurableClient extends HTMLElement {
-  static observedAttributes = ["database", "jobs"];
+  static observedAttributes = ["database", "jobs", "durability", "max-recoveries"];
   #root = this.attachShadow({ mode: "open" });
   #note = make("p", { class: "muted", part: "note", role: "status" });
   #problem = make("p", { class: "problem text", part: "problem", role: "alert" });
+  #again = makeButton("Try again", () => this.#connectAnew());
   /** @type {Durable | null} */
   #client = null;
-  #connecting = "";
+  /** What its attributes asked for when it last connected. */
+  #wish = "";
+  /** Gives up that connection. */
+  #connection = new AbortController();
+  #isGiven = false;
 
   constructor() {
     super();
     this.#root.adoptedStyleSheets = [styles];
-    this.#note.hidden = this.#problem.hidden = true;
-    this.#root.append(this.#note, this.#problem, make("slot"));
+    this.#note.hidden = this.#problem.hidden = this.#again.hidden = true;
+    this.#root.append(this.#note, this.#problem, this.#again, make("slot"));
+    takeOver(this, "client");
   }
 
   /** @returns {Durable | null} */
@@ -71,40 +68,80 @@ export class DurableClient extends HTMLElement {
     return this.#client;
   }
   set client(client) {
-    this.#client = client;
-    this.dispatchEvent(new CustomEvent("client"));
+    this.#isGiven = client !== null;
+    this.#wish = "";
+    this.#connection.abort();
+    this.#tell({ status: client?.status ?? "", message: client?.statusMessage ?? "" });
+    this.#use(client);
+    if (!client) void this.#connect();
   }
 
   connectedCallback() {
     void this.#connect();
   }
   attributeChangedCallback() {
-    if (this.isConnected) void this.#connect();
+    void this.#connect();
   }
 
+  #connectAnew() {
+    this.#wish = "";
+    void this.#connect();
+  }
+
+  /** Once for all attributes that are set in one go. An element that is only moved in the page keeps its client. */
   async #connect() {
+    await null;
     const database = this.getAttribute("database");
     const options = optionsOf(this);
     const wish = JSON.stringify([database, options]);
-    if (database === null || wish === this.#connecting) return;
-    this.#connecting = wish;
+    if (!this.isConnected || this.#isGiven || wish === this.#wish) return;
+    this.#wish = wish;
+    this.#connection.abort();
+    this.#use(null);
+    const { signal } = (this.#connection = new AbortController());
+    const tell = (/** @type {StatusDetail} */ detail) => signal.aborted || this.#hear(detail);
+    const last = leaving; // the client before, which may be of the same database with other options
     try {
-      const client = await connect(database, { ...options, onstatus: (detail) => this.#tell(detail) });
-      if (wish === this.#connecting) this.client = client;
+      await last;
+      if (signal.aborted || database === null) return this.#tell({ status: "", message: "" });
+      const client = await connect(database, { ...options, onstatus: tell, signal });
+      const leave = () => (leaving = release(client));
+      if (signal.aborted) return void leave();
+      signal.addEventListener("abort", leave, { once: true });
+      this.#use(client);
     } catch (error) {
-      this.#tell({ status: "failed", message: /** @type {Error} */ (error).message });
+      if (!signal.aborted) this.#hear({ status: "failed", message: /** @type {Error} */ (error).message });
     }
+  }
+
+  /** @param {Durable | null} client */
+  #use(client) {
+    if (client === this.#client) return;
+    this.#client = client;
+    this.dispatchEvent(new CustomEvent("client"));
+  }
+
+  /** @param {StatusDetail} detail of the connection of now */
+  #hear(detail) {
+    this.#tell(detail);
+    if (detail.status !== "failed" && detail.status !== "closed") return;
+    this.#wish = ""; // the same attributes connect again
+    this.#use(null);
   }
 
   /** @param {{status: string, message: string}} detail */
   #tell({ status, message }) {
-    attribute(this, "status", status);
+    const hasEnded = status === "failed" || status === "closed";
+    attribute(this, "status", status || null);
     this.#note.hidden = status !== "starting";
     write(this.#note, status === "starting" ? `Starting: ${message}` : "");
-    this.#problem.hidden = status !== "failed";
-    write(this.#problem, status === "failed" ? visible(message) : "");
+    this.#problem.hidden = this.#again.hidden = !hasEnded;
+    write(this.#problem, hasEnded ? visible(message) : "");
   }
 }
+
+/** Resolves when the clients that were given up are closed. @type {Promise<void>} */
+let leaving = Promise.resolve();
 
 /** One run: its state, progress, steps, error and output, and what can be done with it. */
 export class DurableRun extends DurableElement {

@@ -24,14 +24,16 @@
  *
  * A call that is made while no engine is ready waits for the next one.
  *
- * All tabs of a database have to give the same `jobs` and `durability`, and come from the same release of these files. The
- * `maxRecoveries` that counts is that of the tab which runs the engine.
+ * All tabs of a database have to give the same `jobs` and `durability`, or none, and come from the same release of these
+ * files. The `maxRecoveries` that counts is that of the tab which runs the engine.
  *
  * Whatever goes wrong is a `DurableError`, whose `code` says what. The codes made here; others come from Python and from
  * worker/opfs-filesystem.js:
  *
  *     InvalidNameError        the database's name is not 1 to 64 letters, digits, dots, hyphens and underscores
- *     InvalidOptionError      maxRecoveries is no whole number of at least 0
+ *     InvalidOptionError      an option of connect() is unknown or wrong; the message names it
+ *     NoJobsError             no other tab runs the database, and this page gave no jobs
+ *     AbortedError            the signal given to connect() was aborted before the client was ready
  *     AlreadyConnectedError   this page is connected to that database already, with other options
  *     LocksUnavailableError   there are no Web Locks here
  *     OtherOptionsError       the tab that runs the database was given other jobs or another durability
@@ -46,12 +48,12 @@ import {
   DurableError,
   EngineChannel,
   EngineWorker,
-  PROTOCOL,
   failure,
   lobbyName,
   nextId,
   unanswered,
 } from "./client/connection.js";
+import { startOf } from "./client/options.js";
 import { Watch } from "./client/watch.js";
 
 export { DurableError };
@@ -65,8 +67,8 @@ export { DurableError };
  *   the "snapshot" or was "plain", for that `reason`
  */
 /**
- * @typedef {{jobs: string[], durability?: "full" | "normal", snapshot?: boolean, maxRecoveries?: number,
- *   onstatus?: (detail: StatusDetail) => void}} Options
+ * @typedef {{jobs?: (string | URL)[], durability?: "full" | "normal", snapshot?: boolean, maxRecoveries?: number,
+ *   onstatus?: (detail: StatusDetail) => void, signal?: AbortSignal}} Options
  */
 /**
  * @typedef {{idempotencyKey?: string, concurrencyKey?: string, coalesce?: "skip" | "active", labels?: Record<string, string>,
@@ -104,28 +106,26 @@ const SILENCE =
 /** The open clients of this page, by name. @type {Map<string, Durable>} */
 const clients = new Map();
 
+/** How many calls of `connect` have each client, and have not released it. @type {WeakMap<Durable, number>} */
+const uses = new WeakMap();
+
 /**
  * Connects to the database `name`, which is made if it is not there. Resolves when the engine is ready, in this tab or in
- * another; rejects when it cannot start. A second call with the same name and options gives the same client.
+ * another; rejects when it cannot start. A second call with the same name and options gives the same client. Without
+ * `jobs`, the page uses the engine of another tab, with that tab's jobs; if there is none, it is refused: NoJobsError.
  *
  * @param {string} name 1 to 64 letters, digits, dots, hyphens and underscores
- * @param {Options} options `jobs` are URLs of Python modules, relative to the page; `durability` "full" survives a power
- *   cut, "normal" is faster and survives any death of the browser; `snapshot: false` starts Python without the
- *   memory snapshot, for comparison; a run is dead when more than `maxRecoveries` deaths of the engine in one of its steps
- *   count against it; `onstatus` is told the status now, and every change
+ * @param {Options} [options] `jobs` are URLs of Python modules, relative to the page; `durability` "full" (the default)
+ *   survives a power cut, "normal" is faster and survives any death of the browser; `snapshot: false` starts Python
+ *   without the memory snapshot, for comparison; a run is dead when more than `maxRecoveries` (5) deaths of the engine in
+ *   one of its steps count against it; `onstatus` is told the status now, and every change; aborting `signal` before the
+ *   client is ready gives it up: AbortedError
  * @returns {Promise<Durable>}
  */
-export async function connect(name, { jobs, durability = "full", snapshot = true, maxRecoveries = 5, onstatus }) {
-  if (!/^(?!\.+$)[A-Za-z0-9._-]{1,64}$/.test(name)) {
-    throw failure(
-      "InvalidNameError",
-      `A database cannot be called ${JSON.stringify(name)}: ` +
-        "use 1 to 64 letters, digits, dots, hyphens and underscores, and not only dots.",
-    );
-  }
-  if (!Number.isInteger(maxRecoveries) || maxRecoveries < 0) {
-    throw failure("InvalidOptionError", `maxRecoveries is a whole number of at least 0, not ${maxRecoveries}.`);
-  }
+export async function connect(name, options = {}) {
+  const start = startOf(name, options);
+  const { onstatus, signal } = options;
+  if (signal?.aborted) throw aborted(name);
   if (!navigator.locks) {
     throw failure(
       "LocksUnavailableError",
@@ -133,14 +133,6 @@ export async function connect(name, { jobs, durability = "full", snapshot = true
         "Open the page over https:// or on localhost, in a browser from 2022 or later.",
     );
   }
-  /** @type {Start} */
-  const start = {
-    type: "start",
-    name,
-    jobs: jobs.map((url) => new URL(url, document.baseURI).href),
-    options: { durability, snapshot, maxRecoveries },
-    protocol: PROTOCOL,
-  };
   if (clients.get(name)?.status === "closed") await clients.get(name)?.close();
   const client = clients.get(name) ?? new Durable(start);
   clients.set(name, client);
@@ -151,14 +143,38 @@ export async function connect(name, { jobs, durability = "full", snapshot = true
         "Use the same options, or close() that client first.",
     );
   }
+  uses.set(client, (uses.get(client) ?? 0) + 1);
   if (onstatus) {
-    client.addEventListener("status", (event) => onstatus(/** @type {CustomEvent<StatusDetail>} */ (event).detail));
+    const hear = (/** @type {Event} */ event) => onstatus(/** @type {CustomEvent<StatusDetail>} */ (event).detail);
+    client.addEventListener("status", hear, { signal });
     onstatus(client.detail);
   }
-  await client.settled();
+  await Promise.race([client.settled(), whenAborted(signal)]);
+  if (signal?.aborted && client.status === "starting") {
+    await release(client);
+    throw aborted(name);
+  }
   if (client.error) throw client.error;
   return client;
 }
+
+/**
+ * Takes one call of `connect` back: the client is closed when every call that gave it was taken back. For parts of a page
+ * that share a client without knowing of each other.
+ *
+ * @param {Durable} client
+ */
+export async function release(client) {
+  const left = (uses.get(client) ?? 1) - 1;
+  uses.set(client, left);
+  if (left <= 0) await client.close();
+}
+
+/** @param {AbortSignal | undefined} signal */
+const whenAborted = (signal) => new Promise((resolve) => signal?.addEventListener("abort", resolve, { once: true }));
+
+/** @param {string} name */
+const aborted = (name) => failure("AbortedError", `The page gave up connecting to ${JSON.stringify(name)}.`);
 
 /**
  * A connection to one database; `connect` makes it. Its events are CustomEvents:
@@ -300,7 +316,10 @@ export class Durable extends EventTarget {
 
   /** @param {Start} start */
   startsLike(start) {
-    return JSON.stringify(start) === JSON.stringify(this.#start);
+    const { jobs, options } = this.#start;
+    const isSame = (/** @type {unknown} */ given, /** @type {unknown} */ own) =>
+      given === null || JSON.stringify(given) === JSON.stringify(own);
+    return isSame(start.jobs, jobs) && isSame({ ...options, ...given(start.options) }, options);
   }
 
   /**
@@ -345,6 +364,7 @@ export class Durable extends EventTarget {
   /** Resolves when the engine was stopped, rejects when it failed. */
   #runEngine() {
     this.#leaveLobby();
+    if (!this.#start.jobs) throw noJobs(this.name);
     this.#become(STARTING);
     this.#engine?.terminate(leaderLost());
     const engine = new EngineWorker(this.#start, (message) => this.#hear(message));
@@ -389,6 +409,7 @@ export class Durable extends EventTarget {
         return this.#become({ status: "starting", message: PHASES[detail.phase], ...detail });
       }
       case "ready":
+        this.#adopt(message);
         this.#become({ status: "ready", message: "ready", role: this.#engine?.role });
         return this.#watches.forEach((watch, id) => this.#subscribe(id, watch));
       case "refused":
@@ -408,6 +429,16 @@ export class Durable extends EventTarget {
         console.error(error);
         return this.#tell("error", error);
     }
+  }
+
+  /** What this page did not give is that of the engine which it uses, also when it takes over. @param {any} message */
+  #adopt({ jobs = null, durability = null }) {
+    const { options } = this.#start;
+    this.#start = {
+      ...this.#start,
+      jobs: this.#start.jobs ?? jobs,
+      options: { ...options, durability: options.durability ?? durability },
+    };
   }
 
   /** @param {string} method @param {Record<string, any>} params */
@@ -487,5 +518,16 @@ export class Durable extends EventTarget {
     return new Promise((resolve) => this.addEventListener("status", resolve, { once: true }));
   }
 }
+
+/** The options that are not null. @param {object} options */
+const given = (options) => Object.fromEntries(Object.entries(options).filter(([, value]) => value !== null));
+
+/** @param {string} name */
+const noJobs = (name) =>
+  failure(
+    "NoJobsError",
+    `No other tab runs the database ${JSON.stringify(name)}, and this page gave no jobs to run it with. ` +
+      'Give a list of addresses: connect(name, { jobs: ["./jobs.py"] }).',
+  );
 
 const leaderLost = () => unanswered("EngineStoppedError", "The tab that ran the database went away");

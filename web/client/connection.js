@@ -8,7 +8,7 @@
  *
  *     lobby   follower → worker   {type: "hello", client, start}
  *             worker → all        {type: "leading", leader}, when it begins to start, and {type: "left", leader}
- *     channel worker → follower   {type: "boot", phase, leader}, {type: "ready", leader} or {type: "refused", error}, then as
+ *     channel worker → follower   {type: "boot", phase, leader}, {type: "ready", leader, jobs, durability} or {type: "refused", error}, then as
  *                                 worker/engine-worker.js says
  *
  * A follower holds a Web Lock with the name of its channel; the worker waits for it, and so learns when the follower is
@@ -19,12 +19,13 @@ import { endsOf, forgetEnds, noteEnd } from "./ends.js";
 /** @typedef {{code: string, message: string, traceback?: string}} ErrorDescription */
 /** @typedef {{name: string, path: string, size: number}} FileInfo `path` is for jobs; `size` is in bytes */
 /**
- * @typedef {{type: "start", name: string, jobs: string[], options: object, protocol: number}} Start to a worker, with
- *   `ends`: how earlier engines of the database ended
+ * @typedef {{type: "start", name: string, jobs: string[] | null, protocol: number,
+ *   options: {durability: string | null, snapshot: boolean, maxRecoveries: number}}} Start to a worker, with `ends`: how
+ *   earlier engines of the database ended; null is what the page did not give
  */
 
 /** Raised with every change after which two tabs of different releases would misunderstand each other. */
-export const PROTOCOL = 2;
+export const PROTOCOL = 3;
 
 const WORKER_URL = new URL("../worker/engine-worker.js", import.meta.url);
 /** How long `close()` waits for the engine to put its things away. Nothing is lost when it cannot. Milliseconds. */

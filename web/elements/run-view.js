@@ -1,27 +1,26 @@
 // @ts-check
 /** What `<durable-run>` and `<durable-log>` show of a run. */
+import { json, words } from "./element.js";
 import {
   ProgressView,
   StatusView,
   act,
   actionsFor,
   attribute,
-  json,
   make,
   makeButton,
   name,
   percentText,
-  words,
   write,
   writeText,
-} from "./element.js";
+} from "./parts.js";
 import { clockText, countText, durationText, fieldsText, isTerminal, momentText, visible } from "../bindings/text.js";
 
 /** @typedef {import("../durable-web.js").Durable} Durable */
 /** @typedef {import("../durable-bindings.js").Run} Run */
 /** @typedef {import("../durable-bindings.js").Line} Line */
 /** @typedef {import("../durable-bindings.js").StepEnd} StepEnd */
-/** @typedef {import("./element.js").FollowedRun} FollowedRun */
+/** @typedef {import("./following.js").FollowedRun} FollowedRun */
 
 const MOST_MARKS = 120;
 const LATEST_STEPS = 12;

@@ -1,5 +1,6 @@
 // @ts-check
 /** What `<durable-runs>` shows: a row for each run, with what can be done with it. */
+import { words } from "./element.js";
 import {
   ProgressView,
   StatusView,
@@ -9,10 +10,9 @@ import {
   make,
   makeButton,
   name,
-  words,
   write,
   writeText,
-} from "./element.js";
+} from "./parts.js";
 import { momentText } from "../bindings/text.js";
 
 /** @typedef {import("../durable-web.js").Durable} Durable */

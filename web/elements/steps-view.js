@@ -2,12 +2,12 @@
 /** What `<durable-steps>` shows: every step of a run, what it waits for, and the steps of the runs that it has started. */
 import { Binding, coalesced, nextFrame } from "../bindings/binding.js";
 import { RunBinding } from "../durable-bindings.js";
-import { StatusView, attribute, make, name, write, writeText } from "./element.js";
+import { StatusView, attribute, make, name, write, writeText } from "./parts.js";
 import { clockText, countText, durationText, momentText, visible } from "../bindings/text.js";
 
 /** @typedef {import("../durable-web.js").Durable} Durable */
 /** @typedef {import("../durable-bindings.js").Run} Run */
-/** @typedef {import("./element.js").FollowedRun} FollowedRun */
+/** @typedef {import("./following.js").FollowedRun} FollowedRun */
 /**
  * @typedef {{name: string, kind: string, status: string, index: number, attempt: number, error: {message: string} | null,
  *   retryAt: number | null, wakeAt: number | null, waitingFor: string | null, startedAt: number,

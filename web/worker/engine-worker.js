@@ -18,7 +18,7 @@ import { giveWay, startPython, turnsOf } from "./pyodide-start.js";
 
 /** @typedef {{storage: OpfsStorage, host: any, python: {start: string, reason?: string}}} Engine */
 /**
- * @typedef {{name: string, jobs: string[], options: {durability: string, snapshot?: boolean, maxRecoveries?: number},
+ * @typedef {{name: string, jobs: string[], options: {durability: string | null, snapshot?: boolean, maxRecoveries?: number},
  *   protocol: number, ends?: Record<string, string>}} Start `ends` as client/ends.js has them
  */
 /**
@@ -53,7 +53,7 @@ self.onmessage = ({ data: message }) => {
       booting.then(
         (booted) => {
           engine = booted;
-          tell({ type: "ready", leader: LEADER });
+          tell({ type: "ready", leader: LEADER, jobs: message.jobs, durability: durabilityOf(message) });
           engine.host.greet();
         },
         (error) => end({ type: "failed", error: described(error) }),
@@ -133,11 +133,15 @@ function refusal(theirs, ours) {
     const message = `${what} has another release of this site's files. Close it, or reload it, and then reload this page.`;
     return { code: "OtherReleaseError", message };
   }
-  const shared = (/** @type {Start} */ { jobs, options }) => JSON.stringify([[...jobs].sort(), options.durability]);
-  if (shared(theirs) === shared(ours)) return undefined;
+  const sorted = (/** @type {string[]} */ jobs) => JSON.stringify([...jobs].sort());
+  const hasSameJobs = !theirs.jobs || sorted(theirs.jobs) === sorted(ours.jobs);
+  if (hasSameJobs && [null, durabilityOf(ours)].includes(theirs.options.durability)) return undefined;
   const message = `${what} was given other jobs or another durability. Give the same in every tab, or close that one first.`;
   return { code: "OtherOptionsError", message };
 }
+
+/** @param {Start} start */
+const durabilityOf = ({ options: { durability } }) => durability ?? "full";
 
 /** @param {Client} client @param {any} host */
 function sessionOf(client, host) {
@@ -149,7 +153,9 @@ function sessionOf(client, host) {
  * @param {Start} message
  * @returns {Promise<Engine>}
  */
-async function boot({ name, jobs, options: { snapshot, ...options }, ends }) {
+async function boot({ ends, ...start }) {
+  const { name, jobs } = start;
+  const { snapshot, maxRecoveries } = start.options;
   report("storage");
   opening = OpfsStorage.open(name);
   let isOpen = false;
@@ -179,7 +185,14 @@ async function boot({ name, jobs, options: { snapshot, ...options }, ends }) {
 
   report("jobs", python);
   const browser = pyodide.pyimport("durable_web._browser");
-  const settings = { database: `${MOUNT_POINT}/database.sqlite3`, jobs, ...options, life: LEADER, ends };
+  const settings = {
+    database: `${MOUNT_POINT}/database.sqlite3`,
+    jobs,
+    durability: durabilityOf(start),
+    maxRecoveries,
+    life: LEADER,
+    ends,
+  };
   const files = {
     create: (/** @type {string} */ name) => storage.create(name),
     remove: (/** @type {string} */ name) => storage.remove(name),
