@@ -23,6 +23,7 @@ TERMINAL = ("completed", "failed", "cancelled", "dead")
 MOST_LINES = 1000
 
 _names = {}
+_SAME = object()  # the input that the run has
 
 
 class DurableError(Exception):
@@ -52,19 +53,21 @@ class Record:
         return "Record({})".format(", ".join(f"{name}={value!r}" for name, value in self.__dict__.items()))
 
 
-async def connect(name, jobs, durability="full", on_status=None, on_engine=None, max_recoveries=5):
+async def connect(name, jobs=None, *, durability=None, on_status=None, on_engine=None, max_recoveries=None):
     """Connect to the database ``name``, in which the jobs of the modules at the URLs ``jobs`` are run.
 
-    Returns a ``Durable`` when the engine is ready, in this tab or in another one that runs the database.
+    Returns a ``Durable`` when the engine is ready, in this tab or in another one that runs the database. Without
+    ``jobs`` the page uses the engine of another tab, with that tab's jobs. ``durability`` is ``"full"`` (the default:
+    it survives a power cut) or ``"normal"`` (faster; it survives any death of the browser).
     ``on_status`` is called with the status, a message, and the phase of starting, now and whenever they change.
     ``on_engine`` is called with a state and a message when the engine stops claiming runs (``"storage_full"`` or
     ``"storage_error"``) and when it goes on (``"running"``).
-    A run is dead when more than ``max_recoveries`` deaths of the engine in one of its steps count against it.
+    A run is dead when more than ``max_recoveries`` (5) deaths of the engine in one of its steps count against it.
 
     :raises DurableError: when the engine cannot start; a Python error in a job module comes with its traceback.
     """
     durable = Durable(on_status, on_engine)
-    options = json.dumps({"jobs": jobs, "durability": durability, "maxRecoveries": max_recoveries})
+    options = json.dumps(_given(jobs=jobs, durability=durability, max_recoveries=max_recoveries))
     hear_status, take_client = create_proxy(durable._hear_status), create_proxy(durable._take_client)
     await _result(bridge.connect(name, options, hear_status, take_client))
     return durable
@@ -96,21 +99,69 @@ class Durable:
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
-    async def trigger(self, job, input=None, **options):
+    async def trigger(
+        self,
+        job,
+        input=None,
+        *,
+        idempotency_key=None,
+        concurrency_key=None,
+        coalesce=None,
+        labels=None,
+        priority=None,
+        run_at=None,
+        deadline=None,
+    ):
         """Make a run of a job; ``input`` is made of JSON values. Returns the run.
 
-        Options: ``idempotency_key``, ``concurrency_key``, ``coalesce``, ``labels``, ``priority``, and ``run_at`` and
-        ``deadline`` in milliseconds since 1970 UTC.
+        :param idempotency_key: a second trigger of the job with the same key gives the first one's run.
+        :param concurrency_key: at most one run of the job with that key executes at a time.
+        :param coalesce: ``"skip"`` or ``"active"``: a waiting (or active) run with that key stands for the new one.
+        :param labels: a dict of texts; ``priority``: a whole number, the higher goes first.
+        :param run_at, deadline: milliseconds since 1970-01-01 UTC.
         """
-        return Record(await self._call("trigger", job, input, _camel_case_keys(options)))
+        options = _given(
+            idempotency_key=idempotency_key,
+            concurrency_key=concurrency_key,
+            coalesce=coalesce,
+            labels=labels,
+            priority=priority,
+            run_at=run_at,
+            deadline=deadline,
+        )
+        return Record(await self._call("trigger", job, input, options))
 
-    async def trigger_with_signal(self, job, input, name, payload=None, signal_id=None, **options):
-        """Make a run of a job, or find the one that stands for it, and send it a signal, all or nothing. Returns it.
+    async def trigger_with_signal(
+        self,
+        job,
+        input,
+        name,
+        payload=None,
+        *,
+        signal_id=None,
+        idempotency_key=None,
+        concurrency_key=None,
+        coalesce=None,
+        labels=None,
+        priority=None,
+        run_at=None,
+        deadline=None,
+    ):
+        """Make a run of a job, or find the active one with its key, and send it a signal, all or nothing. Returns it.
 
-        The options are those of ``trigger``.
+        A second signal of one ``signal_id`` is not delivered; the other options are those of ``trigger``.
         """
         signal = {"name": name, "payload": payload, "signalId": signal_id}
-        return Record(await self._call("triggerWithSignal", job, input, signal, _camel_case_keys(options)))
+        options = _given(
+            idempotency_key=idempotency_key,
+            concurrency_key=concurrency_key,
+            coalesce=coalesce,
+            labels=labels,
+            priority=priority,
+            run_at=run_at,
+            deadline=deadline,
+        )
+        return Record(await self._call("triggerWithSignal", job, input, signal, options))
 
     async def publish(self, topic, payload=None, event_id=None):
         """Let an event reach every run that waits for it, and start the jobs that it starts; the ids of these runs."""
@@ -158,12 +209,44 @@ class Runs:
         """The run of that id."""
         return Record(await self._durable._call("runs.get", run_id))
 
-    async def list(self, **filters):
-        """Runs, newest first. Filters: ``status`` and ``job`` (one or a list), ``labels``, ``search``,
-        ``created_after`` and ``created_before`` (milliseconds), ``parent`` (the id of the run that has started them),
-        ``order`` (``"newest"`` or ``"oldest"``), ``cursor`` (the id of the last run of the page before), ``limit``.
-        With ``payloads=False`` they come without their input and output."""
-        return [Record(run) for run in await self._durable._call("runs.list", _camel_case_keys(filters))]
+    async def list(
+        self,
+        *,
+        status=None,
+        job=None,
+        labels=None,
+        search=None,
+        created_after=None,
+        created_before=None,
+        parent=None,
+        order=None,
+        cursor=None,
+        limit=None,
+        payloads=None,
+    ):
+        """A page of runs.
+
+        :param status, job: one, or a list; ``labels``: those that a run must have; ``search``: in ids, jobs and labels.
+        :param created_after, created_before: milliseconds since 1970-01-01 UTC.
+        :param parent: the id of the run that has started them.
+        :param order: ``"newest"`` (the default) or ``"oldest"`` first.
+        :param cursor: the id of the last run of the page before; ``limit``: at most so many.
+        :param payloads: False leaves out their input and output.
+        """
+        filters = _given(
+            status=status,
+            job=job,
+            labels=labels,
+            search=search,
+            created_after=created_after,
+            created_before=created_before,
+            parent=parent,
+            order=order,
+            cursor=cursor,
+            limit=limit,
+            payloads=payloads,
+        )
+        return [Record(run) for run in await self._durable._call("runs.list", filters)]
 
     async def count(self, by="status"):
         """How many runs there are for each ``"status"`` or ``"job"``, as a dict."""
@@ -173,9 +256,9 @@ class Runs:
         """The steps of a run, in the order of first recording."""
         return [Record(step) for step in await self._durable._call("runs.steps", run_id)]
 
-    async def value(self, run_id, key):
-        """The value that a run has published last under a key, or None."""
-        return await self._durable._call("runs.value", run_id, key)
+    async def value(self, run_id, key, default=None):
+        """The value that a run has published last under a key, or ``default``."""
+        return await self._durable._call("runs.value", run_id, key, {"default": default})
 
     async def logs(self, run_id, from_seq=0, limit=100, level=None):
         """A page of a run's log lines, oldest first: those after ``from_seq``, at least as severe as ``level``."""
@@ -207,9 +290,9 @@ class Runs:
             "runs.update", run_id, name, argument, {"updateId": update_id, "timeout": timeout}
         )
 
-    async def retry(self, run_id, **options):
-        """Let a run that did not complete go on from its failed step, and return it; ``input=`` gives it another."""
-        return Record(await self._durable._call("runs.retry", run_id, options))
+    async def retry(self, run_id, *, input=_SAME):
+        """Let a run that did not complete go on from its failed step, and return it; ``input`` gives it another."""
+        return Record(await self._durable._call("runs.retry", run_id, {} if input is _SAME else {"input": input}))
 
     async def retrigger(self, run_id):
         """Make a new run with the same input and labels, and return it."""
@@ -244,14 +327,38 @@ class Schedules:
     def __init__(self, durable):
         self._durable = durable
 
-    async def create(self, name, job, **options):
+    async def create(
+        self,
+        name,
+        job,
+        *,
+        cron=None,
+        every=None,
+        timezone=None,
+        input=None,
+        overlap=None,
+        catch_up=None,
+        jitter=None,
+        labels=None,
+    ):
         """Trigger a job again and again; the same name again changes the schedule. Returns it.
 
-        Options: ``cron`` and ``timezone``, or ``every`` (seconds, or a text such as ``"15m"``); ``input``, ``labels``,
-        ``overlap`` (``"skip"``, ``"queue"`` or ``"allow"``), ``catch_up`` (``"none"``, ``"latest"`` or ``"all"``),
-        ``jitter``.
+        :param cron: five fields, with a ``timezone`` such as ``"Europe/Berlin"``; or ``every``.
+        :param every, jitter: seconds, or a text such as ``"15m"``.
+        :param overlap: ``"skip"``, ``"queue"`` or ``"allow"``, when the run before has not ended.
+        :param catch_up: ``"none"``, ``"latest"`` or ``"all"`` of the due times at which no tab was open.
         """
-        return Record(await self._durable._call("schedules.create", name, job, _camel_case_keys(options)))
+        options = _given(
+            cron=cron,
+            every=every,
+            timezone=timezone,
+            input=input,
+            overlap=overlap,
+            catch_up=catch_up,
+            jitter=jitter,
+            labels=labels,
+        )
+        return Record(await self._durable._call("schedules.create", name, job, options))
 
     async def list(self):
         """All schedules, by name."""
@@ -311,11 +418,36 @@ def logs(durable, run_id, max=MOST_LINES):
     return LogsBinding(bridge.bindLogs(durable.client, run_id, json.dumps({"max": max})))
 
 
-def runs(durable, page_size=20, realtime=True, payloads=False, **filters):
+def runs(
+    durable,
+    *,
+    page_size=20,
+    realtime=True,
+    payloads=False,
+    status=None,
+    job=None,
+    labels=None,
+    search=None,
+    created_after=None,
+    created_before=None,
+    parent=None,
+    order=None,
+):
     """The runs that pass the filters of ``durable.runs.list``, live, a page at a time: a ``RunsBinding``. They come
     without their input and output, unless ``payloads`` asks for them."""
-    options = {"pageSize": page_size, "realtime": realtime, "payloads": payloads}
-    options.update(_camel_case_keys(filters))
+    options = _given(
+        page_size=page_size,
+        realtime=realtime,
+        payloads=payloads,
+        status=status,
+        job=job,
+        labels=labels,
+        search=search,
+        created_after=created_after,
+        created_before=created_before,
+        parent=parent,
+        order=order,
+    )
     return RunsBinding(bridge.bindRuns(durable.client, json.dumps(options)))
 
 
@@ -545,13 +677,53 @@ class JobBinding(RunBinding):
     """The runs of a job, one at a time: the one that was triggered here last; with ``auto_resume`` one that has not
     ended when the page is opened; with ``follow_latest`` also each that is triggered elsewhere, as in another tab."""
 
-    async def trigger(self, input=None, **options):
+    async def trigger(
+        self,
+        input=None,
+        *,
+        idempotency_key=None,
+        concurrency_key=None,
+        coalesce=None,
+        labels=None,
+        priority=None,
+        run_at=None,
+        deadline=None,
+    ):
         """Make a run, and show it. The options are those of ``Durable.trigger``. Returns the run."""
-        return Record(await self._do("trigger", input, _camel_case_keys(options)))
+        options = _given(
+            idempotency_key=idempotency_key,
+            concurrency_key=concurrency_key,
+            coalesce=coalesce,
+            labels=labels,
+            priority=priority,
+            run_at=run_at,
+            deadline=deadline,
+        )
+        return Record(await self._do("trigger", input, options))
 
-    async def trigger_and_wait(self, input=None, **options):
+    async def trigger_and_wait(
+        self,
+        input=None,
+        *,
+        idempotency_key=None,
+        concurrency_key=None,
+        coalesce=None,
+        labels=None,
+        priority=None,
+        run_at=None,
+        deadline=None,
+    ):
         """The same, but returns the run when it has ended, however."""
-        return Record(await self._do("triggerAndWait", input, _camel_case_keys(options)))
+        options = _given(
+            idempotency_key=idempotency_key,
+            concurrency_key=concurrency_key,
+            coalesce=coalesce,
+            labels=labels,
+            priority=priority,
+            run_at=run_at,
+            deadline=deadline,
+        )
+        return Record(await self._do("triggerAndWait", input, options))
 
     def reset(self):
         """Show no run, until there is a new one. The run goes on."""
@@ -611,9 +783,9 @@ class ActionsBinding(_Binding):
         """A ``DurableError``, or None."""
         return _to_error(self._get("error"))
 
-    async def retry(self, run_id, **options):
-        """Let a run that did not complete go on from its failed step, and return it; ``input=`` gives it another."""
-        return Record(await self._do("retry", run_id, options))
+    async def retry(self, run_id, *, input=_SAME):
+        """Let a run that did not complete go on from its failed step, and return it; ``input`` gives it another."""
+        return Record(await self._do("retry", run_id, {} if input is _SAME else {"input": input}))
 
     async def retrigger(self, run_id):
         """Make a new run with the same input and labels, and return it."""
@@ -670,8 +842,9 @@ def _to_js(value):
     return js.JSON.parse(json.dumps(value))
 
 
-def _camel_case_keys(options):
-    return {_camel_case(name): value for name, value in options.items()}
+def _given(**options):
+    """The options that are not None, by their names in JavaScript."""
+    return {_camel_case(name): value for name, value in options.items() if value is not None}
 
 
 def _camel_case(name):

@@ -99,8 +99,15 @@ export const runCalls = (call, watch) => ({
   count: (by = "status") => call("runs.count", { by }),
   /** @param {string} id @returns {Promise<any[]>} */
   steps: (id) => call("runs.steps", { runId: id }),
-  /** The value that the run has published last under a key. @param {string} id @param {string} key @returns {Promise<any>} */
-  value: (id, key) => call("runs.value", { runId: id, key }),
+  /**
+   * The value that the run has published last under a key.
+   *
+   * @param {string} id
+   * @param {string} key
+   * @param {{default?: unknown}} [options] what to give when there is none; null if nothing is given
+   * @returns {Promise<any>}
+   */
+  value: (id, key, { default: fallback = null } = {}) => call("runs.value", { runId: id, key, default: fallback }),
   /**
    * Lets a run that did not complete go on from its failed step.
    *

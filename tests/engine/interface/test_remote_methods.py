@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -91,3 +92,48 @@ def test_javascript_and_the_pages_python_call_these_methods_and_no_others():
         text = "".join((ROOT / name).read_text(encoding="utf-8") for name in sources)
         called = {name for name in WIRE_CALL.findall(text) if not others.search(name)}
         assert called == set(NAMES)
+
+
+def page_signatures() -> dict[str, set[str]]:
+    """The parameters of the page's Python, by the names on the wire of the methods that it calls."""
+    from environment import ROOT
+
+    found = {}
+    for node in ast.walk(ast.parse((ROOT / "web" / "durable_page.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.AsyncFunctionDef) and (called := WIRE_CALL.search(ast.unparse(node).replace("'", '"'))):
+            given = [*node.args.args, *node.args.kwonlyargs]
+            found[called[1]] = {each.arg for each in given} - {"self"}
+            assert node.args.kwarg is None, f"{called[1]}: each option is named, so that a misspelt one is refused"
+    return found
+
+
+def javascript_options(name: str) -> set[str]:
+    """The options that a type of the client names."""
+    from environment import ROOT
+
+    text = "".join((ROOT / "web" / file).read_text(encoding="utf-8") for file in ("durable-web.js", "client/calls.js"))
+    (body,) = re.findall(rf"@typedef \{{\{{((?:(?!@typedef).)*?)\}}\}} {name}\b", text, re.DOTALL)
+    flat = re.sub(r"<[^<>]*>|\"[^\"]*\"", "", body)
+    return set(re.findall(r"(\w+)\?:", flat))
+
+
+@cpython_only("it reads the sources of the page")
+async def test_the_pages_python_names_every_parameter_as_the_engine_does():
+    async with engine(echo) as running:
+        for name, given in page_signatures().items():
+            if name in NAMES:
+                assert given == set(methods_of(running)[name].parameters.values()), name
+
+
+@cpython_only("it reads the sources of the page")
+@pytest.mark.parametrize(
+    ("type_name", "method", "besides"),
+    [
+        ("TriggerOptions", "trigger", {"job", "input"}),
+        ("Filter", "runs.list", set()),
+        ("ScheduleOptions", "schedules.create", {"name", "job"}),
+    ],
+)
+async def test_javascripts_options_are_the_parameters_of_the_engine(type_name, method, besides):
+    async with engine(echo) as running:
+        assert javascript_options(type_name) == set(methods_of(running)[method].parameters) - besides
