@@ -76,9 +76,13 @@ class Claiming:
         self._store.steps.append_log(claim.run_id, now, body)
 
     def _obstacle(self, claim: Claim) -> str | None:
-        """Why this engine cannot execute a run, which never goes on under another version; ``None`` if it can."""
-        if claim.job not in self._registry:  # such a run fails; but compensation needs its code
-            return None if claim.ending is None else f"the job {claim.job!r} is not registered"
+        """Why this engine cannot execute a run; ``None`` if it can.
+
+        Another engine on the file may have the job, or a later release of this one: the run waits for it, and never
+        goes on under another version.
+        """
+        if claim.job not in self._registry:
+            return f"the job {claim.job!r} is not registered"
         if self._registry.find(claim.job, claim.version) is not None:
             return None
         which = "without a version" if claim.version is None else f"in version {claim.version!r}"

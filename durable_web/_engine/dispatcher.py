@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 from .._clock import Clock, TimerHandle
 from .._context import Context
-from .._errors import JobNotFound, StorageError
+from .._errors import StorageError
 from .._execution.commits import GroupCommit
 from .._execution.run import PATIENCE_SECONDS, Execution
 from .._execution.run_loop import RunLoop
@@ -307,16 +307,10 @@ class Dispatcher:
         for stale in (parked, self.executing.get(claim.run_id)):  # another engine has continued it since
             if stale is not None:
                 stale.detach()
-        job, missing = Job(claim.job, _no_function), None
-        try:
-            job = self._registry.get(claim.job, claim.version)
-        except JobNotFound as error:
-            missing = error
+        job = self._registry.get(claim.job, claim.version)
         execution = self._context.copy().run(Execution, self._services, self, claim, job)
         self.executing[claim.run_id] = execution
-        if missing is not None:
-            execution.fail(missing)
-        elif stopping:
+        if stopping:
             self._begin_after(stopping, execution)
         else:
             self._begin(execution)
@@ -567,7 +561,3 @@ class Dispatcher:
         if self._has_ended:
             return
         self._timers[name] = self._clock.call_later(delay, callback)
-
-
-async def _no_function(context: object, input: object) -> None:
-    """A placeholder for a job function that is not registered."""

@@ -122,15 +122,11 @@ class Execution:
             input_value = self.job.validate_input(decode(self.claim.input))
             body = self.job.function(context, input_value)
         except BaseException as error:
-            self.fail(error)
+            self._has_ended = True
+            self.loop.create_task(self._finish(error, ""))
             return
         self._body = variables.run(self.loop.create_task, body)
         self._body.add_done_callback(self._on_body_end)
-
-    def fail(self, error: BaseException) -> None:
-        """End the run as failed without executing its body."""
-        self._has_ended = True
-        self.loop.create_task(self._finish(error, ""))
 
     def _on_body_end(self, body: asyncio.Task[Any]) -> None:
         """The job function has returned or raised; a callback of the run loop."""

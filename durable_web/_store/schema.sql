@@ -62,7 +62,7 @@ CREATE TABLE durable_runs (
     gated            INTEGER NOT NULL DEFAULT 0,     -- 1 when it has rows in durable_gates
     run_at           INTEGER,
     paused           INTEGER NOT NULL DEFAULT 0,     -- 1: starts no further step, and is not claimed
-    blocked          INTEGER NOT NULL DEFAULT 0,     -- 1: waits for its version of the job to be registered
+    blocked          INTEGER NOT NULL DEFAULT 0,     -- 1: waits for an engine that has its job, in its version
     waiting_reason   TEXT,                           -- for what a waiting run waits, in words
     wake_at          INTEGER,                        -- when a waiting run's next attempt at a step is due
     deadline         INTEGER,

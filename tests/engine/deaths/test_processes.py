@@ -15,7 +15,7 @@ import pytest
 from watching import cpython_only
 
 import durable_web
-from durable_web import Context, Engine, RunStatus, Trigger, job
+from durable_web import Context, Engine, Job, RunStatus, Trigger, job
 from durable_web.testing import MockClock, settle
 
 pytestmark = cpython_only("OPFS has one engine per file")
@@ -535,3 +535,22 @@ async def test_runs_with_one_key_do_not_overlap_across_jobs_and_engines(pair, ru
         await clock.advance(1)
         assert sorted(gates.begun) == ["a", "b", "c"]
         gates.open("b")
+
+
+async def test_two_engines_with_different_jobs_share_a_file_and_each_run_waits_for_the_one_that_has_its_job(
+    database_path,
+):
+    def answering(name: str) -> Job:
+        @job(name)
+        async def answer(ctx: Context, number: int) -> list[Any]:
+            return [name, await ctx.step("number", lambda: number)]
+
+        return answer
+
+    one, two = answering("one"), answering("two")
+    async with Engine(database_path, [one]) as first, Engine(database_path, [two]) as second:
+        runs = [await first.trigger(one, number) for number in range(20)]
+        runs += [await second.trigger(two, number) for number in range(20)]
+        ended = [await first.runs.wait(run.id) for run in runs]
+        assert [run.output for run in ended] == [[name, number] for name in ("one", "two") for number in range(20)]
+        assert await second.runs.count(by="status") == {"completed": 40}

@@ -12,7 +12,7 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-from watching import cpython_only, finish
+from watching import cpython_only, finish, reach
 
 import durable_web
 from durable_web import Context, Engine, RunStatus, job
@@ -223,7 +223,7 @@ async def test_leaving_the_engine_drains_what_is_executing(running):
         assert (await engine.runs.get(run.id)).output == "done"
 
 
-async def test_a_run_of_a_job_that_is_gone_fails_with_the_names_that_are_there(running):
+async def test_a_run_of_a_job_that_is_gone_waits_says_so_and_goes_on_when_an_engine_has_the_job(running):
     async with running(waits_once) as engine:
         run = await engine.trigger("waits-once")
         await leased(engine, run.id)
@@ -233,10 +233,12 @@ async def test_a_run_of_a_job_that_is_gone_fails_with_the_names_that_are_there(r
     async def other(ctx: Context, _: None) -> None: ...
 
     async with running(other) as engine:
-        run = await finish(engine, run)
-    assert run.status == RunStatus.FAILED
-    assert run.error.type == "JobNotFound"
-    assert "registered: other" in run.error.message
+        waiting = await reach(engine, run.id, "waiting")
+        assert waiting.waiting_reason == "blocked: the job 'waits-once' is not registered"
+        assert (await finish(engine, await engine.trigger(other))).status == RunStatus.COMPLETED
+        assert (await engine.runs.get(run.id)).status == RunStatus.WAITING
+        engine.register(waits_once)
+        assert (await finish(engine, run)).output == 2
 
 
 @cpython_only("needs processes; tests/browser kills tabs instead")
