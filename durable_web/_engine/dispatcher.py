@@ -30,7 +30,7 @@ from .._files import Files
 from .._jobs import Job, Registry
 from .._model import LATEST, RunStatus
 from .._notifications import Events
-from .._store import Claim, Lease, NewRun, Store
+from .._store import Claim, Lease, LeaseKeeper, NewRun, Store
 from .._timeline import Timeline
 from .admission import Admission
 from .claiming import Claiming
@@ -100,6 +100,8 @@ class Dispatcher:
         life = life or new_id()
         self.claiming = Claiming(store, registry, life, limits.lease, exclusive=limits.exclusive)
         self._last_step = LastStep(store.database.file, store.database.path, life, clock, exclusive=limits.exclusive)
+        shares_file = not limits.exclusive and store.database.file
+        self._lease_keeper = LeaseKeeper(store.database.path, life, limits.lease, clock) if shares_file else None
         self._deaths = Deaths(self._last_step, life, ends, limits.lease)
         self._suspect: str | None = None  # the run that was claimed last to be executed alone
         self._on_idle = on_idle
@@ -147,6 +149,8 @@ class Dispatcher:
             self._recover(everything=self._limits.exclusive)
             self.claiming.unblock(self._clock.now())
         self._last_step.open()
+        if self._lease_keeper is not None:
+            self._lease_keeper.start()
         self._beat()
         self.look_at_the_time()
         if not self._limits.exclusive:
@@ -197,6 +201,8 @@ class Dispatcher:
         self._has_ended = True
         self._trouble.end()
         self._last_step.close()
+        if self._lease_keeper is not None:
+            self._lease_keeper.stop()
         for timer in self._timers.values():
             timer.cancel()
         if self._filling is not None:
@@ -486,6 +492,8 @@ class Dispatcher:
     def _beat(self) -> None:
         """Three times per lease: renew the leases of this engine, and take back the runs whose leases have expired."""
         self._last_step.beat()
+        if self._lease_keeper is not None:
+            self._lease_keeper.beat()
         self._set_timer("beat", self._limits.lease / 3000, self._beat)
         offset = self._offset_of_the_clock()
         if abs(offset - self._clock_offset) > CLOCK_JUMP_SECONDS:

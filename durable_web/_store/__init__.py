@@ -2,6 +2,7 @@
 
 from .database import SCHEMA_VERSION, Database, Durability, check_durability
 from .journal import Claim, Fact
+from .leases import LeaseKeeper
 from .new_run import Lease, NewRun, as_made
 from .runs import LeaseLost
 from .steps import CANCEL, StepRecord, published_as
@@ -15,6 +16,7 @@ __all__ = [
     "Durability",
     "Fact",
     "Lease",
+    "LeaseKeeper",
     "LeaseLost",
     "NewRun",
     "StepRecord",

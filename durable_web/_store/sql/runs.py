@@ -104,6 +104,12 @@ UPDATE durable_runs
  WHERE id = :id AND generation = :generation AND status IN ('running', 'cancelling') AND lease_expires_at > :now
 """
 
+RENEW_ALL = """
+UPDATE durable_runs
+   SET lease_expires_at = :expires
+ WHERE lease_owner = :owner AND status IN ('running', 'cancelling') AND lease_expires_at > :now
+"""
+
 LIMIT_DURATION = """
 UPDATE durable_runs
    SET deadline = MIN(COALESCE(deadline, :deadline), :deadline)
