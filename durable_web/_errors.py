@@ -116,14 +116,16 @@ class RunNotTerminal(DurableWebError):
 
 
 class ConflictError(DurableWebError):
-    """A run of the job with that concurrency key is pending. Attributes: ``job``, ``concurrency_key``, ``run_id``."""
+    """Another run stands in the way: one of the job with that concurrency key is pending, or the job's flow control
+    gives it. Attributes: ``job``, ``concurrency_key`` (``None`` where that is not the reason), ``run_id``."""
 
-    def __init__(self, job: str, concurrency_key: str, run_id: str) -> None:
+    def __init__(self, job: str, concurrency_key: str | None, run_id: str, message: str = "") -> None:
         self.job = job
         self.concurrency_key = concurrency_key
         self.run_id = run_id
         super().__init__(
-            f"Run {run_id} of job {job!r} with the concurrency key {concurrency_key!r} is pending already. Wait "
+            message
+            or f"Run {run_id} of job {job!r} with the concurrency key {concurrency_key!r} is pending already. Wait "
             'for it, cancel it, or trigger with coalesce="skip" to get that run.'
         )
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -63,7 +64,7 @@ class Retry:
 
     def wants(self, error: BaseException, attempt: int) -> bool:
         """``True`` when the failure of attempt number ``attempt`` is followed by another attempt."""
-        if attempt >= self.max_attempts or isinstance(error, FatalError):
+        if attempt >= self.max_attempts or _is_fatal(error):
             return False
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
@@ -83,6 +84,13 @@ class Retry:
         except OverflowError:
             exact = self.max_delay
         return exact * (1 + self.jitter * (2 * _RANDOM.random() - 1))
+
+
+def _is_fatal(error: BaseException) -> bool:
+    """``True`` for a ``FatalError``, and for an exception group with one in it, at any depth."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(FatalError) is not None
+    return isinstance(error, FatalError)
 
 
 def _is_number(value: object) -> bool:
@@ -196,7 +204,7 @@ def job(
     debounce: Debounce | None = None,
     singleton: Singleton | None = None,
 ) -> Callable[[JobFunction], Job]:
-    """Make a job of an ``async def`` that takes a ``Context`` and the run's input.
+    """Make a job of an ``async def`` that takes a ``Context`` and the run's input, or a ``Context`` alone.
 
     :param name: the name by which runs find their code, also after a restart and a new release: never change it.
     :param version: a run goes on under the version it started with; where that is no longer registered, it waits.
@@ -213,8 +221,8 @@ def job(
     :param signals: types of the payloads of signals, by the signal's name; checked when one is sent.
     :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be
         made, and what happens to a trigger beyond these limits; see :mod:`durable_web._flow_control`.
-    :raises TypeError: when the function is not an ``async def`` of two parameters, or ``name`` is not a non-empty
-        string.
+    :raises TypeError: when the function is not an ``async def`` of the context and the input, or of the context
+        alone, or ``name`` is not a non-empty string.
     :raises ValueError: when another option is wrong.
     """
     if not isinstance(name, str) or not name:
@@ -226,12 +234,14 @@ def job(
     )
 
     def decorate(function: JobFunction) -> Job:
-        _check_signature(name, function)
-        input_type = _input_annotation(function) if input is None else input
+        takes_input = _takes_input(name, function)
+        input_type = input
+        if input is None:
+            input_type = _input_annotation(function) if takes_input else _NoInput()
         output_type = return_annotation(function) if output is None else output
         return Job(
             name,
-            function,
+            function if takes_input else _without_input(function),
             version,
             input_type,
             output_type,
@@ -260,13 +270,34 @@ def _check_options(name: str, version: object, retry: object, timeout: object, m
     _check_timeout(timeout)
 
 
-def _check_signature(name: str, function: JobFunction) -> None:
+def _takes_input(name: str, function: Callable[..., Any]) -> bool:
+    """``False`` for the function of a job without an input, which takes the context alone."""
     if not inspect.iscoroutinefunction(function):
         raise TypeError(f"The job {name!r} must be an async function: write `async def`.")
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        raise TypeError(f"The job {name!r} must take two arguments, the context and the input.") from None
+    for count in (2, 1):
+        try:
+            inspect.signature(function).bind(*[None] * count)
+        except TypeError:
+            continue
+        return count == 2
+    raise TypeError(f"The job {name!r} must take two arguments, the context and the input, or the context alone.")
+
+
+class _NoInput:
+    """The input type of a job that takes none; validates as a pydantic ``TypeAdapter`` does."""
+
+    def validate_python(self, value: Any) -> None:
+        """:raises ValueError: when there is an input."""
+        if value is not None:
+            raise ValueError("the job takes the context alone, and no input")
+
+
+def _without_input(function: Callable[..., Any]) -> JobFunction:
+    @functools.wraps(function)
+    def ignoring_input(context: Any, input: None = None) -> Any:
+        return function(context)
+
+    return ignoring_input
 
 
 def _input_annotation(function: JobFunction) -> Any:

@@ -16,6 +16,9 @@ from ._errors import LibraryMissing
 
 UTC_NAME = "UTC"
 _INSTEAD = 'A schedule with every="1h" needs none.'
+_FIVE_FIELDS = (
+    'It has five fields, minute, hour, day of the month, month and day of the week, such as "30 7 * * MON-FRI".'
+)
 _LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366))
 
 
@@ -79,14 +82,13 @@ class Recurrence:
             from cronsim import CronSim, CronSimError
         except ImportError:
             raise LibraryMissing("cronsim", "A cron schedule", _INSTEAD) from None
+        if len((self.cron or "").split()) != 5:
+            raise ValueError(f"{self.cron!r} is no cron expression. {_FIVE_FIELDS}")
         start = datetime.fromtimestamp(moment / 1000, UTC).astimezone(_zone(self.timezone))
         try:
             times = CronSim(self.cron or "", start)
         except CronSimError as error:
-            raise ValueError(
-                f"{self.cron!r} is no cron expression: {error}. It has five fields, minute, hour, day of the month, "
-                'month and day of the week, such as "30 7 * * MON-FRI".'
-            ) from None
+            raise ValueError(f"{self.cron!r} is no cron expression: {error}. {_FIVE_FIELDS}") from None
         return (round(time.timestamp() * 1000) for time in times)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from ._codec import decode, encode, refuse_surrogates
+from ._codec import check_name, decode, encode, refuse_surrogates
 from ._flow_control import Gate, gates_of
 from ._jobs import Job, Registry
 from ._model import to_milliseconds
@@ -54,16 +54,14 @@ class Trigger:
         :raises SerializationError: when the input cannot be stored.
         :raises ValueError: when a label, a time or the combination of parameters is wrong.
         """
-        job = registry[self.job.name if isinstance(self.job, Job) else self.job]
+        job = registry.get(self.job.name, self.job.version) if isinstance(self.job, Job) else registry[self.job]
         if self.coalesce not in (None, "skip", "active"):
             raise ValueError(f'coalesce is "skip" or "active", not {self.coalesce!r}.')
         if self.coalesce is not None and self.concurrency_key is None:
             raise ValueError("coalesce needs a concurrency_key: it says which runs are the same.")
         for name in ("idempotency_key", "concurrency_key"):
-            key = getattr(self, name)
-            if key is not None and (not isinstance(key, str) or not key):
-                raise ValueError(f"{name} is a non-empty string, not {key!r}.")
-            refuse_surrogates(name, key)
+            if getattr(self, name) is not None:
+                check_name(name, getattr(self, name))
         if type(self.priority) is not int or abs(self.priority) >= 1 << 63:
             raise ValueError(f"priority is a whole number of at most 64 bits, not {self.priority!r}.")
         to_milliseconds(self.run_at), to_milliseconds(self.deadline)

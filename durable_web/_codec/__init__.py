@@ -138,6 +138,13 @@ def to_json(value: Any) -> str:
     return text
 
 
+def check_name(what: str, name: object) -> None:
+    """:raises ValueError: when a name, a key or an id is not a non-empty text with a form in UTF-8."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{what} is a non-empty string, not {name!r}.")
+    refuse_surrogates(what, name)
+
+
 def refuse_surrogates(name: str, text: str | None) -> None:
     """:raises ValueError: when a text has lone surrogates, for which UTF-8, and so the database, has no form."""
     try:

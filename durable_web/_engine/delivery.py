@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from .._clock import Clock
-from .._codec import decode, encode
+from .._codec import check_name, decode, encode
 from .._errors import DurableWebError, RunNotActive, RunNotFound, UpdateRejected, WebhookNotFound
 from .._jobs import Job, Registry
 from .._model import Run, StepStatus
@@ -38,6 +38,7 @@ class Delivery:
 
     def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> bool:
         """Deliver a signal, inside a transaction; ``False`` when one of that id was delivered before."""
+        _check("A signal", name, signal_id)
         run = self._store.runs.last_link(run_id)
         run_id, text = run.id, self._check_signal(run, name, payload)
         now = self._clock.now()
@@ -64,6 +65,9 @@ class Delivery:
 
         Inside a transaction.
         """
+        check_name("An event's topic", topic)
+        if event_id is not None:
+            check_name("An event's id", event_id)
         text = encode(payload, path=f"payload of event {topic!r}")
         now = self._clock.now()
         if event_id is not None and not self._store.messages.publish(event_id, topic, now):
@@ -99,6 +103,7 @@ class Delivery:
 
     def update(self, run_id: str, name: str, argument: Any, update_id: str | None) -> str:
         """Send an update, inside a transaction, and return its id. An update that was sent before is not sent again."""
+        _check("An update", name, update_id)
         run = self._store.runs.last_link(run_id)
         run_id, text = run.id, encode(argument, path=f"argument of update {name!r}")
         message_id = update_id or os.urandom(16).hex()
@@ -149,6 +154,13 @@ class Delivery:
             )
             waiting.exception()  # marks it as retrieved: there may be no waiter any more
         self._answers.clear()
+
+
+def _check(what: str, name: object, message_id: object) -> None:
+    """:raises ValueError: when the name or the id of a message is not a non-empty text."""
+    check_name(f"{what}'s name", name)
+    if message_id is not None:
+        check_name(f"{what}'s id", message_id)
 
 
 def includes(whole: Any, part: Any) -> bool:

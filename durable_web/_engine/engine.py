@@ -99,11 +99,16 @@ class Engine:
         self.registry = Registry(list(jobs))
         if isinstance(dead_letter, Job):
             self.registry.add(dead_letter)
-        if max_concurrent_runs < 0 or max_recoveries < 0 or max_parked < 0 or not 0.001 <= lease < float("inf"):
-            raise ValueError(
-                "An engine needs max_concurrent_runs, max_recoveries and max_parked of at least 0, and a lease of at "
-                "least a millisecond, in seconds."
-            )
+        counts = {
+            "max_concurrent_runs": max_concurrent_runs,
+            "max_recoveries": max_recoveries,
+            "max_parked": max_parked,
+        }
+        for name, count in counts.items():
+            if type(count) is not int or count < 0:
+                raise ValueError(f"{name} of an engine is a whole number of at least 0, not {count!r}.")
+        if not isinstance(lease, (int, float)) or not 0.001 <= lease < float("inf"):
+            raise ValueError(f"lease of an engine is a number of seconds, at least 0.001, not {lease!r}.")
         check_durability(durability)
         limits = Limits(
             max_concurrent_runs, max_parked, max_recoveries, int(lease * 1000), exclusive, preserve_steps, dead_letter

@@ -359,7 +359,8 @@ class Runs:
         with store.transaction():
             fork = running.make(store, trigger, *trigger.check(running.registry), now)
             if fork.new is None:
-                raise ConflictError(run.job, fork.disposition, fork.run_id)
+                reason = f"the flow control of job {run.job!r} gives run {fork.run_id} instead ({fork.disposition})"
+                raise ConflictError(run.job, None, fork.run_id, f"No run was forked from {run_id}: {reason}.")
             store.steps.copy_before(run_id, fork.run_id, record, now)
         running.dispatcher.fill_slots()
         return store.runs.get(fork.run_id)
@@ -385,18 +386,25 @@ class Runs:
             raise ValueError(f"limit is a whole number of at least 1, not {limit!r}.")
         return self._running().purge(to_milliseconds(older_than) or 0, limit)
 
-    async def cancel_many(self, **filters: Any) -> builtins.list[str]:
-        """Cancel the active runs that pass a filter (see :class:`RunFilter`), and return their ids."""
+    async def cancel_many(self, *, everything: bool = False, **filters: Any) -> builtins.list[str]:
+        """Cancel the active runs that pass a filter (see :class:`RunFilter`), and return their ids.
+
+        :param everything: of all runs, where no filter is given.
+        :raises ValueError: without a filter, or with one that is all ``None``, unless ``everything`` is ``True``.
+        """
+        _check_bulk("cancel_many", filters, everything)
         return await self._for_each(self.cancel, filters, lambda run: run.is_active)
 
-    async def retry_many(self, **filters: Any) -> builtins.list[str]:
-        """Retry the failed, cancelled and dead runs that pass a filter, and return their ids."""
+    async def retry_many(self, *, everything: bool = False, **filters: Any) -> builtins.list[str]:
+        """Retry the failed, cancelled and dead runs that pass a filter, and return their ids; as ``cancel_many``."""
+        _check_bulk("retry_many", filters, everything)
         return await self._for_each(
             self.retry, filters, lambda run: run.is_terminal and run.status != RunStatus.COMPLETED
         )
 
-    async def delete_many(self, **filters: Any) -> builtins.list[str]:
-        """Delete the runs that have ended and pass a filter, and return their ids."""
+    async def delete_many(self, *, everything: bool = False, **filters: Any) -> builtins.list[str]:
+        """Delete the runs that have ended and pass a filter, and return their ids; as ``cancel_many``."""
+        _check_bulk("delete_many", filters, everything)
         return await self._for_each(self.delete, filters, lambda run: run.is_terminal)
 
     async def _for_each(
@@ -418,6 +426,15 @@ class Runs:
     def _page(self, wanted: RunFilter, cursor: str | None) -> builtins.list[Run]:
         runs = self._running().store.runs
         return runs.list(wanted, oldest_first=False, after=cursor, limit=BULK_BATCH, payloads=False)
+
+
+def _check_bulk(method: str, filters: dict[str, Any], everything: bool) -> None:
+    """A filter that is empty by mistake, such as ``job=None``, must not mean all runs."""
+    if everything is True or any(value is not None and value != {} for value in filters.values()):
+        return
+    raise ValueError(
+        f"runs.{method} needs a filter with a value, such as job= or status=. For all runs, write everything=True."
+    )
 
 
 def _check_limit(limit: int) -> None:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from .._clock import Clock
-from .._codec import decode
+from .._codec import check_name, decode
 from .._durations import Duration, duration_in_milliseconds
 from .._errors import DurableWebError, LibraryMissing, StorageError
 from .._flow_control import Gate, GateKind, gate_name
@@ -210,8 +210,7 @@ def checked_schedule(
     :raises InvalidInput, SerializationError: when the input does not fit the job's type, or cannot be stored.
     :raises ValueError: when another option is wrong.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"A schedule's name is a non-empty string, not {name!r}.")
+    check_name("A schedule's name", name)
     if (cron is None) == (every is None):
         raise ValueError('A schedule has either cron="30 7 * * *" or every="1h".')
     if every is not None and timezone is not None:

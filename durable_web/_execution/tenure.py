@@ -7,6 +7,7 @@ lost, engine stopping, storage in trouble), it is *detached*: nothing of it is w
 from __future__ import annotations
 
 import dataclasses
+import sys
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -71,21 +72,32 @@ class Tenure:
         return self.claim.run_id
 
     def check(self) -> None:
-        """:raises Detached: when the run is no longer executed here."""
+        """:raises Detached: when the run is no longer executed here; as ``enter`` does."""
         if self.is_detached:
-            raise Detached(self.claim.run_id)
+            raise self._refusal()
+
+    def _refusal(self) -> BaseException:
+        """What is raised into a body whose run is no longer executed here.
+
+        When Python closes a dropped body that asks in a ``finally``, any other exception than its own would be
+        reported as unraisable.
+        """
+        is_closing = isinstance(sys.exc_info()[1], GeneratorExit)
+        return GeneratorExit() if is_closing else Detached(self.claim.run_id)
 
     async def enter(self, operation: str) -> None:
         """The body asks for an operation.
 
         :raises NotInStep: when it is not the body that asks.
         :raises Detached: when the run is no longer executed here; after ``REFUSALS`` times it never returns.
+        :raises GeneratorExit: when Python closes the dropped body, which asks in a ``finally``.
         """
         if self.is_detached:  # asked first: the garbage collector closes a dropped body on any loop
+            refusal = self._refusal()
             self._refusals += 1
-            if self._refusals > REFUSALS:
+            if self._refusals > REFUSALS and isinstance(refusal, Detached):
                 await self._loop.create_future()
-            raise Detached(self.claim.run_id)
+            raise refusal
         if _get_running_loop() is not self._loop:
             step = current_step.get()
             raise NotInStep(operation, None if step is None else step.name)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..._codec import to_json
-from ..._model import Run, RunFilter, to_milliseconds
+from ..._model import LATEST, Run, RunFilter, to_milliseconds
 from .parameters import many
 
 TIMES = (
@@ -22,6 +22,15 @@ TIMES = (
 )
 
 _DERIVED = {
+    "wake_at": f"""CASE status
+        WHEN 'waiting' THEN (SELECT MIN(at)
+                               FROM (SELECT durable_runs.wake_at AS at
+                                      UNION ALL
+                                     SELECT wake_at
+                                       FROM durable_steps
+                                      WHERE run_id = durable_runs.id AND status = 'running')
+                              WHERE at < {LATEST})
+        END""",
     "current_step": """(SELECT name
           FROM durable_steps
          WHERE run_id = durable_runs.id AND status = 'running' AND kind <> 'timer'

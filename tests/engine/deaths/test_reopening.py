@@ -114,7 +114,7 @@ async def test_at_most_one_run_of_a_job_and_a_concurrency_key_is_pending_also_by
             assert caught.value.run_id == pending.id
         assert await engine.runs.get(failed.id) == failed  # nothing of the retry is written
         broken.clear()
-        assert await engine.runs.retry_many() == [other_key.id]  # those that may not be are passed over
+        assert await engine.runs.retry_many(everything=True) == [other_key.id]  # those that may not be are passed over
         await engine.runs.cancel(pending.id)
         await engine.runs.retry(failed.id)
         assert (await finish(engine, failed)).output == 1

@@ -131,3 +131,22 @@ async def test_the_first_outcome_after_a_death_resets_the_count_once(database_pa
             tenure.outcome_recorded()
         assert not tenure.has_recoveries
         assert run.run.recoveries == 0
+
+
+async def test_a_body_that_python_closes_ends_quietly_though_it_asks_for_more(database_path):
+    """As when an event loop is closed before the engine could drop the bodies of its runs."""
+    asked: list[str] = []
+
+    async def asks_in_finally(run: OneRun) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            asked.append("late")
+            await run.step("late", str)
+
+    async with one_run(database_path, stays) as run:
+        body = asks_in_finally(run)
+        body.send(None)
+        run.execution.detach()
+        body.close()  # raises whatever else than GeneratorExit comes of it
+        assert asked == ["late"]

@@ -98,7 +98,7 @@ async def test_a_turn_calls_what_was_ready_when_it_began():
 
 
 async def test_a_drain_whose_time_is_over_lets_the_real_loop_have_its_turn(monkeypatch):
-    monkeypatch.setattr(run_loop, "SLICE_SECONDS", 0)
+    monkeypatch.setattr(run_loop, "SLICE_SECONDS", -1)  # a browser's clock may stand still for 0.1 ms
     owner, notes = Owner(), []
     for _ in range(40):
         owner.loop.call_soon(notes.append, "run")

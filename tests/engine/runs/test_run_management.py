@@ -222,7 +222,7 @@ async def test_runs_are_counted_and_changed_in_bulk(running):
         assert await engine.runs.count() == {"failed": 1, "completed": 3}
         assert await engine.runs.count(by="job") == {"three": 4}
         assert len(await engine.runs.delete_many(status=["completed"])) == 3
-        assert await engine.runs.cancel_many() == []
+        assert await engine.runs.cancel_many(everything=True) == []
         with pytest.raises(ValueError, match="not by 'input'"):
             await engine.runs.count(by="input")
 
@@ -351,7 +351,7 @@ async def test_many_are_cancelled_though_a_parent_takes_its_children_with_it(run
             run = await engine.trigger("parent")
             while len(await engine.runs.list(parent=run.id, status="waiting")) < 1:
                 await asyncio.sleep(0.003)
-        await engine.runs.cancel_many()
+        await engine.runs.cancel_many(everything=True)
         assert await engine.runs.count() == {"cancelled": 4}
 
 

@@ -139,8 +139,8 @@ def test_what_is_not_a_job_is_refused_when_it_is_declared():
         job("sync")(lambda ctx, value: None)
     with pytest.raises(TypeError, match="two arguments"):
 
-        @job("one")
-        async def one(ctx: Context) -> None: ...
+        @job("three")
+        async def three(ctx: Context, one: int, two: int) -> None: ...
 
     with pytest.raises(TypeError, match="needs a name"):
         job(echo.function)

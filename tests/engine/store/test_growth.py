@@ -141,7 +141,7 @@ async def test_of_deleted_runs_nothing_is_left_but_that_they_were_deleted(runnin
         await clock.advance(5)
         assert (await finish(engine, run)).error.type == "ChildFailed"  # of the webhook, which was not called
         assert {"steps", "attempts", "values", "labels", "messages", "gates", "frames", "runs"} <= rows(engine).keys()
-        deleted = await engine.runs.delete_many()
+        deleted = await engine.runs.delete_many(everything=True)
         assert len(deleted) == 4
         left = rows(engine)
         assert left.pop("frames") == len(deleted)
