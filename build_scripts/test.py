@@ -1,6 +1,6 @@
 """Set everything up and run the tests: python3 build_scripts/test.py [fast|all|deep] [arguments for pytest].
 
-    fast    style (ruff), types (mypy), and all tests without a browser
+    fast    style (ruff), types (mypy and pyright), and all tests without a browser
     all     these, the pages in a real Chromium, and the engine's core inside Pyodide; the default
     deep    what takes much longer: all of the engine's tests inside Pyodide, thousands of reloads
 
@@ -45,6 +45,8 @@ def main() -> int:
         run([sys.executable, "-m", "ruff", "format", "--check", "--quiet"], cwd=ROOT)
     with stage("mypy"):
         run([sys.executable, "-m", "mypy", "--cache-dir", BUILD / "mypy"], cwd=ROOT)
+    with stage("pyright"):
+        run([sys.executable, "-m", "pyright", "--pythonpath", sys.executable], cwd=ROOT)
     processes = str(min(os.cpu_count() or 1, MOST_PROCESSES))
     return _pytest("-n", processes, "--dist", "loadfile", "--no-loadscope-reorder", *LANES[lane], *others)
 

@@ -24,12 +24,15 @@ class Clock(Protocol):
 
     def now(self) -> int:
         """Wall-clock time in milliseconds since 1970-01-01 UTC."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary start; never goes back."""
+        ...
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> TimerHandle:
         """Call ``callback`` on the running event loop after ``delay`` seconds, at most 24 days."""
+        ...
 
     async def turn(self) -> None:
         """Let all other ready tasks run first, including messages from outside."""

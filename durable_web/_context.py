@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Coroutine, Iterable
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 from ._execution.run import Execution
 from ._files import Files
 from ._jobs import Job, Retry
-from ._triggers import Trigger
+from ._triggers import ChildOptions, Trigger
 
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 _BY_NAME: Any = object()
 
 
@@ -150,7 +155,29 @@ class Context:
         """
         self._execution.tenure.check()
 
+    @overload
     def step(
+        self,
+        name: str,
+        function: Callable[[Unpack[Arguments]], Awaitable[Result]],
+        /,
+        *arguments: *Arguments,
+        retry: Retry | None = None,
+        compensate: Callable[[Result], object] | None = None,
+    ) -> Coroutine[Any, Any, Result]: ...
+
+    @overload
+    def step(
+        self,
+        name: str,
+        function: Callable[[Unpack[Arguments]], Result],
+        /,
+        *arguments: *Arguments,
+        retry: Retry | None = None,
+        compensate: Callable[[Result], object] | None = None,
+    ) -> Coroutine[Any, Any, Result]: ...
+
+    def step(  # type: ignore[misc]
         self,
         name: str,
         function: Callable[..., Any],
@@ -188,7 +215,13 @@ class Context:
         """
         return self._execution.steps.step(name, function, arguments, retry, compensate)
 
-    async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
+    async def transaction(
+        self,
+        name: str,
+        function: Callable[[sqlite3.Connection, Unpack[Arguments]], Result],
+        /,
+        *arguments: *Arguments,
+    ) -> Result:
         """A step whose rows and checkpoint are written in one commit.
 
         ``function(connection, *arguments)`` gets the engine's ``sqlite3.Connection`` inside an open transaction, works
@@ -196,7 +229,8 @@ class Context:
         nor roll back, change pragmas, nor change tables whose names begin with ``durable_``; it is not retried
         automatically. Raises what ``step`` raises.
         """
-        return await self._execution.writes.transaction(name, function, arguments)
+        result: Result = await self._execution.writes.transaction(name, function, arguments)
+        return result
 
     async def now(self, name: str = "now") -> datetime:
         """The time, in UTC: recorded once, and the same in every later execution."""
@@ -241,7 +275,17 @@ class Context:
         """
         await self._execution.waits.sleep_until(name, when)
 
-    async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, type: Any = None) -> Any:
+    @overload
+    async def wait_for_signal(
+        self, name: str, timeout: float | timedelta | None = None, *, type: type[Result]
+    ) -> Result: ...
+
+    @overload
+    async def wait_for_signal(
+        self, name: str, timeout: float | timedelta | None = None, *, type: Any = None
+    ) -> Any: ...
+
+    async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, *, type: Any = None) -> Any:
         """The payload of the next signal of that name (``engine.runs.signal``), first in, first out.
 
         A signal that was sent earlier is kept until it is taken. ``type`` is the class to which the payload is decoded;
@@ -297,7 +341,22 @@ class Context:
 
     # --- other runs --------------------------------------------------------------------------------------------------
 
-    async def run_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> Any:
+    @overload
+    async def run_job(
+        self, name: str, job: Job[None, Output], input: None = None, **options: Unpack[ChildOptions]
+    ) -> Output: ...
+
+    @overload
+    async def run_job(
+        self, name: str, job: Job[Input, Output], input: Input, **options: Unpack[ChildOptions]
+    ) -> Output: ...
+
+    @overload
+    async def run_job(self, name: str, job: str, input: Any = None, **options: Unpack[ChildOptions]) -> Any: ...
+
+    async def run_job(
+        self, name: str, job: Job[Any, Any] | str, input: Any = None, **options: Unpack[ChildOptions]
+    ) -> Any:
         """Start a child run, wait for its end, and return its output.
 
         The options are ``labels``, ``priority``, ``run_at`` and ``deadline``, as in ``engine.trigger``. The child's id
@@ -310,7 +369,22 @@ class Context:
         """
         return await self._execution.children.run(name, Trigger(job, input, **_child_options(options)))
 
-    async def start_job(self, name: str, job: Job | str, input: Any = None, **options: Any) -> str:
+    @overload
+    async def start_job(
+        self, name: str, job: Job[None, Any], input: None = None, **options: Unpack[ChildOptions]
+    ) -> str: ...
+
+    @overload
+    async def start_job(
+        self, name: str, job: Job[Input, Any], input: Input, **options: Unpack[ChildOptions]
+    ) -> str: ...
+
+    @overload
+    async def start_job(self, name: str, job: str, input: Any = None, **options: Unpack[ChildOptions]) -> str: ...
+
+    async def start_job(
+        self, name: str, job: Job[Any, Any] | str, input: Any = None, **options: Unpack[ChildOptions]
+    ) -> str:
         """Start a run without waiting for it, and return its id; the options are those of ``run_job``.
 
         When this run is cancelled while the started run is active, the started run is cancelled too. Where the flow
@@ -318,15 +392,39 @@ class Context:
         """
         return await self._execution.children.start(name, Trigger(job, input, **_child_options(options)))
 
+    @overload
     async def map(
         self,
         name: str,
-        job: Job | str,
+        job: Job[Input, Output],
+        inputs: Iterable[Input],
+        *,
+        max_concurrent: int | None = None,
+        mode: Literal["all", "fail_fast"] = "all",
+        **options: Unpack[ChildOptions],
+    ) -> list[Output]: ...
+
+    @overload
+    async def map(
+        self,
+        name: str,
+        job: str,
         inputs: Iterable[Any],
         *,
         max_concurrent: int | None = None,
         mode: Literal["all", "fail_fast"] = "all",
-        **options: Any,
+        **options: Unpack[ChildOptions],
+    ) -> list[Any]: ...
+
+    async def map(
+        self,
+        name: str,
+        job: Job[Any, Any] | str,
+        inputs: Iterable[Any],
+        *,
+        max_concurrent: int | None = None,
+        mode: Literal["all", "fail_fast"] = "all",
+        **options: Unpack[ChildOptions],
     ) -> list[Any]:
         """Start a child run for each input, ``name[0]``, ``name[1]`` ..., and return their outputs in the order of the
         inputs.
@@ -390,7 +488,7 @@ def _optional_seconds(duration: float | timedelta | None) -> float | None:
     return None if duration is None else _seconds(duration)
 
 
-def _child_options(options: dict[str, Any]) -> dict[str, Any]:
+def _child_options(options: ChildOptions) -> ChildOptions:
     """:raises TypeError: when an option is not for child runs."""
     unknown = options.keys() - {"labels", "priority", "run_at", "deadline"}
     if unknown:

@@ -18,6 +18,7 @@ class Files(Protocol):
 
         :raises ValueError: when ``name`` is not a plain name without folders.
         """
+        ...
 
     async def remove(self, name: str) -> None:
         """Remove a file; does nothing when there is no file of that name.

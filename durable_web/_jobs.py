@@ -10,15 +10,25 @@ from __future__ import annotations
 import functools
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
 from ._codec import construct, refuse_surrogates, return_annotation, type_hints
 from ._errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
 from ._flow_control import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    Input = TypeVarWithDefault("Input", default=Any)
+    Output = TypeVarWithDefault("Output", default=Any)
+else:
+    Input, Output = TypeVar("Input"), TypeVar("Output")
+
 JobFunction = Callable[..., Awaitable[Any]]
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 RetryOn = type[BaseException] | Iterable[type[BaseException]] | Callable[[BaseException], bool]
 
 
@@ -130,9 +140,22 @@ _RANDOM = random.SystemRandom()
 NO_RETRY = Retry(max_attempts=1)
 
 
+class Decorator(Protocol):
+    """What :func:`job` returns: it makes a job of an async function."""
+
+    @overload
+    def __call__(self, function: Callable[[Any, Given], Coroutine[Any, Any, Result]], /) -> Job[Given, Result]: ...
+
+    @overload
+    def __call__(self, function: Callable[[Any], Coroutine[Any, Any, Result]], /) -> Job[None, Result]: ...
+
+
 @dataclass(frozen=True)
-class Job:
-    """A job function and its options; made by :func:`job`. Calling the job calls the function."""
+class Job(Generic[Input, Output]):
+    """A job function and its options; made by :func:`job`. Calling the job calls the function.
+
+    For type checkers a ``Job[Input, Output]``: ``ctx.run_job`` takes the one, and gives the other.
+    """
 
     name: str
     function: JobFunction
@@ -203,7 +226,7 @@ def job(
     rate_limit: RateLimit | None = None,
     debounce: Debounce | None = None,
     singleton: Singleton | None = None,
-) -> Callable[[JobFunction], Job]:
+) -> Decorator:
     """Make a job of an ``async def`` that takes a ``Context`` and the run's input, or a ``Context`` alone.
 
     :param name: the name by which runs find their code, also after a restart and a new release: never change it.
@@ -233,7 +256,7 @@ def job(
         concurrency=concurrency, throttle=throttle, rate_limit=rate_limit, debounce=debounce, singleton=singleton
     )
 
-    def decorate(function: JobFunction) -> Job:
+    def decorate(function: JobFunction, /) -> Job:
         takes_input = _takes_input(name, function)
         input_type = input
         if input is None:

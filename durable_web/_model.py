@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from ._codec import readable
 
@@ -193,6 +193,18 @@ class Run:
 
 
 _INTERNAL = frozenset({"generation", "lease_owner", "lease_expires_at", "recoveries", "ready_at", "disposition"})
+
+
+class RunFilters(TypedDict, total=False):
+    """The parts of a :class:`RunFilter`."""
+
+    status: str | Iterable[str] | None
+    job: Any
+    labels: dict[str, str] | None
+    created_after: datetime | None
+    created_before: datetime | None
+    search: str | None
+    parent: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ._codec import check_name, decode, encode, refuse_surrogates
 from ._flow_control import Gate, gates_of
@@ -14,6 +14,25 @@ from ._model import to_milliseconds
 from ._store import NewRun
 
 Coalesce = Literal["skip", "active"]
+
+
+class ChildOptions(TypedDict, total=False):
+    """The options of a run that another run starts; see :class:`Trigger`."""
+
+    labels: dict[str, str]
+    priority: int
+    run_at: datetime | None
+    deadline: datetime | None
+
+
+class TriggerOptions(ChildOptions, total=False):
+    """The options of a run; see :class:`Trigger`."""
+
+    idempotency_key: str | None
+    concurrency_key: str | None
+    coalesce: Coalesce | None
+
+
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]+")
 
 
@@ -64,7 +83,8 @@ class Trigger:
                 check_name(name, getattr(self, name))
         if type(self.priority) is not int or abs(self.priority) >= 1 << 63:
             raise ValueError(f"priority is a whole number of at most 64 bits, not {self.priority!r}.")
-        to_milliseconds(self.run_at), to_milliseconds(self.deadline)
+        for moment in (self.run_at, self.deadline):
+            to_milliseconds(moment)
         if not isinstance(self.labels, dict):
             raise ValueError(f"labels are a dictionary of strings, not {self.labels!r}.")
         for key, value in self.labels.items():

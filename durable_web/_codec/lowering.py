@@ -120,8 +120,21 @@ def plain_data(value: Any) -> Any:
         return value.model_dump(by_alias=reads_what_it_writes(kind), round_trip=refuses_more)  # type: ignore[arg-type]
     raise Refused(
         f"a {kind.__module__}.{kind.__qualname__} cannot be read back as what it was; "
-        "return JSON values, dates, Decimal, UUID, bytes, tuples, sets, enums, dataclasses or pydantic models."
+        + (
+            _advice_for(kind)
+            or "return JSON values, dates, Decimal, UUID, bytes, tuples, sets, enums, dataclasses or pydantic models."
+        )
     )
+
+
+def _advice_for(kind: type) -> str | None:
+    if kind in (bytearray, memoryview):
+        return "return bytes(value)."
+    if kind.__name__ == "JsNull":
+        return "it is JavaScript's null: return None."
+    if any(base.__name__ == "JsProxy" for base in kind.__mro__):
+        return "it belongs to JavaScript: return value.to_py(), and of a buffer value.to_bytes()."
+    return None
 
 
 def _write_timedelta(value: timedelta) -> list[int]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, Unpack, overload
 
 from .._clock import Clock, SystemClock
 from .._durations import to_timedelta
@@ -22,13 +22,15 @@ from .._jobs import Job, Registry
 from .._model import LogFrame, Progress, Run
 from .._notifications import ErrorHandler, Events, Listener
 from .._store import Durability, check_durability
-from .._triggers import Coalesce, Trigger
+from .._triggers import Trigger, TriggerOptions
 from .dispatcher import Limits
 from .last_step import End
 from .running import Install, RunningEngine, Settings
 from .runs import Runs
 from .schedules import Schedules
 from .trouble import OnState
+
+Input = TypeVar("Input")
 
 
 async def _nothing_to_install(libraries: list[str]) -> None:
@@ -202,28 +204,23 @@ class Engine:
             with running.store.transaction():
                 running.dispatcher.claiming.unblock(running.clock.now())
 
-    async def trigger(
-        self,
-        job: Job | str,
-        input: Any = None,
-        *,
-        idempotency_key: str | None = None,
-        concurrency_key: str | None = None,
-        coalesce: Coalesce | None = None,
-        labels: dict[str, str] | None = None,
-        priority: int = 0,
-        run_at: datetime | None = None,
-        deadline: datetime | None = None,
-    ) -> Run:
+    @overload
+    async def trigger(self, job: Job[None, Any], input: None = None, **options: Unpack[TriggerOptions]) -> Run: ...
+
+    @overload
+    async def trigger(self, job: Job[Input, Any], input: Input, **options: Unpack[TriggerOptions]) -> Run: ...
+
+    @overload
+    async def trigger(self, job: str, input: Any = None, **options: Unpack[TriggerOptions]) -> Run: ...
+
+    async def trigger(self, job: Job[Any, Any] | str, input: Any = None, **options: Unpack[TriggerOptions]) -> Run:
         """Make a run of ``job`` for ``input``; the run begins when its turn comes.
 
         The options are those of :class:`Trigger`. The run's ``disposition`` is ``"created"``, or ``"idempotent"``,
         ``"coalesced"``, ``"skipped"`` or ``"debounced"`` where an existing run is returned. Raises what
         ``trigger_many`` raises.
         """
-        labels = {} if labels is None else labels
-        trigger = Trigger(job, input, idempotency_key, concurrency_key, coalesce, labels, priority, run_at, deadline)
-        return self.internals.trigger([trigger])[0]
+        return self.internals.trigger([Trigger(job, input, **options)])[0]
 
     async def trigger_many(self, triggers: Iterable[Trigger]) -> list[Run]:
         """Make several runs in one transaction: all of them, or none.
@@ -236,22 +233,64 @@ class Engine:
         """
         return self.internals.trigger(_all_triggers(triggers))
 
+    @overload
     async def trigger_and_wait(
         self,
-        job: Job | str,
+        job: Job[None, Any],
+        input: None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_log: Callable[[LogFrame], None] | None = None,
+        **options: Unpack[TriggerOptions],
+    ) -> Run: ...
+
+    @overload
+    async def trigger_and_wait(
+        self,
+        job: Job[Input, Any],
+        input: Input,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_log: Callable[[LogFrame], None] | None = None,
+        **options: Unpack[TriggerOptions],
+    ) -> Run: ...
+
+    @overload
+    async def trigger_and_wait(
+        self,
+        job: str,
         input: Any = None,
         *,
         timeout: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         on_log: Callable[[LogFrame], None] | None = None,
-        **options: Any,
+        **options: Unpack[TriggerOptions],
+    ) -> Run: ...
+
+    async def trigger_and_wait(
+        self,
+        job: Job[Any, Any] | str,
+        input: Any = None,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_log: Callable[[LogFrame], None] | None = None,
+        **options: Unpack[TriggerOptions],
     ) -> Run:
         """``trigger``, then ``runs.wait``; takes the options of ``trigger``, and raises what these two raise."""
-        run = await self.trigger(job, input, **options)
+        run = self.internals.trigger([Trigger(job, input, **options)])[0]
         return await self.runs.wait(run.id, timeout=timeout, on_progress=on_progress, on_log=on_log)
 
     async def trigger_with_signal(
-        self, job: Job | str, input: Any, name: str, payload: Any = None, signal_id: str | None = None, **options: Any
+        self,
+        job: Job | str,
+        input: Any,
+        name: str,
+        payload: Any = None,
+        signal_id: str | None = None,
+        **options: Unpack[TriggerOptions],
     ) -> Run:
         """``trigger`` a run, or find the run that answers the trigger, and send it a signal, in one transaction.
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 from .._errors import ConflictError, RunNotActive, RunNotFound, RunNotTerminal
 from .._jobs import Job
@@ -19,6 +19,7 @@ from .._model import (
     ProgressFrame,
     Run,
     RunFilter,
+    RunFilters,
     RunStatus,
     Step,
     StoredFrame,
@@ -386,7 +387,7 @@ class Runs:
             raise ValueError(f"limit is a whole number of at least 1, not {limit!r}.")
         return self._running().purge(to_milliseconds(older_than) or 0, limit)
 
-    async def cancel_many(self, *, everything: bool = False, **filters: Any) -> builtins.list[str]:
+    async def cancel_many(self, *, everything: bool = False, **filters: Unpack[RunFilters]) -> builtins.list[str]:
         """Cancel the active runs that pass a filter (see :class:`RunFilter`), and return their ids.
 
         :param everything: of all runs, where no filter is given.
@@ -395,20 +396,20 @@ class Runs:
         _check_bulk("cancel_many", filters, everything)
         return await self._for_each(self.cancel, filters, lambda run: run.is_active)
 
-    async def retry_many(self, *, everything: bool = False, **filters: Any) -> builtins.list[str]:
+    async def retry_many(self, *, everything: bool = False, **filters: Unpack[RunFilters]) -> builtins.list[str]:
         """Retry the failed, cancelled and dead runs that pass a filter, and return their ids; as ``cancel_many``."""
         _check_bulk("retry_many", filters, everything)
         return await self._for_each(
             self.retry, filters, lambda run: run.is_terminal and run.status != RunStatus.COMPLETED
         )
 
-    async def delete_many(self, *, everything: bool = False, **filters: Any) -> builtins.list[str]:
+    async def delete_many(self, *, everything: bool = False, **filters: Unpack[RunFilters]) -> builtins.list[str]:
         """Delete the runs that have ended and pass a filter, and return their ids; as ``cancel_many``."""
         _check_bulk("delete_many", filters, everything)
         return await self._for_each(self.delete, filters, lambda run: run.is_terminal)
 
     async def _for_each(
-        self, act: Callable[[str], Any], filters: dict[str, Any], applies: Callable[[Run], bool]
+        self, act: Callable[[str], Any], filters: RunFilters, applies: Callable[[Run], bool]
     ) -> builtins.list[str]:
         wanted = RunFilter(**filters)
         done: list[str] = []
@@ -428,7 +429,7 @@ class Runs:
         return runs.list(wanted, oldest_first=False, after=cursor, limit=BULK_BATCH, payloads=False)
 
 
-def _check_bulk(method: str, filters: dict[str, Any], everything: bool) -> None:
+def _check_bulk(method: str, filters: RunFilters, everything: bool) -> None:
     """A filter that is empty by mistake, such as ``job=None``, must not mean all runs."""
     if everything is True or any(value is not None and value != {} for value in filters.values()):
         return

@@ -49,7 +49,7 @@ class Outcomes:
         history = self._history
         if not history.is_live or self._tenure.is_paused:
             history.queue(operation)
-        elif endings := (self._endings and self._own_endings()):
+        elif self._endings and (endings := self._own_endings()):
             self._held_up.append((operation, endings))
             self.begin_busy()
         elif not self._services.is_alone() or history.has_undelivered or not self._loop.must_give_way:

@@ -44,16 +44,20 @@ class Owner(Protocol):
 
     def may_drain(self) -> bool:
         """``False`` while the run has no lease: its callbacks wait."""
+        ...
 
     @property
     def has_outcomes(self) -> bool:
         """``True`` when a recorded outcome waits to be delivered."""
+        ...
 
     def loop_time(self) -> float:
         """The time of the outcome delivered last, in seconds since 1970-01-01 UTC."""
+        ...
 
     def at_rest(self) -> bool:
         """Nothing is ready: deliver the next outcome, if there is one. ``True`` when something is ready after it."""
+        ...
 
     def add_timer(self, timer: RunTimer) -> None:
         """A timer was set."""
@@ -361,7 +365,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         _set_running_loop(self)
         try:
             for task in reversed(self._tasks):
-                task._log_destroy_pending = False
+                task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
                 if not task.done():
                     _throw(task.get_coro(), error)
         finally:
@@ -378,7 +382,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return self._is_closed
 
-    get_debug = staticmethod(bool)  # always False; every handle asks, and this is no call of Python's
+    get_debug = staticmethod(bool)  # pyright: ignore[reportAssignmentType]  # always False; every handle asks, and this is no call of Python's
 
     def set_debug(self, enabled: bool) -> None:
         """There is no debug mode."""

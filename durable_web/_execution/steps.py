@@ -155,6 +155,8 @@ class Steps:
         """The outcome of the step: as recorded, or of calling ``function(*arguments)`` now."""
         if self._tenure.is_detached or _get_running_loop() is not self._loop:
             await self._tenure.enter(name)
+        if not callable(function):
+            raise _not_a_function(name, function)
         key = self._history.key(name)
         retry = retry or self._retry
         if undo is not None:
@@ -567,6 +569,17 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:  # no event loop is left
         return None
+
+
+def _not_a_function(name: str, given: object) -> TypeError:
+    if inspect.iscoroutine(given):
+        called = given.cr_code.co_name
+        given.close()
+        return TypeError(
+            f"The step {name!r} was given the coroutine of {called}(), which has been called already. Give the "
+            f"function and its arguments: await ctx.step({name!r}, {called}, ...)."
+        )
+    return TypeError(f"The step {name!r} needs a function, not {given!r}: await ctx.step(name, function, ...).")
 
 
 def as_step(record: StepRecord, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

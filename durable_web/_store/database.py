@@ -388,7 +388,7 @@ class Database:
         try:
             found = self._user_version()  # read again: another process may have migrated the file
             for script in _MIGRATIONS[:1] if found == 0 else _MIGRATIONS[found:]:
-                for statement in _statements(files(__package__).joinpath(script).read_text("utf-8")):
+                for statement in _statements(files("durable_web._store").joinpath(script).read_text("utf-8")):
                     self.connection.execute(statement)
             self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except BaseException:
@@ -407,11 +407,11 @@ class _Connection(sqlite3.Connection):
         self._refuse("close")
         super().close()
 
-    def set_authorizer(self, *arguments: Any) -> None:
+    def set_authorizer(self, *arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._refuse("set_authorizer")
         super().set_authorizer(*arguments)
 
-    def set_progress_handler(self, *arguments: Any) -> None:
+    def set_progress_handler(self, *arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._refuse("set_progress_handler")
         super().set_progress_handler(*arguments)
 

@@ -36,6 +36,7 @@ class EngineDeaths(Protocol):
 
     def has_died(self, owner: str) -> bool:
         """``True`` when the engine has died, and was not shut down cleanly."""
+        ...
 
     def culprit(self, owner: str, lease_expires_at: int) -> tuple[str, str] | None:
         """The id of the run, and the key of its step, against which the death counts; ``None`` for no run."""

@@ -40,7 +40,7 @@ class _StubbedContext(Context):
         super().__init__(execution, files)
         self._results = results
 
-    def step(
+    def step(  # type: ignore[override]
         self,
         name: str,
         function: Callable[..., Any],
@@ -54,8 +54,10 @@ class _StubbedContext(Context):
         function = self._instead_of(name, function)
         return super().step(name, function, *arguments, retry=retry, compensate=compensate)
 
-    async def transaction(self, name: str, function: Callable[..., Any], /, *arguments: Any) -> Any:
-        return await super().transaction(name, self._instead_of(name, function), *arguments)
+    async def transaction(  # type: ignore[override]
+        self, name: str, function: Callable[..., Any], /, *arguments: Any
+    ) -> Any:
+        return await super().transaction(name, self._instead_of(name, function), *arguments)  # pyright: ignore
 
     def _instead_of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name not in self._results:

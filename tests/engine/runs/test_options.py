@@ -170,3 +170,21 @@ async def test_a_fork_that_the_flow_control_refuses_says_so():
         await settle()
         with pytest.raises(ConflictError, match=f"^No run was forked from {run.id}: the flow control of job 'single'"):
             await e.runs.fork(run.id, "one")
+
+
+async def test_a_step_that_is_given_a_coroutine_says_how_to_write_it():
+    async def charge(amount: int) -> int:
+        return amount
+
+    @job("wrong")
+    async def wrong(ctx: Context, how: str) -> None:
+        await ctx.step("charge", charge(3) if how == "coroutine" else how)
+
+    async with engine(wrong) as e:
+        run = await e.trigger_and_wait(wrong, "coroutine")
+        assert (run.status, run.error.type) == ("failed", "TypeError")
+        assert "was given the coroutine of charge()" in run.error.message
+        assert "await ctx.step('charge', charge, ...)" in run.error.message
+        run = await e.trigger_and_wait(wrong, "text")
+        assert run.error.message.startswith("The step 'charge' needs a function, not 'text'")
+        assert await e.runs.steps(run.id) == []

@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from watching import IN_PYODIDE
 
 from durable_web._codec import decode, encode, printable, readable
 from durable_web._errors import SerializationError
@@ -207,3 +208,31 @@ def test_a_text_with_blanks_around_it_reads_as_one_without(text):
 def test_a_text_that_is_not_json_is_refused_wherever_it_goes_wrong(text):
     with pytest.raises(json.JSONDecodeError):
         decode(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"), [(bytearray(b"a"), "return bytes(value)."), (memoryview(b"a"), "return bytes(value).")]
+)
+def test_a_buffer_is_refused_with_what_to_return_instead(value, advice):
+    with pytest.raises(SerializationError) as refused:
+        encode({"rows": [value]}, path="output")
+    assert (refused.value.path, refused.value.reason.endswith(advice)) == ("output['rows'][0]", True)
+
+
+@pytest.mark.skipif(not IN_PYODIDE, reason="inside Pyodide only: CPython has no JavaScript")
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("({a: 1})", "return value.to_py()"),
+        ("[1, 2]", "return value.to_py()"),
+        ("new Uint8Array(2)", "of a buffer value.to_bytes()"),
+        ("new Date()", "it belongs to JavaScript"),
+        ("null", "it is JavaScript's null: return None."),
+    ],
+)
+def test_what_belongs_to_javascript_is_refused_with_what_to_return_instead(source, advice):
+    from pyodide.code import run_js
+
+    with pytest.raises(SerializationError) as refused:
+        encode([run_js(source)], path="output")
+    assert advice in refused.value.reason
