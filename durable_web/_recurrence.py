@@ -86,10 +86,20 @@ class Recurrence:
             raise ValueError(f"{self.cron!r} is no cron expression. {_FIVE_FIELDS}")
         start = datetime.fromtimestamp(moment / 1000, UTC).astimezone(_zone(self.timezone))
         try:
-            times = CronSim(self.cron or "", start)
+            times = CronSim(_without_star_in_named_hours(self.cron or ""), start)
         except CronSimError as error:
             raise ValueError(f"{self.cron!r} is no cron expression: {error}. {_FIVE_FIELDS}") from None
         return (round(time.timestamp() * 1000) for time in times)
+
+
+def _without_star_in_named_hours(cron: str) -> str:
+    """The same expression with minutes that are spelled without a star, where it names hours.
+
+    CronSim takes a star in the minutes for an interval, which follows the elapsed time where clocks are changed, so
+    ``*/15 2 * * *`` would come never on one day and twice as often on another, unlike ``0,15,30,45 2 * * *``.
+    """
+    minutes, hours, *days = cron.split()
+    return " ".join([minutes if "*" in hours else minutes.replace("*", "0-59"), hours, *days])
 
 
 def _zone(name: str) -> tzinfo:

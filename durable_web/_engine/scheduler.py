@@ -156,22 +156,26 @@ class Scheduler:
         if dues[0] != due:
             self._store.schedules.note_skip(schedule.name, due, "missed")
         self._store.schedules.move_on(schedule.name, following)
+        is_late = now - dues[0] > MISSED_SECONDS * 1000
+        overlap = schedule.overlap
+        if schedule.catch_up == "all" and overlap == "skip" and (is_late or len(dues) > 1):
+            overlap = "queue"  # what is made up for did not overlap with anything when it was due
         for each in dues:
             if schedule.catch_up == "none" and now - each > MISSED_SECONDS * 1000:
                 self._store.schedules.note_skip(schedule.name, each, "missed")
             else:
-                self._trigger(schedule, each, now)
+                self._trigger(schedule, each, now, overlap)
         return len(dues)
 
-    def _trigger(self, schedule: StoredSchedule, due: int, now: int) -> None:
+    def _trigger(self, schedule: StoredSchedule, due: int, now: int, overlap: str) -> None:
         """Make a run for one due time, or record why it was skipped."""
         presence = gate_name("schedule", schedule.name)
-        active = self._store.flow.present(presence) if schedule.overlap == "skip" else []
+        active = self._store.flow.present(presence) if overlap == "skip" else []
         if active:
             self._store.schedules.note_skip(schedule.name, due, f"run {active[0]} was active")
             return
         gates = [Gate(presence, GateKind.PRESENCE)]
-        if schedule.overlap == "queue":
+        if overlap == "queue":
             gates.append(Gate(gate_name("schedule-turn", schedule.name), GateKind.TURN))
         try:
             with self._store.part():

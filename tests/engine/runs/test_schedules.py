@@ -121,6 +121,29 @@ def test_a_time_that_the_change_of_clocks_repeats_comes_once():
     assert times(rule, "2026-10-25T01:15:00+00:00", 1) == ["10-26 01:30"], "not the first one again"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("*/15 2 * * *", "0,15,30,45 2 * * *"),
+        ("* 2 * * *", "0-59 2 * * *"),
+        ("*/20 1-3 * * *", "0,20,40 1,2,3 * * *"),
+        ("5-50/15 2 * * SUN", "5,20,35,50 2 * * 0"),
+        ("*/30 0-23/2 * * *", "0,30 0-23/2 * * *"),
+    ],
+)
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
+def test_an_expression_that_names_hours_gives_the_same_times_however_its_minutes_are_spelled(one, other, zone):
+    for start in (
+        "2026-03-07T00:00:00+00:00",
+        "2026-03-28T00:00:00+00:00",
+        "2026-04-04T00:00:00+00:00",
+        "2026-10-03T00:00:00+00:00",
+        "2026-10-24T00:00:00+00:00",
+        "2026-10-31T00:00:00+00:00",
+    ):
+        assert times(cron(one, zone), start, 40) == times(cron(other, zone), start, 40)
+
+
 def test_what_comes_every_half_hour_goes_on_through_a_change_of_clocks():
     rule = cron("*/30 * * * *", "Europe/London")
     found = times(rule, "2026-10-25T00:00:00+00:00", 4)
@@ -160,6 +183,20 @@ async def test_due_times_without_a_running_engine_are_made_up_for_as_the_schedul
             assert schedule.skip_reason == "missed"
         await clock.advance(0.5 * HOUR)
         assert await scheduled_times(engine) == [*made, "15. 12:00"]
+
+
+@pytest.mark.parametrize("timing", [{"cron": "0 * * * *"}, {"every": "1h"}])
+@pytest.mark.parametrize("overlap", ["skip", "queue", "allow"])
+async def test_all_missed_due_times_are_made_up_for_whatever_overlap_is(running, timing, overlap):
+    clock = MockClock()
+    async with running(tick, clock=clock) as engine:
+        await engine.schedules.create("hourly", tick, catch_up="all", overlap=overlap, **timing)
+    await clock.advance(3.5 * HOUR)
+    async with running(tick, clock=clock) as engine:
+        await settle()
+        assert await engine.runs.count() == {"completed": 3}
+        (schedule,) = await engine.schedules.list()
+        assert (schedule.skips, schedule.skip_reason) == (0, None)
 
 
 async def test_a_due_time_that_has_just_gone_by_is_not_missed(running):
