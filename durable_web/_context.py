@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import random
 import sqlite3
+import types
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime, timedelta
-from typing import Any, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
 from uuid import UUID
 
 from ._execution.run import Execution
@@ -20,6 +23,21 @@ Result = TypeVar("Result")
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 _BY_NAME: Any = object()
+MOST_REMEMBERED = 64
+"""So many operations are remembered until it is looked which of them have begun."""
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _operation(method: Method) -> Method:
+    """Notes that an operation was asked for: one that is never awaited does nothing, which the run must not hide."""
+
+    @functools.wraps(method)
+    def asking(self: Context, *arguments: Any, **options: Any) -> Any:
+        asked = method(self, *arguments, **options)
+        self._remember(method.__name__, arguments[0] if arguments else None, asked)
+        return asked
+
+    return cast("Method", asking)
 
 
 class Log:
@@ -130,6 +148,7 @@ class Context:
 
     def __init__(self, execution: Execution, files: Files) -> None:
         self._execution = execution
+        self._asked: list[tuple[str, Any, types.CoroutineType[Any, Any, Any]]] = []
         self.files = files
         self.log = Log(execution)
 
@@ -213,8 +232,40 @@ class Context:
         :raises NonDeterminismError: when ``name`` is recorded as another kind of operation.
         :raises NotInStep: when a step's function calls it instead of the job body.
         """
-        return self._execution.steps.step(name, function, arguments, retry, compensate)
+        asked: types.CoroutineType[Any, Any, Any] = self._execution.steps.step(  # type: ignore[assignment]
+            name, function, arguments, retry, compensate
+        )
+        if len(self._asked) >= MOST_REMEMBERED:
+            self._asked = self._not_begun()
+        self._asked.append(("step", name, asked))
+        return asked
 
+    def _remember(self, method: str, name: Any, asked: types.CoroutineType[Any, Any, Any]) -> None:
+        if len(self._asked) >= MOST_REMEMBERED:
+            self._asked = self._not_begun()
+        self._asked.append((method, name, asked))
+
+    def _not_begun(self) -> list[tuple[str, Any, types.CoroutineType[Any, Any, Any]]]:
+        return [
+            each
+            for each in self._asked
+            if each[2].cr_frame is not None and inspect.getcoroutinestate(each[2]) == inspect.CORO_CREATED
+        ]
+
+    def close_forgotten(self, awaited: Iterable[Any]) -> str | None:
+        """At the end of the body: close the operations that it has asked for and never awaited, and say which.
+
+        :param awaited: the coroutines of tasks that have not begun.
+        """
+        begun_later = set(map(id, awaited))
+        forgotten = [each for each in self._not_begun() if id(each[2]) not in begun_later]
+        self._asked.clear()
+        for _, _, asked in forgotten:
+            asked.close()
+        calls = [f"ctx.{method}({'' if name is None else repr(name) + ', '}...)" for method, name, _ in forgotten]
+        return ", ".join(dict.fromkeys(calls)) or None
+
+    @_operation
     async def transaction(
         self,
         name: str,
@@ -232,21 +283,25 @@ class Context:
         result: Result = await self._execution.writes.transaction(name, function, arguments)
         return result
 
+    @_operation
     async def now(self, name: str = "now") -> datetime:
         """The time, in UTC: recorded once, and the same in every later execution."""
         found: datetime = await self._execution.writes.value(name, self._execution.time)
         return found
 
+    @_operation
     async def uuid(self, name: str = "uuid") -> UUID:
         """A random UUID: recorded once, and the same in every later execution."""
         found: UUID = await self._execution.writes.value(name, lambda: UUID(bytes=os.urandom(16), version=4))
         return found
 
+    @_operation
     async def random(self, name: str = "random") -> float:
         """A random number from 0 to 1: recorded once, and the same in every later execution."""
         found: float = await self._execution.writes.value(name, random.SystemRandom().random)
         return found
 
+    @_operation
     async def set_event(self, key: str, value: Any) -> None:
         """Publish a value that can be read during the run and after its end: ``engine.runs.value(run_id, key)``.
 
@@ -261,6 +316,7 @@ class Context:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
+    @_operation
     async def sleep(self, name: str, duration: float | timedelta) -> None:
         """Wait for ``duration`` (seconds, or a ``timedelta``), across restarts, without occupying a slot.
 
@@ -268,6 +324,7 @@ class Context:
         """
         await self._execution.waits.sleep(name, _seconds(duration))
 
+    @_operation
     async def sleep_until(self, name: str, when: datetime) -> None:
         """Wait until ``when``, an aware ``datetime``; return at once when it has passed.
 
@@ -285,6 +342,7 @@ class Context:
         self, name: str, timeout: float | timedelta | None = None, *, type: Any = None
     ) -> Any: ...
 
+    @_operation
     async def wait_for_signal(self, name: str, timeout: float | timedelta | None = None, *, type: Any = None) -> Any:
         """The payload of the next signal of that name (``engine.runs.signal``), first in, first out.
 
@@ -296,17 +354,21 @@ class Context:
         declared = self._execution.job.signals.get(name, Any) if type is None else type
         return await self._execution.waits.signal(name, _optional_seconds(timeout), declared)
 
+    @_operation
     async def wait_for_event(
         self, topic: str, match: dict[str, Any] | None = None, timeout: float | timedelta | None = None
     ) -> Any:
         """The payload of the next event that is published on ``topic`` (``engine.publish``) while the run waits.
 
-        With ``match``, the next event whose payload has these keys with equal values, at every depth.
+        With ``match``, the next event whose payload has these keys with equal values, at every depth. Its type is that
+        of ``@job(events={topic: type})``.
 
         :raises EventTimeout: when no event came within ``timeout`` seconds of the wait's first beginning.
         """
-        return await self._execution.waits.event(topic, match, _optional_seconds(timeout))
+        payload = await self._execution.waits.event(topic, match, _optional_seconds(timeout))
+        return self._execution.job.validate_event(topic, payload)
 
+    @_operation
     async def webhook(self, name: str) -> Webhook:
         """A webhook with a token that cannot be guessed, for a call from another system: ``engine.deliver_webhook``.
 
@@ -318,6 +380,7 @@ class Context:
         build_url = self._execution.webhook_url
         return Webhook(self._execution, recorded, token, None if build_url is None else build_url(token))
 
+    @_operation
     async def on_update(
         self,
         name: str,
@@ -327,14 +390,17 @@ class Context:
         """The next update of that name (``engine.runs.update``), to be answered.
 
         ``validator(argument)`` is synchronous, and rejects an update by raising, or by returning ``False``: the sender
-        gets the reason, and the run goes on waiting without the update.
+        gets the reason, and the run goes on waiting without the update. Type and validator that hold for all updates of
+        the name are declared in ``@job(updates={name: type}, validators={name: function})``; they are checked when the
+        update is sent.
 
         :raises UpdateTimeout: when no update was accepted within ``timeout`` seconds of the wait's first beginning.
         """
         seconds = _optional_seconds(timeout)
         message_id, argument = await self._execution.waits.update(name, validator, seconds)
-        return Update(self._execution, name, message_id, argument)
+        return Update(self._execution, name, message_id, self._execution.job.validate_update(name, argument))
 
+    @_operation
     async def breakpoint(self, label: str) -> None:
         """Wait until the run is resumed by hand: ``engine.runs.resume(run_id)``."""
         await self._execution.waits.breakpoint(label)
@@ -354,6 +420,7 @@ class Context:
     @overload
     async def run_job(self, name: str, job: str, input: Any = None, **options: Unpack[ChildOptions]) -> Any: ...
 
+    @_operation
     async def run_job(
         self, name: str, job: Job[Any, Any] | str, input: Any = None, **options: Unpack[ChildOptions]
     ) -> Any:
@@ -382,6 +449,7 @@ class Context:
     @overload
     async def start_job(self, name: str, job: str, input: Any = None, **options: Unpack[ChildOptions]) -> str: ...
 
+    @_operation
     async def start_job(
         self, name: str, job: Job[Any, Any] | str, input: Any = None, **options: Unpack[ChildOptions]
     ) -> str:
@@ -416,6 +484,7 @@ class Context:
         **options: Unpack[ChildOptions],
     ) -> list[Any]: ...
 
+    @_operation
     async def map(
         self,
         name: str,
@@ -452,6 +521,7 @@ class Context:
         """
         raise self._execution.continue_as_new(input)
 
+    @_operation
     async def patched(self, change_id: str) -> bool:
         """``True`` when the run should take the changed code: it came to this place after the change.
 

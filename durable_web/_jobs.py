@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
-from ._codec import construct, refuse_surrogates, return_annotation, type_hints
-from ._errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound
+from ._codec import construct, refuse_surrogates, return_annotation, structure, type_hints
+from ._errors import DuplicateJobError, FatalError, InvalidInput, JobNotFound, message_of
 from ._flow_control import FREE, Concurrency, Debounce, FlowControl, RateLimit, Singleton, Throttle
 
 if TYPE_CHECKING:
@@ -169,6 +169,9 @@ class Job(Generic[Input, Output]):
     on_event: tuple[str, ...] = ()
     signals: Mapping[str, Any] = field(default_factory=dict, compare=False)
     flow: FlowControl = FREE
+    updates: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    events: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    validators: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict, compare=False)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Awaitable[Any]:
         return self.function(*arguments, **keywords)
@@ -184,27 +187,41 @@ class Job(Generic[Input, Output]):
 
         :raises InvalidInput: when it does not fit.
         """
-        return self._validate(value, self.input_type, "input")
+        return self._validate(value, self.input_type, "input", structure)
 
     def validate_output(self, value: Any) -> Any:
         """``value``, validated and converted by the output type.
 
         :raises InvalidInput: when it does not fit.
         """
-        return self._validate(value, self.output_type, "output")
+        return self._validate(value, self.output_type, "output", construct)
 
     def validate_signal(self, name: str, value: Any) -> Any:
         """The payload of a signal, validated and converted by its declared type.
 
         :raises InvalidInput: when it does not fit.
         """
-        return self._validate(value, self.signals.get(name, Any), f"signal {name!r}")
+        return self._validate(value, self.signals.get(name, Any), f"signal {name!r}", structure)
 
-    def _validate(self, value: Any, type_: Any, what: str) -> Any:
+    def validate_update(self, name: str, value: Any) -> Any:
+        """The argument of an update, validated and converted by its declared type.
+
+        :raises InvalidInput: when it does not fit.
+        """
+        return self._validate(value, self.updates.get(name, Any), f"update {name!r}", structure)
+
+    def validate_event(self, topic: str, value: Any) -> Any:
+        """The payload of an event, validated and converted by its declared type.
+
+        :raises InvalidInput: when it does not fit.
+        """
+        return self._validate(value, self.events.get(topic, Any), f"event {topic!r}", structure)
+
+    def _validate(self, value: Any, type_: Any, what: str, read: Callable[[Any, Any], Any]) -> Any:
         try:
             if hasattr(type_, "validate_python"):  # a pydantic TypeAdapter
                 return type_.validate_python(value)
-            return construct(value, type_)
+            return read(value, type_)
         except (TypeError, ValueError) as error:
             raise InvalidInput(self.name, what, str(error)) from error
 
@@ -221,6 +238,9 @@ def job(
     dead_letter: Job | str | None = None,
     on_event: str | Iterable[str] = (),
     signals: Mapping[str, Any] | None = None,
+    updates: Mapping[str, Any] | None = None,
+    events: Mapping[str, Any] | None = None,
+    validators: Mapping[str, Callable[[Any], Any]] | None = None,
     concurrency: Concurrency | None = None,
     throttle: Throttle | None = None,
     rate_limit: RateLimit | None = None,
@@ -241,7 +261,12 @@ def job(
         ``{"run_id", "job", "input", "error"}``. It is started once for each dead run, whatever its flow control says.
         No handler is started when that run, or a run that it has started, dies itself.
     :param on_event: topics; ``engine.publish`` on one of them starts a run, with the payload as its input.
-    :param signals: types of the payloads of signals, by the signal's name; checked when one is sent.
+    :param signals, updates: types of the payloads of signals and of the arguments of updates, by their names; checked
+        and converted when one is sent, before anything is stored, also while the run is parked.
+    :param events: types of the payloads of events, by their topics; an event that does not fit a job which declares its
+        topic is refused when it is published.
+    :param validators: by the name of an update, a synchronous function of its argument that rejects the update by
+        raising, or by returning ``False``: its sender gets ``UpdateRejected``, and the run never sees it.
     :param concurrency, throttle, rate_limit, debounce, singleton: how many runs of a group may execute, begin or be
         made, and what happens to a trigger beyond these limits; see :mod:`durable_web._flow_control`.
     :raises TypeError: when the function is not an ``async def`` of the context and the input, or of the context
@@ -251,6 +276,8 @@ def job(
     if not isinstance(name, str) or not name:
         raise TypeError('A job needs a name: write @job("import-csv") above the function.')
     _check_options(name, version, retry, timeout, max_concurrent)
+    for update, validator in (validators or {}).items():
+        check_validator(update, validator)
 
     flow = FlowControl(
         concurrency=concurrency, throttle=throttle, rate_limit=rate_limit, debounce=debounce, singleton=singleton
@@ -275,9 +302,31 @@ def job(
             (on_event,) if isinstance(on_event, str) else tuple(on_event),
             dict(signals or {}),
             flow,
+            dict(updates or {}),
+            dict(events or {}),
+            dict(validators or {}),
         )
 
     return decorate
+
+
+def rejection(validator: Callable[[Any], Any] | None, argument: Any) -> str | None:
+    """Why a validator does not accept the argument of an update; ``None`` when it does."""
+    if validator is None:
+        return None
+    try:
+        verdict = validator(argument)
+    except BaseException as error:  # also CancelledError and SystemExit: they refuse the update
+        return message_of(error)
+    return "the validator did not accept it" if verdict is False else None
+
+
+def check_validator(name: str, validator: object) -> None:
+    """:raises TypeError: when it is not a synchronous function."""
+    if inspect.iscoroutinefunction(validator):
+        raise TypeError(f"The validator of update {name!r} must be synchronous: write `def`, not `async def`.")
+    if validator is not None and not callable(validator):
+        raise TypeError(f"The validator of update {name!r} is a function of its argument, not {validator!r}.")
 
 
 def _check_options(name: str, version: object, retry: object, timeout: object, max_concurrent: object) -> None:

@@ -23,6 +23,7 @@ from .._errors import SerializationError
 from .annotations import UNIONS, naming, return_annotation, type_hints
 from .lowering import ATOMS, TAG, TAGGED, Refused, lower, plain_data, raise_tagged, shown
 from .restoring import construct, restore
+from .structuring import structure
 from .unions import UNREAD, read_back, refuse_misread
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "refuse_surrogates",
     "return_annotation",
     "shown",
+    "structure",
     "to_json",
     "type_hints",
     "write_down",

@@ -11,7 +11,7 @@ from typing import Any
 from .._clock import Clock
 from .._codec import check_name, decode, encode
 from .._errors import DurableWebError, RunNotActive, RunNotFound, UpdateRejected, WebhookNotFound
-from .._jobs import Job, Registry
+from .._jobs import Job, Registry, rejection
 from .._model import Run, StepStatus
 from .._store import Store
 from .._triggers import Trigger
@@ -53,10 +53,17 @@ class Delivery:
         if not run.is_active:
             raise RunNotActive(run.id, run.status.value, "signalled")
         declared: Any = Any
-        if run.job in self._registry:
-            job = self._registry.find(run.job, run.version) or self._registry[run.job]
+        job = self._job_of(run)
+        if job is not None:
             payload, declared = job.validate_signal(name, payload), job.signals.get(name, Any)
         return encode(payload, declared, path=f"payload of signal {name!r}")
+
+    def _job_of(self, run: Run) -> Job | None:
+        """The job of a run, in its version if that is registered here; ``None`` when the job is not."""
+        found = self._registry.find(run.job, run.version)
+        if found is None and run.job in self._registry:
+            found = self._registry[run.job]
+        return found
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -68,6 +75,9 @@ class Delivery:
         check_name("An event's topic", topic)
         if event_id is not None:
             check_name("An event's id", event_id)
+        for job in self._registry:
+            if topic in job.events:
+                job.validate_event(topic, payload)
         text = encode(payload, path=f"payload of event {topic!r}")
         now = self._clock.now()
         if event_id is not None and not self._store.messages.publish(event_id, topic, now):
@@ -105,17 +115,32 @@ class Delivery:
         """Send an update, inside a transaction, and return its id. An update that was sent before is not sent again."""
         _check("An update", name, update_id)
         run = self._store.runs.last_link(run_id)
-        run_id, text = run.id, encode(argument, path=f"argument of update {name!r}")
+        run_id = run.id
         message_id = update_id or os.urandom(16).hex()
         topic = f"update:{name}"
         if self._store.messages.outcome(run_id, topic, message_id) is not None:
             return message_id
         if not run.is_active:
             raise RunNotActive(run_id, run.status.value, "updated")
+        text = self._check_update(run, name, argument)
         now = self._clock.now()
         self._store.messages.send(run_id, topic, message_id, text, now)
         self._store.waits.poke(run_id, now, f"update {name!r} has come")
         return message_id
+
+    def _check_update(self, run: Run, name: str, argument: Any) -> str:
+        """The argument as text.
+
+        :raises InvalidInput, UpdateRejected: as the declared type and validator decide.
+        """
+        job = self._job_of(run)
+        if job is None:
+            return encode(argument, path=f"argument of update {name!r}")
+        argument, declared = job.validate_update(name, argument), job.updates.get(name, Any)
+        reason = rejection(job.validators.get(name), argument)
+        if reason is not None:
+            raise UpdateRejected(run.id, name, reason)
+        return encode(argument, declared, path=f"argument of update {name!r}")
 
     async def answer(self, run_id: str, name: str, message_id: str) -> Any:
         """Wait for the run's answer to an update, and return it.

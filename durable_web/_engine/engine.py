@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from threading import get_ident
 from types import MappingProxyType
 from typing import Any, TypeVar, Unpack, overload
 
@@ -366,9 +367,15 @@ class Engine:
         """The parts of the running engine. They are no part of the interface, and may change with any release.
 
         :raises DurableWebError: when the engine is not running.
+        :raises RuntimeError: in another thread than that of its event loop.
         """
         if self._running is None:
             raise DurableWebError("The engine is not running: use `async with engine:` or `await engine.start()`.")
+        if get_ident() != self._running.thread:
+            raise RuntimeError(
+                "An engine is used in the thread of its event loop, to which its database belongs. From another "
+                "thread: asyncio.run_coroutine_threadsafe(engine.trigger(...), loop).result()"
+            )
         return self._running
 
     def kill(self) -> RunningEngine | None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from threading import get_ident
 
 from .._clock import Clock, TimerHandle
 from .._context import Context
@@ -81,6 +82,8 @@ class RunningEngine:
         self.clock = settings.clock
         self.events = events
         self.store = store = settings.open_store()
+        self.thread = get_ident()
+        """The thread of its event loop: the database belongs to it."""
         self._idle = asyncio.Event()
         self._stopping = asyncio.Lock()
         self._is_claiming = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime
@@ -58,6 +59,13 @@ class Observer(Protocol):
         """Nothing of the run is executed here any more."""
 
 
+class Asker(Protocol):
+    """What a job function is called with."""
+
+    def close_forgotten(self, awaited: Iterable[Any]) -> str | None:
+        """Close the operations that were asked for and never awaited, and say which; ``None`` without any."""
+
+
 class Execution:
     """A claimed run, on its way through its job function."""
 
@@ -86,6 +94,7 @@ class Execution:
         self._parking = Parking(*parts, outcomes, self.steps, self.waits)
         self.children = Children(services, self.history, self.tenure, self.writes, self.waits)
         self._compensation = Compensation(services, self.history, self.tenure, self.steps, self.writes, undos)
+        self._asker: Asker | None = None
         self._body: asyncio.Task[Any] | None = None
         self._has_ended = False  # the body
         self._is_settled = False
@@ -109,7 +118,7 @@ class Execution:
 
     # --- the body ----------------------------------------------------------------------------------------------------
 
-    def begin(self, context: Any, variables: Context) -> None:
+    def begin(self, context: Asker, variables: Context) -> None:
         """Begin to execute the job function.
 
         :param context: what it is called with.
@@ -125,6 +134,7 @@ class Execution:
             self._has_ended = True
             self.loop.create_task(self._finish(error, ""))
             return
+        self._asker = context
         self._body = variables.run(self.loop.create_task, body)
         self._body.add_done_callback(self._on_body_end)
 
@@ -150,9 +160,17 @@ class Execution:
                 raise self._failure
             if self.history.broken is not None:
                 raise self.history.broken
-            return None, self._output(body.result())
+            output = self._output(body.result())
+            self._refuse_forgotten()
+            return None, output
         except BaseException as error:
             return own_reason(self.history.broken or error), ""
+
+    def _refuse_forgotten(self) -> None:
+        """:raises TypeError: when the body has asked for operations that it never awaited."""
+        forgotten = None if self._asker is None else self._asker.close_forgotten(self.loop.coroutines())
+        if forgotten is not None:
+            raise TypeError(f"The job has never awaited {forgotten}, which did nothing: write `await` before it.")
 
     def _output(self, value: Any) -> str:
         path = f"output of job {self.job.name!r}"

@@ -353,6 +353,10 @@ class RunLoop(asyncio.AbstractEventLoop):
         else:
             self.real.call_soon(closed)
 
+    def coroutines(self) -> list[Any]:
+        """What the tasks execute that have not ended."""
+        return [task.get_coro() for task in self._tasks if not task.done()]
+
     def drop_tasks(self, error: BaseException) -> None:
         """Throw ``error`` where each task stands, the youngest first, and drop what does not end of it.
 

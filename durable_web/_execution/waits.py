@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import inspect
 import os
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from .._codec import decode, encode
-from .._errors import EventTimeout, SignalTimeout, UpdateTimeout, WebhookTimeout, message_of
+from .._errors import EventTimeout, SignalTimeout, UpdateTimeout, WebhookTimeout
+from .._jobs import check_validator, rejection
 from .._model import LATEST, OperationKind, StepStatus, to_milliseconds
 from .._store import StepRecord
 from .history import History, Operation
@@ -217,14 +217,13 @@ class Waits:
 
     async def update(self, name: str, validator: Callable[[Any], Any] | None, timeout: float | None) -> tuple[str, Any]:
         """The id and the argument of the next update of that name that the validator accepts."""
-        if inspect.iscoroutinefunction(validator):
-            raise TypeError(f"The validator of update {name!r} must be synchronous: write `def`, not `async def`.")
+        check_validator(name, validator)
         topic = f"{OperationKind.UPDATE}:{name}"
         run_id = self._tenure.run_id
 
         def take(record: StepRecord, now: int) -> None:
             while (message := self._store.messages.next(run_id, topic)) is not None:
-                reason = _rejection(validator, message.payload)
+                reason = rejection(validator, decode(message.payload))
                 if reason is None:
                     self._store.messages.mark(run_id, topic, message.message_id, "taken")
                     taken = encode([message.message_id, decode(message.payload)])
@@ -467,14 +466,3 @@ def _result(record: StepRecord, type_: Any = Any) -> Any:
     if record.status == StepStatus.FAILED:
         raise _TIMEOUTS[OperationKind(record.kind)](record.name)
     return decode(record.output or "null", type_)
-
-
-def _rejection(validator: Callable[[Any], Any] | None, payload: str) -> str | None:
-    """Why a validator does not accept what was sent; ``None`` when it does."""
-    if validator is None:
-        return None
-    try:
-        verdict = validator(decode(payload))
-    except BaseException as error:  # also CancelledError and SystemExit: they refuse the update
-        return message_of(error)
-    return "the validator did not accept it" if verdict is False else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any
@@ -99,6 +99,9 @@ class OneRun:
 
     def on_left(self, execution: Execution) -> None:
         self.told.append("left")
+
+    def close_forgotten(self, awaited: Iterable[Any]) -> None:
+        """The body of a test asks the parts themselves: there is nothing to remember."""
 
     # --- what tests do -----------------------------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ const RULES = {
 };
 
 /**
- * What the engine is to be started with. `jobs` and `durability` are null where the page did not give them: it takes those
- * of the tab that runs the database.
+ * What the engine is to be started with. Where the page gave no jobs, `jobs` is null, and `durability` unless it is given:
+ * the page takes those of the tab that runs the database.
  *
  * @param {unknown} name @param {unknown} options as given to `connect`
  * @returns {Start}
@@ -52,7 +52,7 @@ export function startOf(name, options) {
     type: "start",
     name,
     jobs: jobs ? jobs.map(addressOf) : null,
-    options: { durability: durability ?? null, snapshot, maxRecoveries },
+    options: { durability: durability ?? (jobs ? "full" : null), snapshot, maxRecoveries },
     protocol: PROTOCOL,
   };
 }

@@ -201,9 +201,15 @@ async def test_a_child_that_goes_with_its_dead_parent_is_cancelled_and_not_dead_
 async def test_a_parent_that_hears_of_its_dead_child_comes_further_and_is_not_dead_with_it(running):
     """Both were executing when their engine died for the first time; the child is taken back first."""
 
+    begun: list[str] = []
+
+    async def hang() -> None:
+        begun.append("hang")
+        await asyncio.Event().wait()
+
     @job("hangs")
     async def hangs(ctx: Context, _: None) -> None:
-        await ctx.step("hang", asyncio.Event().wait)
+        await ctx.step("hang", hang)
 
     @job("waits")
     async def waits(ctx: Context, _: None) -> str:
@@ -217,10 +223,11 @@ async def test_a_parent_that_hears_of_its_dead_child_comes_further_and_is_not_de
         finally:
             nap.cancel()
 
-    for _ in range(2):
+    for deaths in range(2):
         async with running(waits, hangs, max_recoveries=1) as engine:
             run = await engine.trigger(waits, idempotency_key="once")
-            await settle()
+            while len(begun) == deaths:
+                await asyncio.sleep(0)
             await crash(engine)
     async with running(waits, hangs, max_recoveries=1) as engine:
         run = await finish(engine, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from crashing import survive_every_death
@@ -239,11 +240,14 @@ async def test_a_map_that_is_no_longer_awaited_cancels_its_children(running):
 
 
 async def test_an_input_that_cannot_be_stored_is_an_error_before_anything_starts(running):
+    @job("keep")
+    async def keep(ctx: Context, value: Any) -> None: ...
+
     @job("maps")
     async def maps(ctx: Context, _: None) -> None:
-        await ctx.map("square", square, [1, float("nan")])
+        await ctx.map("keep", keep, [1, float("nan")])
 
-    async with running(maps, square) as engine:
+    async with running(maps, keep) as engine:
         run = await finish(engine, await engine.trigger(maps))
         assert len(await engine.runs.list()) == 1
     assert (run.status, run.error.type) == (RunStatus.FAILED, "SerializationError")

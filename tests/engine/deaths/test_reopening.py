@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from watching import finish, reach
 
-from durable_web import ConflictError, Context, InvalidInput, RunNotTerminal, RunStatus, SerializationError, job
+from durable_web import ConflictError, Context, InvalidInput, RunNotTerminal, RunStatus, job
 from durable_web.testing import MockClock, crash, settle
 
 
@@ -177,7 +177,7 @@ async def test_another_input_is_validated_before_anything_is_written(running):
             await engine.runs.retry(run.id, input=-1)
         assert await engine.runs.get(run.id) == run
     async with running(work) as engine:
-        with pytest.raises(SerializationError, match="input of job 'work'"):
+        with pytest.raises(InvalidInput, match="The input of job 'work' does not fit"):
             await engine.runs.retry(run.id, input=object())
         assert await engine.runs.get(run.id) == run
 

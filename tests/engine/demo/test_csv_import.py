@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watching import finish, timeline
 
-from durable_web import Engine, Run
+from durable_web import Engine, InvalidInput, Run
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "web" / "demo"))
 
@@ -361,7 +361,15 @@ async def test_a_file_that_cannot_be_imported_fails_the_run_with_a_plain_sentenc
     assert "Step" not in run.error.message
 
 
-@pytest.mark.parametrize("input", [None, [], {}, {"path": 5}, {"path": ""}, {"path": "x", "chunk_bytes": 0}])
+@pytest.mark.parametrize("input", [None, []])
+async def test_an_input_that_is_no_object_starts_no_run(running, input):
+    async with running(jobs.import_csv) as engine:
+        with pytest.raises(InvalidInput, match="is not an object"):
+            await engine.trigger("import-csv", input)
+        assert await engine.runs.list() == []
+
+
+@pytest.mark.parametrize("input", [{}, {"path": 5}, {"path": ""}, {"path": "x", "chunk_bytes": 0}])
 async def test_an_unusable_input_fails_the_run_with_what_is_expected(running, input):
     async with running(jobs.import_csv) as engine:
         run = await finish(engine, await engine.trigger("import-csv", input))

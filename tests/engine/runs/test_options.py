@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from watching import cpython_only
 
 from durable_web import (
     ConflictError,
@@ -188,3 +190,52 @@ async def test_a_step_that_is_given_a_coroutine_says_how_to_write_it():
         run = await e.trigger_and_wait(wrong, "text")
         assert run.error.message.startswith("The step 'charge' needs a function, not 'text'")
         assert await e.runs.steps(run.id) == []
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda ctx: ctx.step("charge", str), "ctx.step('charge', ...)"),
+        (lambda ctx: ctx.transaction("insert", str), "ctx.transaction('insert', ...)"),
+        (lambda ctx: ctx.sleep("nap", 3), "ctx.sleep('nap', ...)"),
+        (lambda ctx: ctx.now(), "ctx.now(...)"),
+        (lambda ctx: ctx.run_job("child", "other"), "ctx.run_job('child', ...)"),
+        (lambda ctx: ctx.set_event("key", 1), "ctx.set_event('key', ...)"),
+        (lambda ctx: [ctx.step("charge", str), asyncio.wait_for(ctx.sleep("nap", 3), 1).close()], "ctx.step('charge',"),
+    ],
+)
+async def test_a_forgotten_await_fails_the_run_in_words(ask, said):
+    @job("forgets")
+    async def forgets(ctx: Context, _: None) -> str:
+        for number in range(100):
+            await ctx.step(f"step {number}", str)
+        ask(ctx)
+        return "done"
+
+    async with engine(forgets) as e:
+        run = await e.trigger_and_wait(forgets)
+        assert (run.status, run.error.type) == ("failed", "TypeError")
+        assert run.error.message.startswith("The job has never awaited ")
+        assert said in run.error.message
+        assert "write `await` before it" in run.error.message
+
+
+async def test_a_task_that_has_not_begun_when_the_body_returns_is_not_forgotten():
+    @job("leaves")
+    async def leaves(ctx: Context, _: None) -> str:
+        tasks.append(asyncio.ensure_future(ctx.step("left", str)))
+        return "done"
+
+    tasks: list[Any] = []
+    async with engine(leaves) as e:
+        assert (await e.trigger_and_wait(leaves)).status == "completed"
+
+
+@cpython_only("there are no threads")
+async def test_calls_from_another_thread_are_refused_with_what_to_write():
+    async with engine(waits) as e:
+        with pytest.raises(RuntimeError, match=r"asyncio\.run_coroutine_threadsafe\(engine\.trigger"):
+            await asyncio.to_thread(asyncio.run, e.trigger(waits))
+        loop = asyncio.get_running_loop()
+        ask = lambda: asyncio.run_coroutine_threadsafe(e.trigger(waits), loop).result()  # noqa: E731
+        assert (await asyncio.to_thread(ask)).job == "waits"

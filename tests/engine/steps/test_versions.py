@@ -414,8 +414,8 @@ async def test_a_run_that_cannot_begin_is_not_thrown_to_and_fro_between_engines(
         running(busy, clock=clock, exclusive=False) as first,
         running(other, clock=clock, exclusive=False) as second,
     ):
-        await first.trigger(busy)
-        waiting = await first.trigger(busy)
+        await first.trigger(busy, 1)
+        waiting = await first.trigger(busy, 1)
         await clock.advance(5)
         before = len(first.internals.store.read_frames(waiting.id, 0, 1000))
         await clock.advance(60)

@@ -188,7 +188,7 @@ async def test_a_trigger_that_finds_no_room_says_so_and_leaves_no_run(running):
         connection = engine.internals.store.database.connection
         connection.execute("PRAGMA max_page_count = 1")
         with pytest.raises(StorageFullError, match="storage is full"):
-            await engine.trigger("steps", "x" * 1_000_000)
+            await engine.trigger("steps", 1, labels={"text": "x" * 1_000_000})
         connection.execute("PRAGMA max_page_count = 1000000")
         assert await engine.runs.list() == []
         assert (await finish(engine, await engine.trigger("steps", 1))).output == 1
