@@ -24,7 +24,7 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 _BY_NAME: Any = object()
 MOST_REMEMBERED = 64
-"""So many operations are remembered until it is looked which of them have begun."""
+"""So many operations are remembered until it is looked which of them have begun; of many at once, twice as many."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -149,6 +149,7 @@ class Context:
     def __init__(self, execution: Execution, files: Files) -> None:
         self._execution = execution
         self._asked: list[tuple[str, Any, types.CoroutineType[Any, Any, Any]]] = []
+        self._most_asked = MOST_REMEMBERED
         self.files = files
         self.log = Log(execution)
 
@@ -235,15 +236,19 @@ class Context:
         asked: types.CoroutineType[Any, Any, Any] = self._execution.steps.step(  # type: ignore[assignment]
             name, function, arguments, retry, compensate
         )
-        if len(self._asked) >= MOST_REMEMBERED:
-            self._asked = self._not_begun()
+        if len(self._asked) >= self._most_asked:
+            self._forget_begun()
         self._asked.append(("step", name, asked))
         return asked
 
     def _remember(self, method: str, name: Any, asked: types.CoroutineType[Any, Any, Any]) -> None:
-        if len(self._asked) >= MOST_REMEMBERED:
-            self._asked = self._not_begun()
+        if len(self._asked) >= self._most_asked:
+            self._forget_begun()
         self._asked.append((method, name, asked))
+
+    def _forget_begun(self) -> None:
+        self._asked = self._not_begun()
+        self._most_asked = max(MOST_REMEMBERED, 2 * len(self._asked))
 
     def _not_begun(self) -> list[tuple[str, Any, types.CoroutineType[Any, Any, Any]]]:
         return [
